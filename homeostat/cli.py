@@ -1,0 +1,101 @@
+"""The command line: compose, validate, run. Nothing heavy is imported before a run starts."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from homeostat.config import RunConfig, register
+from homeostat.errors import HomeostatError
+
+PACKAGE = Path(__file__).resolve().parent
+# In a source tree conf/ lies beside the package, in a wheel inside it.
+CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir())
+FULL_ERROR = "HYDRA_FULL_ERROR"
+WANTS_TRACEBACK = os.environ.get(FULL_ERROR) == "1"
+INTERRUPTED = 130
+
+_failures: list[str] = []
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def _job(composed: DictConfig) -> None:
+    """One run of the composed config; a sweep goes on with its next job when one has failed."""
+    try:
+        _run(composed)
+    except Exception as error:
+        if WANTS_TRACEBACK:
+            raise
+        _failures.append(explain(error))
+        print(f"homeostat: {_failures[-1]}", file=sys.stderr)
+
+
+def _run(composed: DictConfig) -> None:
+    config = OmegaConf.to_object(composed)
+    if not isinstance(config, RunConfig):
+        raise HomeostatError("the config was composed without its schema; start with config.yaml.")
+    from homeostat.report.console import Console
+    from homeostat.run import run
+
+    if run(config, Path(HydraConfig.get().runtime.output_dir), Console()) == "interrupted":
+        sys.exit(INTERRUPTED)
+
+
+def main() -> None:
+    """The console script; errors are one or two sentences unless HYDRA_FULL_ERROR=1."""
+    register()
+    if WANTS_TRACEBACK:
+        _job()
+        return
+    os.environ[FULL_ERROR] = "1"  # makes Hydra raise instead of printing a traceback of its own
+    try:
+        _job()
+    except KeyboardInterrupt:
+        print("homeostat: stopped.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        _failures.append(explain(error))
+        print(f"homeostat: {_failures[-1]}", file=sys.stderr)
+    sys.exit(1 if _failures else 0)
+
+
+def explain(error: BaseException) -> str:
+    """One or two sentences about an error: the value, what is allowed, the fix."""
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _explain_config(error)
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        return (
+            f"{error.strerror or error}{where}. Free some space or choose a folder that you may "
+            "write to, with hydra.run.dir=<folder>."
+        )
+    if isinstance(error, HomeostatError | ValueError):
+        return str(error)
+    return (
+        f"{type(error).__name__}: {error}. This should not happen; run again with {FULL_ERROR}=1 for "
+        "the traceback."
+    )
+
+
+def _explain_config(error: BaseException) -> str:
+    """Hydra's and OmegaConf's own message, with the key in front and without their layout."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
+    text = str(error) if cause is None else f"{error}\n{cause}"
+    key = re.search(r"full_key: (\S+)", text)
+    lines = [line.strip() for line in text.splitlines()]
+    kept = [line for line in lines if line and not re.match(r"(full_key|object_type|reference)", line)]
+    message = " ".join(dict.fromkeys(kept))
+    named = f"{key.group(1)}: " if key and key.group(1) not in message else ""
+    return f"{named}{message}{'' if message.endswith('.') else '.'} See homeostat --cfg job."
+
+
+if __name__ == "__main__":
+    main()

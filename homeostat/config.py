@@ -1,0 +1,490 @@
+"""Schemas of every config option: dataclasses with types, units and limits; no torch import.
+
+A YAML file under ``conf/`` holds values only. `register` stores each schema in Hydra's ConfigStore
+under ``schema/<group>/<option>``, so that a wrong key or type fails before anything heavy is
+imported; what spans several fields is checked in ``__post_init__``. `build` turns a config into the
+object that its ``_target_`` names: the config itself is the constructor's first argument, so a
+schema and the code that it configures cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.utils import get_object
+from omegaconf import MISSING
+
+INTRINSIC_SIGNALS = (
+    "entropy",
+    "self_perplexity",
+    "base_perplexity",
+    "activation_norm",
+    "repetition",
+)
+AFFECTS = ("sentiment", "curiosity", "frustration", "confusion", "boredom")
+REPLY_FEATURES = (
+    "relevance",
+    "coherence",
+    "length",
+    "agreement",
+    "acknowledgement",
+    "question",
+)
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def build(part: Any, **runtime: Any) -> Any:
+    """The object that ``part._target_`` names, made from the config and runtime objects.
+
+    Args:
+        part: A config dataclass with ``_target_``.
+        **runtime: What only exists while the program runs, by keyword.
+    """
+    return get_object(part._target_)(part, **runtime)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise a ValueError with ``message`` unless ``condition`` holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def require_positive(owner: str, **values: float) -> None:
+    """Raise a ValueError that names the first value that is not a finite number above 0."""
+    for name, value in values.items():
+        require(
+            math.isfinite(value) and value > 0,
+            f"{owner}.{name}={value} must be above 0.",
+        )
+
+
+def require_fraction(owner: str, **values: float) -> None:
+    """Raise a ValueError that names the first value outside 0..1."""
+    for name, value in values.items():
+        require(0 <= value <= 1, f"{owner}.{name}={value} must lie between 0 and 1.")
+
+
+def require_one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise a ValueError that lists ``allowed`` unless ``value`` is among them."""
+    require(value in allowed, f"{key}={value} is unknown; choose one of {', '.join(allowed)}.")
+
+
+# --- model ------------------------------------------------------------------------------------
+
+
+@dataclass
+class ModelConfig:
+    """A causal language model with a chat template; ``path`` is what the loader needs to find it."""
+
+    _target_: str = MISSING
+    name: str = MISSING
+
+
+@dataclass
+class EmbeddedModelConfig(ModelConfig):
+    """The default model, carried by a package of the Python package index."""
+
+    _target_: str = "homeostat.models.embedded.load_embedded"
+    package: str = MISSING
+    wheel_sha256: str = MISSING
+    gguf: str = MISSING
+    gguf_sha256: str = MISSING
+
+
+@dataclass
+class PretrainedModelConfig(ModelConfig):
+    """A hub id, a local folder or a GGUF file."""
+
+    _target_: str = "homeostat.models.load.load_pretrained"
+    path: str = MISSING
+    revision: str | None = None
+
+
+@dataclass
+class TinyModelConfig(ModelConfig):
+    """A random model built in code, for tests; it says nothing sensible."""
+
+    _target_: str = "homeostat.models.tiny.load_tiny"
+    hidden_size: int = 32
+    num_layers: int = 4
+    init_seed: int = 0
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adapter on all linear layers of a band of decoder blocks.
+
+    ``layers`` is the band as fractions of the depth. Below the band nothing is trained, so no
+    gradient flows there: the default trades a little capacity for a third of the update's time.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    layers: list[float] = field(default_factory=lambda: [0.0, 1.0])
+
+    def __post_init__(self) -> None:
+        require_positive("lora", rank=self.rank, alpha=self.alpha)
+        require_fraction("lora", dropout=self.dropout)
+        low, high = (*self.layers, 0.0, 0.0)[:2]
+        require(
+            len(self.layers) == 2 and 0 <= low < high <= 1,
+            f"lora.layers={list(self.layers)} must be two fractions of the depth, low then high, "
+            "such as [0.5,1.0].",
+        )
+
+
+# --- signals ----------------------------------------------------------------------------------
+
+
+@dataclass
+class IntrinsicConfig:
+    """Which variables the model keeps about itself; ``norm_layers`` are fractions of the depth."""
+
+    names: list[str] = field(default_factory=lambda: list(INTRINSIC_SIGNALS))
+    norm_layers: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75])
+
+    def __post_init__(self) -> None:
+        for name in self.names:
+            require_one_of("signals.intrinsic.names", name, INTRINSIC_SIGNALS)
+        for fraction in self.norm_layers:
+            require_fraction("signals.intrinsic", norm_layers=fraction)
+        require(bool(self.norm_layers), "signals.intrinsic.norm_layers is empty; name one layer.")
+
+
+@dataclass
+class AffectConfig:
+    """Frozen linear probes that read the user's affect from hidden states."""
+
+    names: list[str] = field(default_factory=lambda: list(AFFECTS))
+    corpus: str | None = None
+    layers: list[float] = field(default_factory=lambda: [0.3, 0.45, 0.6])
+    regularisation: list[float] = field(default_factory=lambda: [0.001, 0.01, 0.1])
+    perception: str = "reference"
+    cache: bool = True
+
+    def __post_init__(self) -> None:
+        for name in self.names:
+            require_one_of("signals.affect.names", name, AFFECTS)
+        require_one_of("signals.affect.perception", self.perception, ("reference", "policy"))
+        for fraction in self.layers:
+            require_fraction("signals.affect", layers=fraction)
+        for strength in self.regularisation:
+            require_positive("signals.affect", regularisation=strength)
+
+
+@dataclass
+class SignalsConfig:
+    """Both families of signals; leave one out with ``signals=[intrinsic]`` or ``[affect]``.
+
+    Automatic set points are measured on ``calibration_episodes`` conversations of the base model,
+    sampled at ``calibration_temperature``: below 1, because the set point is to be the base model
+    when it is coherent, and training samples at 1. ``author_groups`` limits how much of the probe
+    corpus is used; null is all of it.
+    """
+
+    intrinsic: IntrinsicConfig | None = None
+    affect: AffectConfig | None = None
+    author_groups: int | None = None
+    calibration_episodes: int = 24
+    calibration_temperature: float = 0.7
+
+    def __post_init__(self) -> None:
+        require_positive("signals", calibration_temperature=self.calibration_temperature)
+        require(
+            self.author_groups is None or self.author_groups >= 10,
+            f"signals.author_groups={self.author_groups} is too few to split into training, "
+            "validation and test; use at least 10, or null for all.",
+        )
+        require(
+            self.calibration_episodes >= 4,
+            f"signals.calibration_episodes={self.calibration_episodes} is too few for a median "
+            "and quartiles; use at least 4.",
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All signals that this run measures, in the order of the signal table."""
+        intrinsic = self.intrinsic.names if self.intrinsic else []
+        return (*intrinsic, *(self.affect.names if self.affect else []))
+
+
+# --- reward -----------------------------------------------------------------------------------
+
+
+@dataclass
+class SetPointConfig:
+    """Where one signal should stay, in the signal's own unit.
+
+    ``auto`` stands for the median (set point) and IQR / 1.349 (tolerance) of the signal over the
+    base model's own conversations. ``min_tolerance`` bounds an automatic tolerance from below, for
+    signals that hardly vary on the base model.
+    """
+
+    weight: float = 1.0
+    setpoint: Any = "auto"
+    tolerance: Any = "auto"
+    min_tolerance: float = 1e-6
+
+    def __post_init__(self) -> None:
+        require(
+            math.isfinite(self.weight) and self.weight >= 0,
+            f"weight={self.weight} of a set point must be 0 or above.",
+        )
+        for name, value in (("setpoint", self.setpoint), ("tolerance", self.tolerance)):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            require(
+                value == "auto" or (number and math.isfinite(value)),
+                f"{name}={value} of a set point must be a number or auto.",
+            )
+        require(
+            self.tolerance == "auto" or self.tolerance > 0,
+            f"tolerance={self.tolerance} of a set point must be above 0, or auto.",
+        )
+        require_positive("set point", min_tolerance=self.min_tolerance)
+
+
+@dataclass
+class RewardConfig:
+    """Homeostatic valence plus the user's own reward terms.
+
+    ``terms`` maps a name to ``{_target_: package.function, weight: 1.0, ...}``: a callable that gets
+    the conversation, its signals and its trace and returns one number per assistant turn.
+    """
+
+    set_points: dict[str, SetPointConfig] = field(default_factory=dict)
+    terms: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        total = sum(point.weight for point in self.set_points.values())
+        require(
+            total > 0 or bool(self.terms),
+            "the weights of reward.set_points sum to 0, so every reply would be worth the same; "
+            "give at least one signal a weight above 0.",
+        )
+        for name, term in self.terms.items():
+            require(
+                isinstance(term, dict) and "_target_" in term,
+                f"reward.terms.{name} needs _target_, the dotted path of a callable.",
+            )
+
+
+# --- bot --------------------------------------------------------------------------------------
+
+
+@dataclass
+class BotConfig:
+    """A population of simulated users."""
+
+    _target_: str = MISSING
+    name: str = MISSING
+
+
+@dataclass
+class ScriptedBotConfig(BotConfig):
+    """One scripted user with a latent affect.
+
+    ``initial`` is the affect at the start and the level it drifts back to (sentiment -1..1, others
+    0..1). ``gains[affect][feature]`` says how far one turn of a reply's feature moves an affect.
+    ``schedule`` names the move of each user turn; it repeats its last move when it runs out.
+    """
+
+    _target_: str = "homeostat.bots.scripted.ScriptedBots"
+    initial: dict[str, float] = field(default_factory=dict)
+    gains: dict[str, dict[str, float]] = field(default_factory=dict)
+    schedule: list[str] = field(default_factory=lambda: ["opening"])
+    inertia: float = 0.7
+    noise: float = 0.05
+
+    def __post_init__(self) -> None:
+        for affect in (*self.initial, *self.gains):
+            require_one_of(f"affect of bot {self.name}", affect, AFFECTS)
+        for gains in self.gains.values():
+            for feature in gains:
+                require_one_of(f"gain of bot {self.name}", feature, REPLY_FEATURES)
+        for affect, level in self.initial.items():
+            low = -1.0 if affect == "sentiment" else 0.0
+            require(
+                low <= level <= 1,
+                f"initial.{affect}={level} of bot {self.name} must lie between {low:g} and 1.",
+            )
+        require_fraction(f"bot {self.name}", inertia=self.inertia, noise=self.noise)
+        require(bool(self.schedule), f"schedule of bot {self.name} is empty; start with [opening].")
+
+
+@dataclass
+class MixedBotConfig(BotConfig):
+    """Several populations in equal shares."""
+
+    _target_: str = "homeostat.bots.scripted.MixedBots"
+    bots: dict[str, ScriptedBotConfig] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(bool(self.bots), "bot.bots is empty; name at least one bot, such as bot=mixed.")
+
+
+@dataclass
+class RolloutConfig:
+    """How an episode is played: ``turns`` assistant turns of at most ``max_new_tokens`` tokens."""
+
+    turns: int = 3
+    max_new_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        require_positive("rollout", turns=self.turns, max_new_tokens=self.max_new_tokens)
+
+
+# --- trainer ----------------------------------------------------------------------------------
+
+
+@dataclass
+class TrainerConfig:
+    """What every trainer has; one step is one update or round, a batch is that many episodes."""
+
+    _target_: str = MISSING
+    name: str = MISSING
+    lr: float = 5e-4
+    batch_size: int = 16
+    max_steps: int = 4
+
+    def __post_init__(self) -> None:
+        require_positive(
+            "trainer", lr=self.lr, batch_size=self.batch_size, max_steps=self.max_steps
+        )
+
+
+@dataclass
+class PPOConfig(TrainerConfig):
+    """Proximal policy optimisation over whole episodes; see `homeostat.trainers.ppo`."""
+
+    _target_: str = "homeostat.trainers.ppo.PPO"
+    epochs: int = 2
+    minibatch_size: int = 8
+    micro_batch_tokens: int = 1200
+    clip_range: float = 0.2
+    value_clip_range: float = 0.2
+    value_coef: float = 0.1
+    value_lr: float = 1e-3
+    entropy_coef: float = 0.0
+    kl_coef: float = 0.02
+    target_kl: float | None = 0.1
+    gamma: float = 1.0
+    gae_lambda: float = 0.95
+    whiten_advantages: bool = True
+    max_grad_norm: float = 1.0
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(
+            "trainer",
+            epochs=self.epochs,
+            minibatch_size=self.minibatch_size,
+            micro_batch_tokens=self.micro_batch_tokens,
+            clip_range=self.clip_range,
+            value_clip_range=self.value_clip_range,
+            value_lr=self.value_lr,
+            max_grad_norm=self.max_grad_norm,
+        )
+        require_fraction("trainer", gamma=self.gamma, gae_lambda=self.gae_lambda)
+        for name in ("value_coef", "entropy_coef", "kl_coef", "warmup_steps"):
+            value = getattr(self, name)
+            require(value >= 0, f"trainer.{name}={value} must be 0 or above.")
+        require(
+            self.target_kl is None or self.target_kl > 0,
+            f"trainer.target_kl={self.target_kl} must be above 0, or null for no early stop.",
+        )
+
+
+# --- eval, logging, root ----------------------------------------------------------------------
+
+
+@dataclass
+class EvalConfig:
+    """Held-out episodes played by base and trained model alike."""
+
+    _target_: str = "homeostat.evals.homeostasis.Homeostasis"
+    name: str = "homeostasis"
+    episodes: int = 32
+    bootstrap_samples: int = 5000
+
+    def __post_init__(self) -> None:
+        require(
+            self.episodes >= 2,
+            f"eval.episodes={self.episodes} gives no interval; use at least 2.",
+        )
+        require_positive("eval", bootstrap_samples=self.bootstrap_samples)
+
+
+@dataclass
+class WandbConfig:
+    """Mirror of the metrics; ``offline`` needs no account and stays inside the run folder."""
+
+    mode: str = "offline"
+    project: str = "homeostat"
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        require_one_of("wandb.mode", self.mode, ("offline", "online", "disabled"))
+
+
+@dataclass
+class RunConfig:
+    """One run."""
+
+    model: ModelConfig = MISSING
+    signals: SignalsConfig = field(default_factory=SignalsConfig)
+    reward: RewardConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    bot: BotConfig = MISSING
+    eval: EvalConfig = MISSING
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 1000, f"seed={self.seed} must lie between 0 and 999.")
+        require_one_of("device", self.device, DEVICES)
+        require_one_of("dtype", self.dtype, DTYPES)
+        measured = self.signals.names
+        require(
+            bool(measured),
+            "no signal is measured; choose signals=[intrinsic,affect] or one of the two.",
+        )
+        for name, point in self.reward.set_points.items():
+            require(
+                name in measured or point.weight == 0,
+                f"reward.set_points.{name} has weight {point.weight:g}, but this run measures only "
+                f"{', '.join(measured)}; set its weight to 0 or add the signal.",
+            )
+
+
+SCHEMAS: dict[str, type] = {
+    "schema/model/embedded": EmbeddedModelConfig,
+    "schema/model/pretrained": PretrainedModelConfig,
+    "schema/model/tiny": TinyModelConfig,
+    "schema/signals/base": SignalsConfig,
+    "schema/signals/intrinsic": IntrinsicConfig,
+    "schema/signals/affect": AffectConfig,
+    "schema/reward/valence": RewardConfig,
+    "schema/trainer/ppo": PPOConfig,
+    "schema/bot/scripted": ScriptedBotConfig,
+    "schema/bot/mixed": MixedBotConfig,
+    "schema/eval/homeostasis": EvalConfig,
+    "schema/run": RunConfig,
+}
+
+
+def register() -> None:
+    """Store every schema in Hydra's ConfigStore; safe to call twice."""
+    store = ConfigStore.instance()
+    for path, schema in SCHEMAS.items():
+        group, _, name = path.rpartition("/")
+        store.store(group=group, name=name, node=schema)

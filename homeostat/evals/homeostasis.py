@@ -1,0 +1,122 @@
+"""Does training bring the model nearer to its set points on conversations it never saw?
+
+Base and trained model play the same held-out episodes: the same bots with the same seeds, replies
+sampled from the same random numbers. The unit is the episode; every figure is a mean over its turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from homeostat.bots.scripted import Bots
+from homeostat.config import EvalConfig, RolloutConfig
+from homeostat.evals.stats import compare_paired
+from homeostat.models.adapters import Policy
+from homeostat.reward.compose import Reward, Rewards
+from homeostat.rollout.episodes import held_out_seeds, play
+from homeostat.signals.reader import Readings, SignalReader, episode_record
+from homeostat.types import Estimate, EvalResult, Progress, silent
+
+
+@dataclass(frozen=True)
+class Homeostasis:
+    """The evaluation that every run makes before and after training."""
+
+    config: EvalConfig
+    policy: Policy
+    bots: Bots
+    reader: SignalReader
+    reward: Reward
+    rollout: RolloutConfig
+
+    def measure(
+        self, arm: str, playing: Progress = silent, tracing: Progress = silent
+    ) -> list[dict[str, Any]]:
+        """One row per held-out episode, played by the policy as it is now.
+
+        Args:
+            arm: Name of the policy's state, such as ``base``.
+            playing: Told how many replies are done.
+            tracing: Told how many conversations are measured.
+        """
+        seeds = held_out_seeds(self.config.episodes)
+        episodes = play(self.policy, self.bots, seeds, self.rollout, progress=playing)
+        talks = [episode.conversation for episode in episodes]
+        readings = self.reader.read(talks, self.reader.trace(talks, progress=tracing))
+        rewards = self.reward.score(talks, readings)
+        return [
+            {"arm": arm}
+            | episode_record(episode, readings, i, self.reader.affects)
+            | {"metrics": episode_metrics(readings, rewards, i)}
+            for i, episode in enumerate(episodes)
+        ]
+
+    def compare(
+        self, before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]
+    ) -> EvalResult:
+        """Paired differences of every metric; ``after`` may be empty if it was never measured."""
+        metrics: dict[str, Estimate] = {}
+        for name in before[0]["metrics"]:
+            old = [row["metrics"][name] for row in before]
+            if after:
+                new = [row["metrics"][name] for row in after]
+                metrics[name] = compare_paired(old, new, self.config.bootstrap_samples)
+            else:
+                found = compare_paired(old, old, samples=1)
+                metrics[name] = Estimate(found.before, None, None, None, found.n)
+        return EvalResult(self.config.name, [*before, *after], metrics)
+
+
+def episode_metrics(readings: Readings, rewards: Rewards, row: int) -> dict[str, float | None]:
+    """Means over the turns of one episode; None where nothing could be measured.
+
+    ``valence``, its summands ``term/*``, the signals, and the coherence of the replies whether or
+    not the reward looks at it: ``coherence/base_perplexity`` (tokens) and ``coherence/kl`` (nats per
+    token from the base).
+    """
+    own = np.flatnonzero(readings.table.conversation_N == row)
+    trace = readings.traces[row]
+    turns = [trace.turn_R == turn for turn in np.unique(trace.turn_R)]
+    found = {
+        "valence": rewards.valence.total_N[own],
+        "coherence/base_perplexity": np.array(
+            [np.exp(-trace.ref_logprob_R[turn].mean()) for turn in turns]
+        ),
+        "coherence/kl": trace.kl_R,
+    }
+    for column, name in enumerate(rewards.valence.names):
+        found[f"term/{name}"] = rewards.valence.terms_NS[own, column]
+    for name, term in rewards.own_terms.items():
+        found[f"own/{name}"] = term[own]
+    for name in readings.table.names:
+        found[f"signal/{name}"] = readings.table.column(name)[own]
+    return {name: _mean(values) for name, values in found.items()}
+
+
+def _mean(values: np.ndarray) -> float | None:
+    present = values[np.isfinite(values)]
+    return float(present.mean()) if len(present) else None
+
+
+def perception_validity(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | int | None]]:
+    """Rank correlation of the bots' true affect with what the probes perceived, per affect.
+
+    Over the user turns that answer a reply; the opening shows no affect yet. ``spearman`` is None
+    where one of the two does not vary.
+    """
+    turns = [
+        turn for row in rows for turn in row["turns"][1:]
+        if turn["role"] == "user" and turn["affect"] and turn["perceived"]
+    ]
+    found: dict[str, dict[str, float | int | None]] = {}
+    for affect in turns[0]["perceived"] if turns else ():
+        pairs = np.array([[t["affect"][affect], t["perceived"][affect]] for t in turns])
+        varies = len(pairs) > 2 and (np.ptp(pairs, axis=0) > 0).all()
+        rank = float(stats.spearmanr(pairs[:, 0], pairs[:, 1]).statistic) if varies else None
+        found[affect] = {"spearman": rank, "n": len(pairs)}
+    return found

@@ -1,0 +1,1 @@
+"""Language models: loading, adapters, the residual stream, log-probabilities, chat templates."""

@@ -1,0 +1,127 @@
+"""The policy: frozen base weights plus a LoRA; the reference is the same object, adapter off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model
+from torch import Tensor, nn
+
+from homeostat.config import LoraConfig
+from homeostat.models.chat import TokenStream, encode
+from homeostat.models.hooks import decoder_layers
+from homeostat.models.load import BaseModel
+from homeostat.types import Conversation
+
+
+class Policy:
+    """Base weights with one trainable adapter. There is never a second copy of the base."""
+
+    def __init__(self, base: BaseModel, lora: LoraConfig, seed: int) -> None:
+        self.base = base
+        self.tokenizer = base.tokenizer
+        blocks = len(decoder_layers(base.model))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = get_peft_model(base.model, _peft_config(base.model, lora, blocks))
+        self.model.eval()
+        self.adapter_on = True
+
+    @property
+    def trunk(self) -> Any:
+        """The model without its unembedding."""
+        causal = self.model.get_base_model()
+        return getattr(causal, causal.base_model_prefix)
+
+    def unembed(self, hidden: Float[Tensor, "*R D"]) -> Float[Tensor, "*R V"]:
+        """Float32 logits of final hidden states."""
+        causal = self.model.get_base_model()
+        logits = causal.get_output_embeddings()(hidden).float()
+        cap = getattr(causal.config, "final_logit_softcapping", None)
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Within this context the policy is its reference: adapter off, same weights."""
+        before, self.adapter_on = self.adapter_on, False
+        try:
+            with self.model.disable_adapter():
+                yield
+        finally:
+            self.adapter_on = before
+
+    def encode(self, conversation: Conversation) -> TokenStream:
+        """The token stream of a conversation under this model's template."""
+        return encode(conversation, self.tokenizer, self.eos_ids)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.base.model.device
+        return device
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end a reply."""
+        ids = self.base.model.generation_config.eos_token_id
+        ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+        return tuple(dict.fromkeys([*ids, self.tokenizer.eos_token_id]))
+
+    @property
+    def pad_id(self) -> int:
+        """Id that fills a padded batch; always masked."""
+        pad: int | None = self.tokenizer.pad_token_id
+        return self.eos_ids[0] if pad is None else pad
+
+    @property
+    def _text_config(self) -> Any:
+        return self.base.model.config.get_text_config()
+
+    @property
+    def max_context(self) -> int:
+        """Tokens that fit into one conversation."""
+        return int(self._text_config.max_position_embeddings)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder blocks."""
+        return int(self._text_config.num_hidden_layers)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return int(self._text_config.hidden_size)
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """The parameters that training moves."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter so that plain ``PeftModel.from_pretrained`` loads it."""
+        self.model.save_pretrained(str(folder))
+
+
+def _peft_config(model: Any, lora: LoraConfig, blocks: int) -> PeftLoraConfig:
+    """LoRA on every linear layer of the decoder blocks within the band, and on nothing else."""
+    first, last = (round(fraction * blocks) for fraction in lora.layers)
+    leaves = sorted(
+        {
+            name.split(".")[-1]
+            for name, module in decoder_layers(model).named_modules()
+            if isinstance(module, nn.Linear)
+        }
+    )
+    numbers = "|".join(str(i) for i in range(first, max(last, first + 1)))
+    return PeftLoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=rf"(?!.*vision).*\blayers\.({numbers})\..*\b({'|'.join(leaves)})",
+    )

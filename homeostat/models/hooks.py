@@ -1,0 +1,75 @@
+"""Reading the residual stream: the only file that registers hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+OnLayer = Callable[[int, Tensor], None]
+
+
+class _Stop(Exception):  # noqa: N818 - control flow, not an error
+    """Leaves a forward pass whose remaining layers nobody reads."""
+
+
+def decoder_layers(trunk: nn.Module) -> nn.ModuleList:
+    """The decoder blocks of a language model, in order.
+
+    Raises:
+        ValueError: The module has no list of blocks named ``layers``.
+    """
+    named = [
+        module
+        for name, module in trunk.named_modules()
+        if name.split(".")[-1] == "layers" and isinstance(module, nn.ModuleList)
+        and "vision" not in name
+    ]
+    if not named:
+        raise ValueError(f"{type(trunk).__name__} has no decoder blocks named 'layers'.")
+    return max(named, key=len)
+
+
+def layers_at(fractions: Sequence[float], num_layers: int) -> tuple[int, ...]:
+    """Indices of the blocks at the given fractions of the depth, sorted, without repeats."""
+    return tuple(sorted({min(num_layers - 1, int(f * num_layers)) for f in fractions}))
+
+
+@contextmanager
+def read_residual(
+    trunk: nn.Module, layers: Sequence[int], on_layer: OnLayer, stop_after: bool = False
+) -> Iterator[None]:
+    """Call ``on_layer(layer, hidden)`` with the residual stream after each named decoder block.
+
+    The hidden states are those after block ``layer`` (0-based), that is transformers'
+    ``hidden_states[layer + 1]`` except for the last block, where transformers applies the final
+    norm. Hooks are gone after the context, also after an exception.
+
+    Args:
+        trunk: The model without its unembedding.
+        layers: Blocks to read.
+        on_layer: Gets the block's index and its output [B, T, D]; must not change it.
+        stop_after: Leave the forward pass after the deepest named block: the pass then returns
+            nothing, and the context swallows that.
+    """
+    blocks = decoder_layers(trunk)
+    deepest = max(layers, default=-1)
+
+    def hook_for(layer: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            on_layer(layer, output[0] if isinstance(output, tuple) else output)
+            if stop_after and layer == deepest:
+                raise _Stop
+
+        return hook
+
+    handles = [blocks[layer].register_forward_hook(hook_for(layer)) for layer in layers]
+    try:
+        yield
+    except _Stop:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,164 @@
+"""Base models with their tokenizers: from the hub, a folder or a GGUF file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.utils import logging as transformers_logging
+
+from homeostat.config import PretrainedModelConfig
+from homeostat.errors import HomeostatError
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """Frozen base weights and the tokenizer that belongs to them.
+
+    Attributes:
+        model: The causal language model, in evaluation mode, on the run's device.
+        tokenizer: Has a chat template.
+        name: The name of the preset, for people.
+        fingerprint: Changes when architecture or weights change; keys what is cached per model.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    fingerprint: str
+
+
+def load_pretrained(
+    config: PretrainedModelConfig, device: torch.device, dtype: torch.dtype
+) -> BaseModel:
+    """A model from a hub id, a local folder or a GGUF file.
+
+    Raises:
+        HomeostatError: Nothing is there, the hub cannot be reached and nothing is cached, the model
+            is gated, or it has no chat template.
+    """
+    path = Path(config.path).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise HomeostatError(f"model.path={config.path} is not a file; give the GGUF's path.")
+        model, tokenizer = read_gguf(path, dtype)
+    elif path.is_dir():
+        model, tokenizer = read_folder(str(path), dtype)
+    elif path.is_absolute() or config.path.startswith((".", "~")):
+        raise HomeostatError(
+            f"model.path={config.path} does not exist; give a model folder, a GGUF file or a hub id."
+        )
+    else:
+        _require_on_hub(config)
+        model, tokenizer = read_folder(config.path, dtype, revision=config.revision)
+    return finish(model, tokenizer, config.name, device)
+
+
+def read_folder(
+    path: str, dtype: torch.dtype, revision: str | None = None
+) -> tuple[Any, Any]:
+    """Model and tokenizer of a folder or hub id, without progress bars."""
+    transformers_logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise HomeostatError(f"no model could be read from {path}: {first}") from error
+    return model, tokenizer
+
+
+def read_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Model and tokenizer of a GGUF file, de-quantised to plain weights."""
+    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    model = AutoModelForCausalLM.from_pretrained(
+        **where, dtype=dtype, quantization_config=GgufConfig(dequantize=True)
+    )
+    # A model that remembers its quantiser refuses save_pretrained, though its weights are dense.
+    for owner, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
+        if hasattr(owner, name):
+            delattr(owner, name)
+    return model, AutoTokenizer.from_pretrained(**where)
+
+
+def finish(model: Any, tokenizer: Any, name: str, device: torch.device) -> BaseModel:
+    """The base model in evaluation mode with frozen weights, on its device.
+
+    Raises:
+        HomeostatError: The tokenizer has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise HomeostatError(
+            f"model {name} has no chat template, so it cannot hold a conversation; choose an "
+            "instruction-tuned variant."
+        )
+    model.requires_grad_(False)
+    return BaseModel(model.eval().to(device), tokenizer, name, fingerprint(model))
+
+
+def fingerprint(model: Any) -> str:
+    """Hex digest of the architecture and of 64 values of every weight tensor."""
+    digest = hashlib.sha256()
+    config = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_")}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, weight in model.named_parameters():
+        flat = weight.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().numpy()
+        digest.update(name.encode() + sample.tobytes())
+    return digest.hexdigest()
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that ``name`` stands for; ``auto`` prefers CUDA, then MPS.
+
+    Raises:
+        HomeostatError: The device is not on this machine.
+    """
+    found = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(d for d in ("cuda", "mps", "cpu") if found[d]))
+    if not found[name]:
+        here = ", ".join(d for d, there in found.items() if there)
+        raise HomeostatError(f"device={name} is not on this machine; here are: {here} (or auto).")
+    return torch.device(name)
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype that ``name`` stands for; ``auto`` is bfloat16 on CUDA that has it, else float32."""
+    if name != "auto":
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+    on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if on_gpu else torch.float32
+
+
+def _require_on_hub(config: PretrainedModelConfig) -> None:
+    """Fail in seconds, and in one sentence, when a hub model can neither be fetched nor is cached."""
+    instead = (
+        "Connect, log in with `hf auth login` if the model is gated, or use model=smollm2_135m, "
+        "or model=local model.path=<folder or GGUF file>."
+    )
+    try:
+        hf_hub_download(config.path, "config.json", revision=config.revision, etag_timeout=5)
+    except GatedRepoError as error:
+        raise HomeostatError(
+            f"model {config.name} ({config.path}) is gated: accept its licence on the hub first. "
+            f"{instead}"
+        ) from error
+    except (LocalEntryNotFoundError, httpx.TransportError) as error:
+        raise HomeostatError(
+            f"model {config.name} ({config.path}) is not cached here and the hub cannot be reached. "
+            f"{instead}"
+        ) from error
+    except (HfHubHTTPError, ValueError) as error:
+        raise HomeostatError(
+            f"the hub has no model {config.path} for you ({type(error).__name__}). {instead}"
+        ) from error

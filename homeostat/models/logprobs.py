@@ -1,0 +1,89 @@
+"""Log-probabilities, entropies and KLs from hidden states, in chunks over the positions that count.
+
+The one place where logits are shifted, and the only one where they exist: a chunk at a time, never
+kept. With gradients each chunk is recomputed in the backward pass rather than stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+Unembed = Callable[[Tensor], Tensor]
+CHUNK = 256
+
+
+@dataclass(frozen=True)
+class TokenStatistics:
+    """What the next-token distributions say about the tokens that followed, in nats.
+
+    ``ref_logprob`` and ``kl`` are None without a reference. ``kl`` is KL(policy || reference) over
+    the whole vocabulary.
+    """
+
+    logprob: Float[Tensor, " R"]
+    entropy: Float[Tensor, " R"]
+    ref_logprob: Float[Tensor, " R"] | None
+    kl: Float[Tensor, " R"] | None
+
+
+def predicting_hidden(
+    hidden: Float[Tensor, "B T D"], response_mask: Bool[Tensor, "B T"]
+) -> Float[Tensor, "R D"]:
+    """The hidden state that predicts each response token, which is the one before it.
+
+    Raises:
+        ValueError: A conversation begins with a response token, which nothing predicts.
+    """
+    if bool(response_mask[:, 0].any()):
+        raise ValueError("a conversation cannot begin with a response token: nothing predicts it.")
+    return hidden[:, :-1][response_mask[:, 1:]]
+
+
+def token_statistics(
+    hidden: Float[Tensor, "R D"],
+    targets: Int[Tensor, " R"],
+    unembed: Unembed,
+    ref_hidden: Float[Tensor, "R D"] | None = None,
+) -> TokenStatistics:
+    """Log-probability and entropy of each token; with a reference also its log-prob and the KL.
+
+    Args:
+        hidden: Final hidden states that predict the tokens, from `predicting_hidden`.
+        targets: The tokens.
+        unembed: Hidden states to float32 logits.
+        ref_hidden: The same hidden states with the adapter off.
+    """
+    parts = []
+    for start in range(0, len(targets), CHUNK):
+        part = slice(start, start + CHUNK)
+        reference = None if ref_hidden is None else ref_hidden[part]
+        arguments = (hidden[part], targets[part], unembed, reference)
+        if torch.is_grad_enabled() and hidden.requires_grad:
+            parts.append(checkpoint(_chunk_statistics, *arguments, use_reentrant=False))
+        else:
+            parts.append(_chunk_statistics(*arguments))
+    logprob, entropy, ref_logprob, kl = (torch.cat(column) for column in zip(*parts, strict=True))
+    if ref_hidden is None:
+        return TokenStatistics(logprob, entropy, None, None)
+    return TokenStatistics(logprob, entropy, ref_logprob, kl)
+
+
+def _chunk_statistics(
+    hidden: Tensor, targets: Tensor, unembed: Unembed, ref_hidden: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    log_p = unembed(hidden).log_softmax(dim=-1)
+    p = log_p.exp()
+    logprob = log_p.gather(-1, targets[:, None])[:, 0]
+    entropy = -torch.einsum("rv,rv->r", p, log_p)
+    if ref_hidden is None:
+        return logprob, entropy, logprob, entropy
+    log_q = unembed(ref_hidden).log_softmax(dim=-1)
+    ref_logprob = log_q.gather(-1, targets[:, None])[:, 0]
+    kl = -entropy - torch.einsum("rv,rv->r", p, log_q)
+    return logprob, entropy, ref_logprob, kl

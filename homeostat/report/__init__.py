@@ -1,0 +1,1 @@
+"""What people read: console, metrics, figures, report.html."""

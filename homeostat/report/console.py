@@ -1,0 +1,149 @@
+"""What a person sees while a run works: stages, progress, tokens per second, time left.
+
+In a terminal this is a live display; elsewhere it is one plain line per stage and update. Text that
+a model wrote is never printed here as markup.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress as RichProgress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from homeostat.types import Estimate, Progress
+
+
+class _TokensPerSecond(ProgressColumn):
+    """Tokens done so far over the time since the stage began."""
+
+    def render(self, task: Task) -> Text:
+        """The rate, or nothing before the first tokens."""
+        tokens, elapsed = task.fields.get("tokens", 0), task.elapsed or 0.0
+        return Text(f"{tokens / elapsed:.0f} tok/s" if tokens and elapsed else "", style="cyan")
+
+
+class Console:
+    """Progress and results of one run on standard output."""
+
+    def __init__(self, rich: RichConsole | None = None) -> None:
+        self.rich = rich or RichConsole(highlight=False, soft_wrap=False)
+        self._started = time.perf_counter()
+        self._training: list[float] = []
+
+    def say(self, message: str) -> None:
+        """One line of plain text."""
+        self.rich.print(f"[dim]{self._clock()}[/dim] {escape(message)}", soft_wrap=True)
+
+    @contextmanager
+    def stage(self, title: str) -> Iterator[Progress]:
+        """Show a stage while the block runs; yields where the block reports its progress."""
+        if not self.rich.is_terminal:
+            with self._plain_stage(title) as progress:
+                yield progress
+            return
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            _TokensPerSecond(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with RichProgress(*columns, console=self.rich, transient=True) as display:
+            task = display.add_task(escape(title), total=None, tokens=0)
+
+            def report(done: int, total: int, tokens: int = 0) -> None:
+                seen = display.tasks[0].fields["tokens"]
+                display.update(task, completed=done, total=total, tokens=seen + tokens)
+
+            start = time.perf_counter()
+            yield report
+            seen = display.tasks[0].fields["tokens"]
+        self.say(_finished(title, time.perf_counter() - start, seen))
+
+    @contextmanager
+    def _plain_stage(self, title: str) -> Iterator[Progress]:
+        seen = 0
+
+        def report(done: int, total: int, tokens: int = 0) -> None:  # noqa: ARG001
+            nonlocal seen
+            seen += tokens
+
+        self.say(f"{title} ...")
+        start = time.perf_counter()
+        yield report
+        self.say(_finished(title, time.perf_counter() - start, seen))
+
+    def update(self, step: int, total: int, metrics: Mapping[str, float], seconds: float) -> None:
+        """One line per training update, with the time left at the mean pace so far."""
+        self._training.append(seconds)
+        left = sum(self._training) / len(self._training) * (total - step)
+        shown = {
+            "valence": metrics.get("reward/valence"),
+            "KL": metrics.get("policy/kl_nats_per_token"),
+            "grad": metrics.get("optim/grad_norm"),
+        }
+        figures = "  ".join(f"{k} {v:+.3f}" for k, v in shown.items() if v is not None)
+        rate = metrics.get("rollout/response_tokens", 0.0) / seconds
+        self.say(
+            f"update {step}/{total}  {figures}  {rate:.0f} reply tok/s  "
+            f"{duration(left)} left"
+        )
+
+    def comparison(self, metrics: Mapping[str, Estimate]) -> None:
+        """The before/after table; a narrow window gets fewer columns."""
+        table = Table(title="Held-out episodes, base against trained", title_justify="left")
+        table.add_column("metric", overflow="fold")
+        wide = self.rich.width >= 76
+        for name in (["before", "after"] if wide else []) + ["difference", "95% interval"]:
+            table.add_column(name, justify="right", no_wrap=True)
+        for name, found in metrics.items():
+            if name.startswith("term/"):
+                continue
+            ends = [number(found.before), number(found.after)] if wide else []
+            table.add_row(escape(name), *ends, number(found.diff, sign=True), interval(found.ci95))
+        self.rich.print(table)
+
+    def _clock(self) -> str:
+        return duration(time.perf_counter() - self._started).rjust(5)
+
+
+def duration(seconds: float) -> str:
+    """Minutes and seconds, such as 2:05; hours in front where needed."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def number(value: float | None, sign: bool = False) -> str:
+    """A number for a table; an em dash for a missing one."""
+    if value is None:
+        return "—"
+    return f"{value:+.3f}" if sign else f"{value:.3f}"
+
+
+def interval(bounds: tuple[float, float] | None) -> str:
+    """A 95% interval for a table; an em dash for a missing one."""
+    return "—" if bounds is None else f"[{bounds[0]:+.3f}, {bounds[1]:+.3f}]"
+
+
+def _finished(title: str, seconds: float, tokens: int) -> str:
+    rate = f", {tokens:,} tokens, {tokens / seconds:.0f} tok/s" if tokens else ""
+    return f"{title}: {duration(seconds)}{rate}"

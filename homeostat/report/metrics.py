@@ -1,0 +1,86 @@
+"""Metrics and episodes as JSON lines; wandb is a mirror of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from homeostat.config import WandbConfig
+from homeostat.errors import HomeostatError
+from homeostat.files import writing
+
+
+class MetricsLog:
+    """Appends to metrics.jsonl and episodes.jsonl, and mirrors the metrics to wandb."""
+
+    def __init__(self, folder: Path, config: WandbConfig, settings: Mapping[str, Any]) -> None:
+        self._folder = folder
+        self._wandb = _start_wandb(folder, config, settings)
+
+    def step(
+        self, step: int, metrics: Mapping[str, float], episodes: Iterable[Mapping[str, Any]]
+    ) -> None:
+        """Log one update."""
+        append_rows(self._folder / "metrics.jsonl", [{"step": step, **metrics}])
+        append_rows(self._folder / "episodes.jsonl", episodes)
+        if self._wandb is not None:
+            self._wandb.log(dict(metrics), step=step)
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        """Finish the mirror; the files are complete after every step."""
+        if self._wandb is not None:
+            self._wandb.summary.update(plain(dict(summary)))
+            self._wandb.finish()
+            self._wandb = None
+
+
+def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append JSON lines in a single write, so that a kill never leaves half of a batch of rows."""
+    text = "".join(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows)
+    with path.open("ab", buffering=0) as stream:
+        stream.write(text.encode("utf-8"))
+        os.fsync(stream.fileno())
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSON-lines file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path) as scratch:
+        append_rows(scratch, rows)
+
+
+def plain(value: Any) -> Any:
+    """The value with NaN and infinities as None, so that it is valid JSON and missing is missing."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _start_wandb(folder: Path, config: WandbConfig, settings: Mapping[str, Any]) -> Any:
+    if config.mode == "disabled":
+        return None
+    import wandb
+
+    os.environ.setdefault("WANDB_SILENT", "true")
+    try:
+        return wandb.init(
+            mode="online" if config.mode == "online" else "offline",
+            project=config.project,
+            name=config.name,
+            dir=str(folder),
+            config=dict(settings),
+            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
+        )
+    except (wandb.Error, OSError) as error:
+        raise HomeostatError(
+            f"wandb.mode={config.mode} did not start ({str(error).splitlines()[0]}); run "
+            "`wandb login`, or use wandb.mode=offline or wandb.mode=disabled."
+        ) from error

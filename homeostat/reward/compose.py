@@ -1,0 +1,125 @@
+"""The reward of a turn: valence plus the user's own terms; and of a token: minus the KL penalty."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from hydra.utils import get_object
+from jaxtyping import Float
+
+from homeostat.config import RewardConfig
+from homeostat.errors import HomeostatError
+from homeostat.reward.valence import SetPoint, valence
+from homeostat.signals.reader import Readings
+from homeostat.types import Conversation, Trace, Valence
+
+TermFunction = Callable[..., Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """The reward of every assistant turn, row by row as in the signal table.
+
+    Attributes:
+        total_N: Valence plus weighted own terms.
+        valence: Its homeostatic part.
+        own_terms: Each own term, already weighted.
+    """
+
+    total_N: Float[np.ndarray, " N"]
+    valence: Valence
+    own_terms: Mapping[str, Float[np.ndarray, " N"]]
+
+
+class Reward:
+    """Scores assistant turns against resolved set points and the user's own terms.
+
+    An own term is a Python callable ``term(conversation, signals, trace, **options)``: it gets one
+    conversation, its signals (name to one number per assistant turn) and its trace, and returns one
+    number per assistant turn, higher is better.
+    """
+
+    def __init__(self, config: RewardConfig, set_points: Mapping[str, SetPoint]) -> None:
+        self.set_points = dict(set_points)
+        self._terms = {name: _own_term(name, term) for name, term in config.terms.items()}
+
+    def score(self, conversations: Sequence[Conversation], readings: Readings) -> Rewards:
+        """The reward of every assistant turn.
+
+        Raises:
+            HomeostatError: A reward is not a finite number, or an own term returns the wrong count.
+        """
+        homeostatic = valence(readings.table, self.set_points)
+        own = {
+            name: weight * self._evaluate(name, function, conversations, readings)
+            for name, (function, weight) in self._terms.items()
+        }
+        total = homeostatic.total_N + sum(own.values(), np.zeros_like(homeostatic.total_N))
+        if not np.isfinite(total).all():
+            row = int(np.flatnonzero(~np.isfinite(total))[0])
+            bad = [n for n in readings.table.names if not np.isfinite(readings.table.column(n)[row])]
+            raise HomeostatError(
+                f"the reward of a reply is {total[row]}: {', '.join(bad) or 'an own term'} has no "
+                "finite value there. Give that signal the weight 0 or mend the term."
+            )
+        return Rewards(total, homeostatic, own)
+
+    def _evaluate(
+        self,
+        name: str,
+        function: TermFunction,
+        conversations: Sequence[Conversation],
+        readings: Readings,
+    ) -> Float[np.ndarray, " N"]:
+        table = readings.table
+        result = np.empty(len(table.values))
+        for i, (talk, found) in enumerate(zip(conversations, readings.traces, strict=True)):
+            rows = np.flatnonzero(table.conversation_N == i)
+            signals = {signal: table.column(signal)[rows] for signal in table.names}
+            values = np.asarray(function(talk, signals, found), dtype=np.float64)
+            if values.shape != rows.shape:
+                raise HomeostatError(
+                    f"reward.terms.{name} returned {values.shape} numbers for a conversation with "
+                    f"{len(rows)} assistant turns; it must return one number per assistant turn."
+                )
+            result[rows] = values
+        return result
+
+
+def token_rewards(
+    trace: Trace,
+    turns: Sequence[int],
+    turn_rewards: Float[np.ndarray, " N"],
+    kl_coef: float,
+) -> Float[np.ndarray, " R"]:
+    """Reward per response token: the turn's reward at its last token, a KL penalty at each.
+
+    The penalty is ``kl_coef`` times the log-ratio of policy and reference at the sampled token, the
+    one-sample estimate of the KL (k1 in Schulman's note "Approximating KL divergence").
+
+    Args:
+        trace: Trace of the conversation.
+        turns: Its assistant turns.
+        turn_rewards: Their rewards.
+        kl_coef: Reward units per nat, >= 0.
+    """
+    rewards = -kl_coef * (trace.logprob_R - trace.ref_logprob_R).astype(np.float64)
+    for turn, reward in zip(turns, turn_rewards, strict=True):
+        own = np.flatnonzero(trace.turn_R == turn)
+        rewards[own[-1]] += reward
+    return rewards
+
+
+def _own_term(name: str, term: Mapping[str, Any]) -> tuple[TermFunction, float]:
+    options = {k: v for k, v in term.items() if k not in ("_target_", "weight")}
+    try:
+        function = get_object(term["_target_"])
+    except Exception as error:
+        raise HomeostatError(
+            f"reward.terms.{name}._target_={term['_target_']} cannot be imported: {error}. Give the "
+            "dotted path of a callable that is on the Python path."
+        ) from error
+    return lambda *args: function(*args, **options), float(term.get("weight", 1.0))

@@ -1,0 +1,1 @@
+"""Episodes: the policy and the bots take turns."""

@@ -1,0 +1,101 @@
+"""Whole episodes: the policy and the bots take turns, all episodes of a batch at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from homeostat.bots.scripted import Bots
+from homeostat.config import RolloutConfig
+from homeostat.models.adapters import Policy
+from homeostat.rollout.generate import Sampler
+from homeostat.types import Conversation, Episode, Progress, Turn, silent
+
+BATCH = 48  # episodes that share a cache
+HELD_OUT, CALIBRATION, TRAINING = 0, 500_000, 1_000_000  # first seed of each disjoint range
+
+
+def held_out_seeds(count: int) -> list[int]:
+    """Seeds of the evaluation's episodes: the same in every run, never trained on."""
+    return list(range(HELD_OUT, HELD_OUT + count))
+
+
+def calibration_seeds(count: int) -> list[int]:
+    """Seeds of the episodes that set points are measured on; disjoint from the others."""
+    return list(range(CALIBRATION, CALIBRATION + count))
+
+
+def training_seeds(seed: int, update: int, count: int) -> list[int]:
+    """Seeds of one update's episodes; no two updates and no two run seeds share any."""
+    first = TRAINING * (1 + seed) + update * count
+    return list(range(first, first + count))
+
+
+def play(
+    policy: Policy,
+    bots: Bots,
+    seeds: Sequence[int],
+    config: RolloutConfig,
+    temperature: float = 1.0,
+    progress: Progress = silent,
+) -> list[Episode]:
+    """One episode per seed; each begins and ends with a turn of its bot.
+
+    The episode of a seed depends on the seed and the policy alone, not on the batch it is in.
+
+    Args:
+        policy: Plays the assistant, as it is now.
+        bots: Play the users.
+        seeds: Seed of each episode's bot and of its sampling.
+        config: Number of turns and their length.
+        temperature: Of the sampling, > 0; training and evaluation use 1, where the policy's own
+            log-probabilities are those of the sampling.
+        progress: Told how many replies are done, and their tokens.
+    """
+    episodes: list[Episode] = []
+    for start in range(0, len(seeds), BATCH):
+        part = seeds[start : start + BATCH]
+        before = len(episodes) * config.turns
+
+        def report(done: int, tokens: int, before: int = before) -> None:
+            progress(before + done, len(seeds) * config.turns, tokens)
+
+        episodes.extend(_play_batch(policy, bots, part, config, temperature, report))
+    return episodes
+
+
+def uniforms(seed: int, turn: int, count: int) -> Float[np.ndarray, " N"]:
+    """The random numbers behind one reply."""
+    return np.random.default_rng([seed, turn]).random(count)
+
+
+def _play_batch(
+    policy: Policy,
+    bots: Bots,
+    seeds: Sequence[int],
+    config: RolloutConfig,
+    temperature: float,
+    report: Callable[[int, int], None],
+) -> list[Episode]:
+    players = [bots.spawn(seed) for seed in seeds]
+    talks = [Conversation((player.opening(),)) for player in players]
+    sampler = Sampler(policy, len(seeds))
+    read = [0] * len(seeds)
+    for turn in range(config.turns):
+        streams = [policy.encode(talk).ids for talk in talks]
+        sampler.append([ids[done:] for ids, done in zip(streams, read, strict=True)])
+        replies = sampler.sample(
+            np.stack([uniforms(seed, turn, config.max_new_tokens) for seed in seeds]), temperature
+        )
+        read = [len(ids) + len(reply) for ids, reply in zip(streams, replies, strict=True)]
+        for row, (player, ids) in enumerate(zip(players, replies, strict=True)):
+            text = policy.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            said = (Turn("assistant", text, token_ids=tuple(ids)), player.answer(text))
+            talks[row] = Conversation((*talks[row].turns, *said))
+        report((turn + 1) * len(seeds), sum(map(len, replies)))
+    return [
+        Episode(seed, player.name, talk)
+        for seed, player, talk in zip(seeds, players, talks, strict=True)
+    ]

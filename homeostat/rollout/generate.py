@@ -1,0 +1,111 @@
+"""Batched sampling with a KV cache that lives over all turns of an episode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import DynamicCache
+
+from homeostat.errors import HomeostatError
+from homeostat.models.adapters import Policy
+
+
+class Sampler:
+    """Samples replies for a fixed set of rows; nothing that was read once is read again.
+
+    All rows share the columns of one cache. A row that has nothing to say in a column is masked
+    there, and positions count only what a row really holds, so that a row's tokens do not depend on
+    its neighbours (up to floating point).
+    """
+
+    def __init__(self, policy: Policy, rows: int) -> None:
+        self._policy = policy
+        self._cache = DynamicCache(config=policy.base.model.config.get_text_config())
+        self._mask = torch.zeros(rows, 0, dtype=torch.long, device=policy.device)
+        self._unread: list[list[int]] = [[] for _ in range(rows)]
+        self._hidden: Tensor | None = None
+
+    def append(self, ids: Sequence[Sequence[int]]) -> None:
+        """Let every row read more tokens (the template and the user's next turn).
+
+        Raises:
+            HomeostatError: A conversation would outgrow the model's context.
+        """
+        blocks = [unread + list(new) for unread, new in zip(self._unread, ids, strict=True)]
+        self._unread = [[] for _ in blocks]
+        width = max(map(len, blocks))
+        pad = self._policy.pad_id
+        tokens = [[pad] * (width - len(block)) + block for block in blocks]
+        mask = [[0] * (width - len(block)) + [1] * len(block) for block in blocks]
+        self._forward(self._tensor(tokens), self._tensor(mask))
+
+    def sample(
+        self, uniforms: Float[np.ndarray, "B N"], temperature: float = 1.0
+    ) -> list[list[int]]:
+        """One reply per row: until the model ends its turn, or N tokens.
+
+        A token is the inverse of the cumulative next-token distribution at the row's next uniform
+        number, so a reply depends on its own numbers alone, and base and trained model can be
+        compared on common random numbers.
+
+        Returns:
+            Sampled ids per row, the end-of-turn id included where it was sampled.
+        """
+        rows, limit = uniforms.shape
+        numbers = torch.from_numpy(uniforms).to(self._policy.device, torch.float32)
+        eos = torch.tensor(self._policy.eos_ids, device=self._policy.device)
+        replies: list[list[int]] = [[] for _ in range(rows)]
+        alive = torch.ones(rows, dtype=torch.bool, device=self._policy.device)
+        for step in range(limit):
+            if self._hidden is None:
+                raise ValueError("append a prompt before sampling.")
+            logits = self._policy.unembed(self._hidden) / temperature
+            chosen = _inverse_cdf(logits, numbers[:, step])
+            for row in torch.nonzero(alive)[:, 0].tolist():
+                replies[row].append(int(chosen[row]))
+            still = alive & ~torch.isin(chosen, eos)
+            last = step + 1 == limit or not bool(still.any())
+            if last:
+                # The newest token of each row has not been read yet; the next block begins with it.
+                for row in torch.nonzero(alive)[:, 0].tolist():
+                    self._unread[row] = [replies[row][-1]]
+                break
+            for row in torch.nonzero(alive & ~still)[:, 0].tolist():
+                self._unread[row] = [replies[row][-1]]
+            alive = still
+            pad = torch.full_like(chosen, self._policy.pad_id)
+            self._forward(torch.where(alive, chosen, pad)[:, None], alive.long()[:, None])
+        return replies
+
+    @torch.no_grad()
+    def _forward(self, tokens: Tensor, mask: Tensor) -> None:
+        self._mask = torch.cat([self._mask, mask], dim=1)
+        held = self._mask.cumsum(dim=1)[:, -mask.shape[1] :]
+        longest = int(held.max())
+        if longest > self._policy.max_context:
+            raise HomeostatError(
+                f"a conversation of {longest} tokens does not fit into the model's context of "
+                f"{self._policy.max_context}; lower rollout.turns or rollout.max_new_tokens."
+            )
+        output = self._policy.trunk(
+            input_ids=tokens,
+            attention_mask=self._mask,
+            position_ids=(held - 1).clamp(min=0),
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        self._hidden = output.last_hidden_state[:, -1]
+
+    def _tensor(self, rows: list[list[int]]) -> Tensor:
+        return torch.tensor(rows, device=self._policy.device)
+
+
+def _inverse_cdf(logits: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"]) -> Tensor:
+    """The token at which the cumulative distribution passes each uniform number."""
+    cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
+    chosen = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)
+    return chosen[:, 0].clamp(max=logits.shape[-1] - 1)

@@ -1,0 +1,269 @@
+"""One run, from top to bottom; the only place that logs, evaluates and saves."""
+
+from __future__ import annotations
+
+import gc
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+import homeostat
+from homeostat.config import RunConfig, build
+from homeostat.evals.homeostasis import Homeostasis, perception_validity
+from homeostat.files import replace_folder, write_text
+from homeostat.interrupt import Interrupt
+from homeostat.models.adapters import Policy
+from homeostat.models.load import resolve_device, resolve_dtype
+from homeostat.report.console import Console
+from homeostat.report.html import write_report
+from homeostat.report.metrics import MetricsLog, plain, write_rows
+from homeostat.reward.compose import Reward
+from homeostat.reward.valence import resolve
+from homeostat.rollout.episodes import calibration_seeds, play
+from homeostat.signals.calibration import QUANTILES, Calibration, calibrate
+from homeostat.signals.probes import AffectProbes, obtain_probes
+from homeostat.signals.reader import SignalReader
+from homeostat.timing import Stopwatch
+from homeostat.types import EvalResult
+
+PACKAGES = ("torch", "transformers", "peft", "trl", "hydra-core", "numpy", "scikit-learn", "wandb")
+
+
+@dataclass
+class Outcome:
+    """What a run has found out so far; becomes summary.json."""
+
+    status: str = "running"
+    steps: int = 0
+    comparison: EvalResult | None = None
+    perception: Mapping[str, Any] | None = None
+    probes: AffectProbes | None = None
+
+
+def run(config: RunConfig, folder: Path, console: Console) -> str:
+    """Do one run in ``folder``.
+
+    Returns:
+        ``finished`` or ``interrupted``; whatever was measured is in the folder either way.
+
+    Raises:
+        HomeostatError: The run could not go on; ``summary.json`` then says ``failed`` and why.
+    """
+    started = time.perf_counter()
+    watch, outcome = Stopwatch(), Outcome()
+    prepare_folder(config, folder)
+    console.say(
+        f"{config.trainer.name} on {config.model.name}, bot {config.bot.name}, seed {config.seed}"
+        f" → {folder}"
+    )
+    log: MetricsLog | None = None
+    try:
+        with Interrupt() as stop:
+            log = MetricsLog(folder, config.wandb, asdict(config))
+            _run_stages(config, folder, console, watch, outcome, log, stop)
+        outcome.status = "interrupted" if stop.requested else "finished"
+    except BaseException as error:
+        outcome.status = f"failed: {error or type(error).__name__}"
+        raise
+    finally:
+        summary = summarise(config, outcome, watch, started)
+        write_text(folder / "summary.json", json.dumps(plain(summary), indent=2))
+        if log is not None:
+            log.close(summary)
+        _free_memory()
+    with console.stage("report"), watch("report"):
+        write_report(folder)
+    summary = summarise(config, outcome, watch, started)
+    write_text(folder / "summary.json", json.dumps(plain(summary), indent=2))
+    if outcome.comparison is not None and outcome.status == "finished":
+        console.comparison(outcome.comparison.metrics)
+    console.say(f"{outcome.status}: {folder / 'report.html'}")
+    return outcome.status
+
+
+def _run_stages(
+    config: RunConfig,
+    folder: Path,
+    console: Console,
+    watch: Stopwatch,
+    outcome: Outcome,
+    log: MetricsLog,
+    stop: Interrupt,
+) -> None:
+    """Load, fit probes, calibrate, measure, train, measure again."""
+    torch.manual_seed(config.seed)
+    np.random.seed(config.seed)
+    policy = load_policy(config, console, watch)
+    bots = build(config.bot)
+    if config.signals.affect is not None:
+        with console.stage("affect probes") as progress, watch("probes"):
+            outcome.probes = obtain_probes(
+                policy, config.signals.affect, config.signals.author_groups, progress
+            )
+            outcome.probes.save(folder / "probes")
+    reader = SignalReader(policy, config.signals, outcome.probes)
+    calibration = measure_base(config, reader, bots, console, watch)
+    set_points = resolve(config.reward.set_points, calibration)
+    save_calibration(folder, calibration, {k: asdict(v) for k, v in set_points.items()})
+    reward = Reward(config.reward, set_points)
+    evaluation: Homeostasis = build(
+        config.eval, policy=policy, bots=bots, reader=reader, reward=reward, rollout=config.rollout
+    )
+    if stop.requested:
+        return
+    before = evaluate(evaluation, "base", console, watch)
+    save_evaluation(folder, evaluation, outcome, before, [])
+    outcome.perception = perception_validity(before)
+
+    trainer = build(
+        config.trainer, policy=policy, bots=bots, reader=reader, reward=reward,
+        rollout=config.rollout, seed=config.seed, watch=watch,
+    )
+    total = config.trainer.max_steps
+    clock = time.perf_counter()
+    for result in trainer.steps():
+        seconds, clock = time.perf_counter() - clock, time.perf_counter()
+        timing = {f"time/{stage}_s": spent for stage, spent in watch.seconds.items()}
+        log.step(result.step, {**result.metrics, **timing}, result.episodes)
+        replace_folder(folder / "adapters", policy.save_adapter)
+        console.update(result.step, total, result.metrics, seconds)
+        outcome.steps = result.step
+        if stop.requested:
+            return
+
+    after = evaluate(evaluation, "trained", console, watch)
+    save_evaluation(folder, evaluation, outcome, before, after)
+
+
+def load_policy(config: RunConfig, console: Console, watch: Stopwatch) -> Policy:
+    """The base model with a fresh adapter."""
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
+    console.say(f"loading {config.model.name} ({device}, {str(dtype).removeprefix('torch.')})")
+    with watch("load"):
+        return Policy(build(config.model, device=device, dtype=dtype), config.lora, config.seed)
+
+
+def measure_base(
+    config: RunConfig, reader: SignalReader, bots: Any, console: Console, watch: Stopwatch
+) -> Calibration:
+    """Quantiles of every signal on the base model's own coherent conversations."""
+    seeds = calibration_seeds(config.signals.calibration_episodes)
+    with reader.policy.reference(), console.stage("set points: episodes") as progress:
+        with watch("generate"):
+            episodes = play(
+                reader.policy, bots, seeds, config.rollout,
+                config.signals.calibration_temperature, progress,
+            )
+    with console.stage("set points: signals") as progress, watch("trace"):
+        calibration, _ = calibrate(reader, [e.conversation for e in episodes], progress)
+    return calibration
+
+
+def evaluate(
+    evaluation: Homeostasis, arm: str, console: Console, watch: Stopwatch
+) -> list[dict[str, Any]]:
+    """Measure the policy on the held-out episodes; ``base`` means with the adapter off."""
+    context = evaluation.policy.reference() if arm == "base" else nullcontext()
+    with context, console.stage(f"held-out episodes, {arm}") as progress, watch("evaluate"):
+        return evaluation.measure(arm, playing=progress)
+
+
+def prepare_folder(config: RunConfig, folder: Path) -> None:
+    """Write what the run is: config.yaml and environment.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+    environment = {
+        "homeostat": homeostat.__version__,
+        "git_revision": _git_revision(),
+        "command": sys.argv[1:],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch_threads": torch.get_num_threads(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+    }
+    write_text(folder / "environment.json", json.dumps(environment, indent=2))
+
+
+def save_calibration(
+    folder: Path, calibration: Calibration, set_points: Mapping[str, Any]
+) -> None:
+    """Write set_points.json: what the base model showed, and what the reward uses."""
+    signals = {
+        name: {"n": calibration.n[name], "quantiles": dict(zip(map(str, QUANTILES), q, strict=True))}
+        for name, q in calibration.quantiles.items()
+    }
+    norms = calibration.base_norms.tolist()
+    about = {"signals": signals, "set_points": set_points, "base_norms": norms}
+    write_text(folder / "set_points.json", json.dumps(plain(about), indent=2))
+
+
+def save_evaluation(
+    folder: Path,
+    evaluation: Homeostasis,
+    outcome: Outcome,
+    before: list[dict[str, Any]],
+    after: list[dict[str, Any]],
+) -> None:
+    """Write the rows of both arms and keep their comparison."""
+    outcome.comparison = evaluation.compare(before, after)
+    write_rows(folder / "evals" / f"{outcome.comparison.name}.jsonl", outcome.comparison.rows)
+
+
+def summarise(
+    config: RunConfig, outcome: Outcome, watch: Stopwatch, started: float
+) -> dict[str, Any]:
+    """What summary.json holds."""
+    found = outcome.comparison
+    scores = outcome.probes.scores if outcome.probes else {}
+    return {
+        "status": outcome.status,
+        "trainer": config.trainer.name,
+        "model": config.model.name,
+        "bot": config.bot.name,
+        "seed": config.seed,
+        "steps": outcome.steps,
+        "max_steps": config.trainer.max_steps,
+        "wall_s": time.perf_counter() - started,
+        "peak_rss_mb": peak_rss_mb(),
+        "time_s": dict(watch.seconds),
+        "time_share": watch.shares(),
+        "probe_auroc": {name: score.auroc for name, score in scores.items()},
+        "perception": outcome.perception,
+        "eval": {name: asdict(e) for name, e in found.metrics.items()} if found else {},
+    }
+
+
+def peak_rss_mb() -> float:
+    """Peak resident memory of this process so far, MB (10^6 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def _git_revision() -> str | None:
+    """Revision of the source tree that this package runs from; None for an installed wheel."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+    )
+    return done.stdout.strip() or None
+
+
+def _free_memory() -> None:
+    """Leave nothing behind for the next job of a sweep in the same process."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

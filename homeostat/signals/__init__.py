@@ -1,0 +1,1 @@
+"""Signals: what the model perceives about itself and about the user."""

@@ -1,0 +1,62 @@
+"""Set points that follow from the base model: medians and spreads over its own conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from homeostat.signals.reader import Readings, SignalReader
+from homeostat.types import Conversation, Progress, silent
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+IQR_OF_UNIT_NORMAL = 1.349
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Quantiles of every signal on the base model, in the signals' own units.
+
+    Attributes:
+        quantiles: Signal to its values at `QUANTILES`.
+        n: Signal to the number of turns that had it.
+        base_norms: Mean residual-stream norm per norm layer, activation units.
+    """
+
+    quantiles: dict[str, tuple[float, ...]]
+    n: dict[str, int]
+    base_norms: Float[np.ndarray, " L"]
+
+    def median(self, name: str) -> float:
+        """The automatic set point."""
+        return self.quantiles[name][2]
+
+    def spread(self, name: str) -> float:
+        """The automatic tolerance: IQR / 1.349, the standard deviation if the signal is normal."""
+        _, low, _, high, _ = self.quantiles[name]
+        return (high - low) / IQR_OF_UNIT_NORMAL
+
+
+def calibrate(
+    reader: SignalReader, conversations: Sequence[Conversation], progress: Progress = silent
+) -> tuple[Calibration, Readings]:
+    """Measure the base model on its own conversations and give the reader its base norms.
+
+    Args:
+        reader: Its policy's adapter is switched off for the measurement.
+        conversations: Played by the base model.
+        progress: Told how many conversations are traced.
+    """
+    with reader.policy.reference():
+        traces = reader.trace(conversations, progress=progress)
+    reader.base_norms = np.concatenate([t.norm_RL for t in traces]).mean(axis=0)
+    readings = reader.read(conversations, traces)
+    quantiles, n = {}, {}
+    for name in reader.names:
+        column = readings.table.column(name)
+        present = column[np.isfinite(column)]
+        n[name] = len(present)
+        quantiles[name] = tuple(np.quantile(present, QUANTILES).tolist())
+    return Calibration(quantiles, n, reader.base_norms), readings

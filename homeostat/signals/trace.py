@@ -1,0 +1,196 @@
+"""One teacher-forced pass of the policy, and one of the reference, for everything that is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from homeostat.models.adapters import Policy
+from homeostat.models.chat import TokenStream, pad
+from homeostat.models.hooks import read_residual
+from homeostat.models.logprobs import predicting_hidden, token_statistics
+from homeostat.types import Conversation, Progress, TokenBatch, Trace, silent
+
+Critic = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One forward pass over a batch: final hidden states, token norms, pooled user turns."""
+
+    final: Float[Tensor, "B T D"]
+    norms: dict[int, Float[Tensor, "B T"]]
+    pooled: dict[int, Float[Tensor, "U D"]]
+
+
+@torch.no_grad()
+def trace(
+    policy: Policy,
+    conversations: Sequence[Conversation],
+    norm_layers: Sequence[int] = (),
+    probe_layers: Sequence[int] = (),
+    critic: Critic | None = None,
+    max_tokens: int = 4096,
+    progress: Progress = silent,
+) -> list[Trace]:
+    """The trace of every conversation, in the order given.
+
+    Within ``policy.reference()`` the policy is its own reference, and one pass serves as both.
+
+    Args:
+        policy: The model with its adapter.
+        conversations: Must hold at least one sampled token each.
+        norm_layers: Decoder blocks whose residual-stream norm is wanted.
+        probe_layers: Decoder blocks at which user turns are pooled.
+        critic: Final hidden states [R, D] to values [R].
+        max_tokens: Padded tokens per forward pass.
+        progress: Told how many conversations are done.
+    """
+    streams = [policy.encode(conversation) for conversation in conversations]
+    traces: dict[int, Trace] = {}
+    for part in batches_by_length([len(s.ids) for s in streams], max_tokens):
+        batch = pad([streams[i] for i in part], policy.pad_id, policy.device)
+        users = [conversations[i].user_turns for i in part]
+        for i, found in zip(
+            part, _trace_batch(policy, batch, users, norm_layers, probe_layers, critic), strict=True
+        ):
+            traces[i] = found
+        progress(len(traces), len(streams), sum(len(streams[i].ids) for i in part))
+    return [traces[i] for i in range(len(streams))]
+
+
+def batches_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices in batches of similar length; longest x count stays within ``max_tokens``."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= max_tokens:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def pooled_user_turns(
+    policy: Policy, streams: Sequence[TokenStream], turns: Sequence[int], layers: Sequence[int]
+) -> Float[Tensor, "B P D"]:
+    """One user turn of each stream, averaged over its tokens after each block; adapter off.
+
+    The forward pass ends at the deepest block, since nothing above it is read.
+    """
+    batch = pad(streams, policy.pad_id, policy.device)
+    pooled: dict[int, Tensor] = {}
+    users = [(turn,) for turn in turns]
+
+    def on_layer(layer: int, hidden: Tensor) -> None:
+        pooled[layer] = _pool(hidden, batch, users)
+
+    with torch.no_grad(), policy.reference():
+        with read_residual(policy.trunk, layers, on_layer, stop_after=True):
+            _forward(policy, batch)
+    return torch.stack([pooled[layer] for layer in layers], dim=1)
+
+
+def _trace_batch(
+    policy: Policy,
+    batch: TokenBatch,
+    users: Sequence[tuple[int, ...]],
+    norm_layers: Sequence[int],
+    probe_layers: Sequence[int],
+    critic: Critic | None,
+) -> list[Trace]:
+    own = _read(policy, batch, users, norm_layers, probe_layers)
+    ref = own
+    if policy.adapter_on:
+        with policy.reference():
+            ref = _read(policy, batch, users, (), probe_layers)
+    mask = batch.response_mask
+    hidden = predicting_hidden(own.final, mask)
+    ref_hidden = hidden if ref is own else predicting_hidden(ref.final, mask)
+    stats = token_statistics(hidden, batch.input_ids[mask], policy.unembed, ref_hidden)
+    norms = torch.stack([own.norms[layer][mask] for layer in norm_layers], dim=1) \
+        if norm_layers else hidden.new_zeros(len(hidden), 0)
+    columns = {
+        "turn_R": batch.turn[mask],
+        "logprob_R": stats.logprob,
+        "entropy_R": stats.entropy,
+        "ref_logprob_R": stats.ref_logprob,
+        "kl_R": stats.kl,
+        "value_R": None if critic is None else critic(hidden),
+        "norm_RL": norms,
+    }
+    per_row = mask.sum(dim=1).tolist()
+    split = {k: None if v is None else _split(v, per_row) for k, v in columns.items()}
+    turns = [len(u) for u in users]
+    hidden_ref = _split(_stack_layers(ref.pooled, probe_layers, ref.final), turns)
+    hidden_policy = _split(_stack_layers(own.pooled, probe_layers, own.final), turns)
+    return [
+        Trace(
+            **{k: None if v is None else v[row] for k, v in split.items()},  # type: ignore[arg-type]
+            user_turns=users[row],
+            hidden_ref=hidden_ref[row],
+            hidden_policy=hidden_policy[row],
+        )
+        for row in range(len(per_row))
+    ]
+
+
+def _read(
+    policy: Policy,
+    batch: TokenBatch,
+    users: Sequence[tuple[int, ...]],
+    norm_layers: Sequence[int],
+    probe_layers: Sequence[int],
+) -> _Pass:
+    """One forward pass; hidden states of the layers are reduced as they appear, never kept."""
+    norms: dict[int, Tensor] = {}
+    pooled: dict[int, Tensor] = {}
+
+    def on_layer(layer: int, hidden: Tensor) -> None:
+        if layer in norm_layers:
+            norms[layer] = hidden.float().norm(dim=-1)
+        if layer in probe_layers:
+            pooled[layer] = _pool(hidden, batch, users)
+
+    with read_residual(policy.trunk, sorted({*norm_layers, *probe_layers}), on_layer):
+        final = _forward(policy, batch)
+    return _Pass(final, norms, pooled)
+
+
+def _forward(policy: Policy, batch: TokenBatch) -> Float[Tensor, "B T D"]:
+    output = policy.trunk(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False
+    )
+    final: Float[Tensor, "B T D"] = output.last_hidden_state
+    return final
+
+
+def _pool(
+    hidden: Float[Tensor, "B T D"], batch: TokenBatch, users: Sequence[Sequence[int]]
+) -> Float[Tensor, "U D"]:
+    """Mean over the tokens of each listed user turn; NaN for a turn without tokens."""
+    rows = [
+        hidden[row][batch.turn[row] == turn].float().mean(dim=0)
+        for row, turns in enumerate(users)
+        for turn in turns
+    ]
+    return torch.stack(rows)
+
+
+def _stack_layers(
+    pooled: dict[int, Tensor], layers: Sequence[int], like: Tensor
+) -> Float[Tensor, "U P D"]:
+    if not layers:
+        return like.new_zeros(0, 0, like.shape[-1])
+    return torch.stack([pooled[layer] for layer in layers], dim=1)
+
+
+def _split(values: Tensor, sizes: Sequence[int]) -> list[np.ndarray]:
+    if len(values) == 0:
+        return [values.float().cpu().numpy()] * len(sizes)
+    kept = values.float() if values.is_floating_point() else values
+    return [part.cpu().numpy() for part in kept.split(list(sizes))]

@@ -1,0 +1,60 @@
+"""Losses: pure functions of tensors that return (loss, metrics)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Metrics = dict[str, float]
+
+
+def ppo_policy_loss(
+    logprob: Float[Tensor, " R"],
+    old_logprob: Float[Tensor, " R"],
+    advantage: Float[Tensor, " R"],
+    clip_range: float,
+) -> tuple[Float[Tensor, ""], Metrics]:
+    """The clipped surrogate, negated and summed over tokens.
+
+        - sum_t min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps) A_t),  rho_t = exp(logprob - old)
+
+    Summed rather than averaged, so that gradients of micro-batches add up to the minibatch's.
+
+    Returns:
+        The loss, and sums over the tokens: ``ratio``, ``clipped``, ``approx_kl`` (nats, the
+        non-negative estimate rho - 1 - log rho of KL(old || new)).
+
+    Source: Schulman et al. 2017, arXiv 1707.06347, equation 7.
+    """
+    log_ratio = logprob - old_logprob
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    loss = -torch.minimum(ratio * advantage, clipped * advantage).sum()
+    with torch.no_grad():
+        metrics = {
+            "ratio": float(ratio.sum()),
+            "clipped": float(((ratio - 1).abs() > clip_range).float().sum()),
+            "approx_kl": float((ratio - 1 - log_ratio).sum()),
+        }
+    return loss, metrics
+
+
+def ppo_value_loss(
+    value: Float[Tensor, " R"],
+    old_value: Float[Tensor, " R"],
+    returns: Float[Tensor, " R"],
+    clip_range: float,
+) -> tuple[Float[Tensor, ""], Metrics]:
+    """Half the larger of the squared errors of the new and of the clipped value, summed.
+
+    Returns:
+        The loss, and the summed squared error of the unclipped value as ``squared_error``.
+
+    Source: Schulman et al. 2016's clipped form as in OpenAI baselines' ppo2; it keeps one update
+    from moving the critic further than ``clip_range`` away from where advantages were computed.
+    """
+    near = old_value + (value - old_value).clamp(-clip_range, clip_range)
+    error, near_error = (value - returns) ** 2, (near - returns) ** 2
+    loss = 0.5 * torch.maximum(error, near_error).sum()
+    return loss, {"squared_error": float(error.detach().sum())}

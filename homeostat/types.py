@@ -1,0 +1,221 @@
+"""What crosses folder borders: small frozen dataclasses.
+
+Dimensions, one letter each, in every shape of this package:
+
+    B  conversations of a batch        T  tokens of a conversation (padded to the batch)
+    R  response tokens (mask = True)   L  chosen layers
+    D  hidden width                    V  vocabulary
+    N  assistant turns                 U  user turns
+    S  signals
+
+One mask: ``response_mask``, True = the token was sampled by the policy and counts. Log-prob, mask,
+signal, reward and value at index t all belong to token t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a conversation.
+
+    Attributes:
+        role: Who speaks.
+        text: What is said, without template tokens.
+        token_ids: For an assistant turn sampled here: the ids exactly as sampled, with the
+            end-of-turn id when the model ended the turn itself. None for text that was not sampled.
+        affect: For a bot's turn: its true latent affect when it spoke (sentiment -1..1, others
+            0..1). None where nobody knows it.
+        move: For a bot's turn: the perturbation it played, such as ``claim`` or ``pressure``.
+    """
+
+    role: Role
+    text: str
+    token_ids: tuple[int, ...] | None = None
+    affect: Mapping[str, float] | None = None
+    move: str | None = None
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns in the order in which they were said."""
+
+    turns: tuple[Turn, ...]
+
+    @property
+    def assistant_turns(self) -> tuple[int, ...]:
+        """Indices of the assistant turns."""
+        return tuple(i for i, turn in enumerate(self.turns) if turn.role == "assistant")
+
+    @property
+    def user_turns(self) -> tuple[int, ...]:
+        """Indices of the user turns."""
+        return tuple(i for i, turn in enumerate(self.turns) if turn.role == "user")
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A conversation between the policy and a bot, and where it came from."""
+
+    seed: int
+    bot: str
+    conversation: Conversation
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Everything one teacher-forced pass (two with the reference) says about one conversation.
+
+    Attributes:
+        turn_R: Index of the turn that each response token belongs to.
+        logprob_R: Log-probability of each response token under the policy, nats.
+        entropy_R: Entropy of the policy's next-token distribution at that place, nats.
+        ref_logprob_R: Log-probability under the reference (adapter off), nats.
+        kl_R: KL(policy || reference) over the whole vocabulary at that place, nats.
+        value_R: The critic's estimate at that token, or None without a critic.
+        norm_RL: L2 norm of the residual stream at each chosen layer, activation units.
+        user_turns: Indices of the user turns that ``hidden_*`` describe.
+        hidden_ref: Residual stream of each user turn at each probe layer, averaged over the
+            turn's tokens, read with the adapter off.
+        hidden_policy: The same read with the adapter on.
+    """
+
+    turn_R: Int[np.ndarray, " R"]
+    logprob_R: Float[np.ndarray, " R"]
+    entropy_R: Float[np.ndarray, " R"]
+    ref_logprob_R: Float[np.ndarray, " R"]
+    kl_R: Float[np.ndarray, " R"]
+    value_R: Float[np.ndarray, " R"] | None
+    norm_RL: Float[np.ndarray, "R L"]
+    user_turns: tuple[int, ...]
+    hidden_ref: Float[np.ndarray, "U P D"]
+    hidden_policy: Float[np.ndarray, "U P D"]
+
+
+@dataclass(frozen=True)
+class SignalTable:
+    """Signals of every assistant turn of some conversations; NaN where a signal is missing.
+
+    Attributes:
+        names: Column names.
+        values: One row per assistant turn, in the signals' natural units.
+        conversation_N: Index of the conversation of each row.
+        turn_N: Index of the assistant turn within that conversation.
+    """
+
+    names: tuple[str, ...]
+    values: Float[np.ndarray, "N S"]
+    conversation_N: Int[np.ndarray, " N"]
+    turn_N: Int[np.ndarray, " N"]
+
+    def column(self, name: str) -> Float[np.ndarray, " N"]:
+        """One signal over all rows."""
+        column: Float[np.ndarray, " N"] = self.values[:, self.names.index(name)]
+        return column
+
+
+@dataclass(frozen=True)
+class Valence:
+    """Valence of every row of a signal table.
+
+    Attributes:
+        names: The signals that carry weight.
+        total_N: Valence, <= 0; 0 is perfect homeostasis.
+        terms_NS: Its summands, one per signal; they sum to ``total_N``.
+    """
+
+    names: tuple[str, ...]
+    total_N: Float[np.ndarray, " N"]
+    terms_NS: Float[np.ndarray, "N S"]
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Conversations as right-padded tensors.
+
+    Attributes:
+        input_ids: Token ids.
+        attention_mask: True where there is a token.
+        response_mask: True where the token was sampled by the policy.
+        turn: Index of the turn whose content the token is; -1 for template tokens and padding.
+    """
+
+    input_ids: Int[Tensor, "B T"]
+    attention_mask: Bool[Tensor, "B T"]
+    response_mask: Bool[Tensor, "B T"]
+    turn: Int[Tensor, "B T"]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a trainer yields after every update.
+
+    Attributes:
+        step: Number of updates done, from 1.
+        metrics: ``area/name`` to a number.
+        episodes: Records for episodes.jsonl.
+        stage: Name of a stage worth measuring on its own, if any.
+        measure_in: The context under which the policy is to be measured at this stage.
+    """
+
+    step: int
+    metrics: Mapping[str, float]
+    episodes: Sequence[Mapping[str, Any]] = ()
+    stage: str | None = None
+    measure_in: AbstractContextManager[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A paired before/after comparison of one metric.
+
+    Attributes:
+        before: Mean before.
+        after: Mean after; None when it was not measured.
+        diff: Mean of after - before over the items that have both.
+        ci95: Bounds of the 95% bootstrap interval of ``diff``.
+        n: Number of items that have both.
+    """
+
+    before: float | None
+    after: float | None
+    diff: float | None
+    ci95: tuple[float, float] | None
+    n: int
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """One evaluation: a row per item and arm, and aggregates.
+
+    Attributes:
+        name: File stem under ``evals/``.
+        rows: One mapping per item and arm; a missing score is None.
+        metrics: Aggregates by metric name.
+    """
+
+    name: str
+    rows: Sequence[Mapping[str, Any]]
+    metrics: Mapping[str, Estimate] = field(default_factory=dict)
+
+
+class Progress(Protocol):
+    """Where long work says how far it is; a console, or nothing."""
+
+    def __call__(self, done: int, total: int, tokens: int = 0) -> None:
+        """Report ``done`` of ``total`` parts and the tokens of the newest part."""
+
+
+def silent(done: int, total: int, tokens: int = 0) -> None:
+    """Progress that tells nobody."""
