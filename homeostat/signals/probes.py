@@ -19,7 +19,6 @@ from jaxtyping import Float, Int
 from safetensors.numpy import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from homeostat.config import AffectConfig
@@ -34,6 +33,7 @@ from homeostat.types import Progress, silent
 
 SPLIT = (0.6, 0.2, 0.2)
 BOOTSTRAP = 500
+NEITHER = -1  # the label of a row that belongs to neither class
 
 
 @dataclass(frozen=True)
@@ -198,10 +198,9 @@ def fit_probes(
     part = split_by_group(corpus.groups)
     scores, weights, biases = {}, {}, {}
     for affect in config.names:
-        label = np.array([u.labels.get(affect, -1) for u in corpus.utterances])
-        rows = [np.flatnonzero((part == p) & (label >= 0)) for p in range(3)]
+        label = np.array([u.labels.get(affect, NEITHER) for u in corpus.utterances])
         scores[affect], weights[affect], biases[affect] = _fit_one(
-            hidden, label, rows, corpus.groups, layers, config.regularisation, affect
+            affect, hidden, label, part, corpus.groups, layers, config.regularisation
         )
     return AffectProbes(scores, weights, biases, layers, fingerprint, corpus.source)
 
@@ -231,30 +230,30 @@ def auroc_interval(
 
 
 def _fit_one(
+    affect: str,
     hidden: np.ndarray,
     label: np.ndarray,
-    rows: Sequence[np.ndarray],
+    part: np.ndarray,
     groups: np.ndarray,
     layers: Sequence[int],
     strengths: Sequence[float],
-    affect: str,
 ) -> tuple[ProbeScore, np.ndarray, float]:
+    labelled = label != NEITHER
     for number, name in enumerate(("training", "validation", "test")):
-        if len(np.unique(label[rows[number]])) < 2:
+        if len(np.unique(label[labelled & (part == number)])) < 2:
             raise HomeostatError(
                 f"the {name} authors of the corpus have only one class of {affect}; add authors "
                 "with and without it, or leave it out with signals.affect.names."
             )
-    train, validation, test = rows
-    found = {
-        (at, strength): _auroc(_fit(hidden[train, at], label[train], strength),
-                               hidden[validation, at], label[validation])
-        for at in range(len(layers))
-        for strength in strengths
-    }
+    validation, test = (np.flatnonzero(labelled & (part == number)) for number in (1, 2))
+    found = {}
+    for at in range(len(layers)):
+        for strength in strengths:
+            weight, bias = _fit(hidden[part == 0, at], label[part == 0], strength)
+            reading = hidden[validation, at] @ weight + bias
+            found[at, strength] = float(roc_auc_score(label[validation], reading))
     at, strength = max(found, key=lambda key: found[key])
-    both = np.concatenate([train, validation])
-    weight, bias = _fit(hidden[both, at], label[both], strength)
+    weight, bias = _fit(hidden[part != 2, at], label[part != 2], strength)
     reading = hidden[test, at] @ weight + bias
     score = ProbeScore(
         layer=int(layers[at]),
@@ -271,14 +270,20 @@ def _fit_one(
 
 
 def _fit(x: np.ndarray, y: np.ndarray, strength: float) -> tuple[np.ndarray, float]:
-    """Standardised logistic regression, folded into weights for the raw hidden state."""
-    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
-    pipeline.fit(x.astype(np.float64), y)
-    scaler, regression = pipeline[0], pipeline[1]
+    """Standardised logistic regression, folded into weights for the raw hidden state.
+
+    Rows of neither class (a text that is neither positive nor negative) hold the middle: each counts
+    half for either class, so that the probe reads them near even odds. Where there are such rows the
+    two classes weigh the same, or even odds would lean to the larger one.
+    """
+    either, neither = np.flatnonzero(y != NEITHER), np.flatnonzero(y == NEITHER)
+    counts = np.bincount(y[either], minlength=2)
+    balance = counts.sum() / (2 * counts) if len(neither) else np.ones(2)
+    rows = np.concatenate([either, neither, neither])
+    label = np.concatenate([y[either], np.ones(len(neither)), np.zeros(len(neither))])
+    sample_weight = np.concatenate([balance[y[either]], np.full(2 * len(neither), 0.5)])
+    scaler = StandardScaler().fit(x)
+    regression = LogisticRegression(C=strength, max_iter=2000)
+    regression.fit(scaler.transform(x)[rows], label, sample_weight)
     weight = regression.coef_[0] / scaler.scale_
     return weight, float(regression.intercept_[0] - weight @ scaler.mean_)
-
-
-def _auroc(probe: tuple[np.ndarray, float], x: np.ndarray, y: np.ndarray) -> float:
-    weight, bias = probe
-    return float(roc_auc_score(y, x @ weight + bias))
