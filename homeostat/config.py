@@ -362,8 +362,8 @@ class PPOConfig(TrainerConfig):
     """Proximal policy optimisation over whole episodes; see `homeostat.trainers.ppo`."""
 
     _target_: str = "homeostat.trainers.ppo.PPO"
-    epochs: int = 2
-    minibatch_size: int = 8
+    epochs: int = 1
+    minibatches: int = 4
     micro_batch_tokens: int = 1200
     clip_range: float = 0.2
     value_clip_range: float = 0.2
@@ -383,7 +383,7 @@ class PPOConfig(TrainerConfig):
         require_positive(
             "trainer",
             epochs=self.epochs,
-            minibatch_size=self.minibatch_size,
+            minibatches=self.minibatches,
             micro_batch_tokens=self.micro_batch_tokens,
             clip_range=self.clip_range,
             value_clip_range=self.value_clip_range,

@@ -22,14 +22,14 @@ CHUNK = 256
 class TokenStatistics:
     """What the next-token distributions say about the tokens that followed, in nats.
 
-    ``ref_logprob`` and ``kl`` are None without a reference. ``kl`` is KL(policy || reference) over
-    the whole vocabulary.
+    Without a reference the policy is its own: ``ref_logprob`` is ``logprob`` and ``kl`` is 0. ``kl``
+    is KL(policy || reference) over the whole vocabulary.
     """
 
     logprob: Float[Tensor, " R"]
     entropy: Float[Tensor, " R"]
-    ref_logprob: Float[Tensor, " R"] | None
-    kl: Float[Tensor, " R"] | None
+    ref_logprob: Float[Tensor, " R"]
+    kl: Float[Tensor, " R"]
 
 
 def predicting_hidden(
@@ -68,10 +68,7 @@ def token_statistics(
             parts.append(checkpoint(_chunk_statistics, *arguments, use_reentrant=False))
         else:
             parts.append(_chunk_statistics(*arguments))
-    logprob, entropy, ref_logprob, kl = (torch.cat(column) for column in zip(*parts, strict=True))
-    if ref_hidden is None:
-        return TokenStatistics(logprob, entropy, None, None)
-    return TokenStatistics(logprob, entropy, ref_logprob, kl)
+    return TokenStatistics(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _chunk_statistics(
@@ -82,7 +79,7 @@ def _chunk_statistics(
     logprob = log_p.gather(-1, targets[:, None])[:, 0]
     entropy = -torch.einsum("rv,rv->r", p, log_p)
     if ref_hidden is None:
-        return logprob, entropy, logprob, entropy
+        return logprob, entropy, logprob, torch.zeros_like(logprob)
     log_q = unembed(ref_hidden).log_softmax(dim=-1)
     ref_logprob = log_q.gather(-1, targets[:, None])[:, 0]
     kl = -entropy - torch.einsum("rv,rv->r", p, log_q)

@@ -21,6 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
+from homeostat import __version__
 from homeostat.config import AffectConfig
 from homeostat.errors import HomeostatError
 from homeostat.files import write_text, writing
@@ -155,7 +156,10 @@ def obtain_probes(
     """
     corpus = load_corpus(config.corpus, config.names, author_groups)
     layers = layers_at(config.layers, policy.num_layers)
-    recipe = [policy.base.fingerprint, corpus.digest, layers, config.names, config.regularisation]
+    recipe = [
+        __version__, policy.base.fingerprint, corpus.digest, layers, config.names,
+        config.regularisation,
+    ]
     key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
     folder = cache_folder("probes") / key
     if config.cache and (folder / "probes.json").is_file():

@@ -110,7 +110,7 @@ def _trace_batch(
             ref = _read(policy, batch, users, (), probe_layers)
     mask = batch.response_mask
     hidden = predicting_hidden(own.final, mask)
-    ref_hidden = hidden if ref is own else predicting_hidden(ref.final, mask)
+    ref_hidden = None if ref is own else predicting_hidden(ref.final, mask)
     stats = token_statistics(hidden, batch.input_ids[mask], policy.unembed, ref_hidden)
     norms = torch.stack([own.norms[layer][mask] for layer in norm_layers], dim=1) \
         if norm_layers else hidden.new_zeros(len(hidden), 0)

@@ -152,8 +152,8 @@ class PPO:
         seen: list[Metrics] = []
         for _ in range(config.epochs):
             order = rng.permutation(len(batch.episodes))
-            for start in range(0, len(order), config.minibatch_size):
-                seen.append(self.minibatch(batch, order[start : start + config.minibatch_size]))
+            for rows in np.array_split(order, min(config.minibatches, len(order))):
+                seen.append(self.minibatch(batch, rows))
             if config.target_kl and seen[-1]["policy/approx_kl"] > config.target_kl:
                 break
         merged = {key: float(np.mean([m[key] for m in seen])) for key in seen[0]}

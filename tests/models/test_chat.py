@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from homeostat.models.adapters import Policy
+from homeostat.models.chat import TokenStream, encode, pad
+from homeostat.models.tiny import byte_tokenizer
+from homeostat.types import Conversation, Turn
+
+# Like the templates of reasoning models: older replies lose what comes before </think>, and the
+# prompt for a reply opens a thought that is not shown again later.
+FORGETFUL = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['role'] == 'assistant' %}{{ message['content'].split('</think>')[-1] }}"
+    "{% else %}{{ message['content'] }}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}"
+)
+
+
+def written(*said: tuple[str, str]) -> Conversation:
+    """A conversation in which nothing was sampled."""
+    return Conversation(tuple(Turn(role, text) for role, text in said))  # type: ignore[arg-type]
+
+
+def rendered_ids(tokenizer: Any, conversation: Conversation) -> list[int]:
+    messages = [{"role": turn.role, "content": turn.text} for turn in conversation.turns]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def marked(tokenizer: Any, stream: TokenStream, turn: int) -> str:
+    """The text of the tokens that carry a turn's index."""
+    return str(
+        tokenizer.decode([i for i, t in zip(stream.ids, stream.turn, strict=True) if t == turn])
+    )
+
+
+@pytest.mark.parametrize(
+    "conversation",
+    [
+        written(("user", "hello")),
+        written(("system", "Be brief.\nBe kind."), ("user", "hello")),
+        written(("user", "a\n\nb"), ("assistant", " yes, ünï 🙂 "), ("user", "  so?\n")),
+        written(("user", "\ue000 and \ue001"), ("assistant", "\ue001\ue000"), ("user", "\ue002")),
+        written(
+            ("system", "s"),
+            ("user", "one"),
+            ("assistant", "two"),
+            ("user", "three"),
+            ("assistant", "four"),
+            ("user", "five"),
+        ),
+    ],
+)
+def test_plain_turns_give_the_stream_of_the_template(conversation: Conversation) -> None:
+    tokenizer = byte_tokenizer()
+    stream = encode(conversation, tokenizer, (tokenizer.eos_token_id,))
+    assert stream.ids == rendered_ids(tokenizer, conversation)
+    assert len(stream.turn) == len(stream.response) == len(stream.ids)
+    assert not any(stream.response)
+
+
+def test_sampled_turns_give_the_same_ids_as_the_template(talk: Callable[..., Conversation]) -> None:
+    tokenizer = byte_tokenizer()
+    conversation = talk("hello", "hi there", "so?", "nothing", "bye")
+    stream = encode(conversation, tokenizer, (tokenizer.eos_token_id,))
+    assert stream.ids == rendered_ids(tokenizer, conversation)
+
+
+def test_sampled_ids_are_kept_though_tokenising_the_text_gives_others() -> None:
+    tokenizer = byte_tokenizer()
+    half = tokenizer("é", add_special_tokens=False)["input_ids"][0]
+    sampled = (*tokenizer(" ok", add_special_tokens=False)["input_ids"], half)
+    text = tokenizer.decode(sampled).strip()
+    assert tokenizer(text, add_special_tokens=False)["input_ids"] != list(sampled)
+    said = (Turn("user", "q"), Turn("assistant", text, token_ids=sampled), Turn("user", "r"))
+    stream = encode(Conversation(said), tokenizer, (tokenizer.eos_token_id,))
+    responses = [i for i, own in zip(stream.ids, stream.response, strict=True) if own]
+    assert responses == list(sampled)
+
+
+def test_sampled_end_of_turn_appears_once_and_counts(talk: Callable[..., Conversation]) -> None:
+    tokenizer = byte_tokenizer()
+    end = tokenizer.eos_token_id
+    stream = encode(talk("q", "yo", "r"), tokenizer, (end,))
+    ends = [at for at, i in enumerate(stream.ids) if i == end]
+    assert len(ends) == 3  # after each of the three turns
+    assert [stream.response[at] for at in ends] == [False, True, False]
+    assert [stream.turn[at] for at in ends] == [-1, 1, -1]
+    assert sum(stream.response) == len("yo") + 1
+
+
+def test_unsampled_end_of_turn_is_template(talk: Callable[..., Conversation]) -> None:
+    tokenizer = byte_tokenizer()
+    end = tokenizer.eos_token_id
+    cut = encode(talk("q", "yo", "r", ended=False), tokenizer, (end,))
+    whole = encode(talk("q", "yo", "r"), tokenizer, (end,))
+    assert cut.ids == whole.ids
+    ends = [at for at, i in enumerate(cut.ids) if i == end]
+    assert [cut.response[at] for at in ends] == [False, False, False]
+    assert [cut.turn[at] for at in ends] == [-1, -1, -1]
+    assert sum(cut.response) == len("yo")
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_stream_that_ends_with_a_reply_ends_with_its_last_sampled_token(
+    talk: Callable[..., Conversation], ended: bool
+) -> None:
+    tokenizer = byte_tokenizer()
+    conversation = talk("q", "yo", ended=ended)
+    stream = encode(conversation, tokenizer, (tokenizer.eos_token_id,))
+    sampled = list(conversation.turns[1].token_ids or ())
+    assert stream.ids[-len(sampled) :] == sampled
+    assert stream.response[-len(sampled) :] == [True] * len(sampled)
+    assert not any(stream.response[: -len(sampled)])
+
+
+def test_another_end_token_than_the_templates_does_not_replace_it() -> None:
+    tokenizer = byte_tokenizer()
+    end, other = tokenizer.eos_token_id, 7
+    said = (Turn("user", "q"), Turn("assistant", "", token_ids=(8, other)), Turn("user", "r"))
+    stream = encode(Conversation(said), tokenizer, (other, end))
+    at = stream.response.index(True)
+    assert stream.ids[at : at + 3] == [8, other, end]
+    assert stream.response[at : at + 3] == [True, True, False]
+
+
+@pytest.mark.parametrize("forgetful", [False, True])
+@pytest.mark.parametrize("ended", [False, True])
+def test_longer_conversation_begins_with_the_stream_of_the_shorter(
+    talk: Callable[..., Conversation], ended: bool, forgetful: bool
+) -> None:
+    tokenizer = byte_tokenizer()
+    if forgetful:
+        tokenizer.chat_template = FORGETFUL
+    turns = talk("q", "hm</think>yes", "so?", "er</think>no", "bye", ended=ended).turns
+    streams = [
+        encode(Conversation(turns[:n]), tokenizer, (tokenizer.eos_token_id,)) for n in range(1, 6)
+    ]
+    for shorter, longer in zip(streams, streams[1:], strict=False):
+        n = len(shorter.ids)
+        assert n < len(longer.ids)
+        assert longer.ids[:n] == shorter.ids
+        assert longer.turn[:n] == shorter.turn
+        assert longer.response[:n] == shorter.response
+
+
+def test_what_the_template_strips_from_older_turns_stays_in_the_stream(
+    talk: Callable[..., Conversation],
+) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = FORGETFUL
+    conversation = talk("q", "hm</think>yes", "so?")
+    assert "hm" not in tokenizer.decode(rendered_ids(tokenizer, conversation))
+    stream = encode(conversation, tokenizer, (tokenizer.eos_token_id,))
+    assert tokenizer.decode(stream.ids) == (
+        "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think>"
+        "hm</think>yes<|im_end|>\n<|im_start|>user\nso?<|im_end|>\n<|im_start|>assistant\n<think>"
+    )
+
+
+def test_turn_index_marks_exactly_the_content(talk: Callable[..., Conversation]) -> None:
+    tokenizer = byte_tokenizer()
+    said = talk("one\n", "two", " three", "four").turns
+    conversation = Conversation((Turn("system", "brief"), *said))
+    stream = encode(conversation, tokenizer, (tokenizer.eos_token_id,))
+    assert marked(tokenizer, stream, 0) == ""
+    assert marked(tokenizer, stream, 1) == "one\n"
+    assert marked(tokenizer, stream, 2) == "two<|im_end|>"
+    assert marked(tokenizer, stream, 3) == " three"
+    assert marked(tokenizer, stream, 4) == "four<|im_end|>"
+    assert marked(tokenizer, stream, -1) == (
+        "<|im_start|>system\nbrief<|im_end|>\n<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n"
+        "\n<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert [t in (2, 4) for t in stream.turn] == stream.response
+
+
+def test_reply_that_somebody_else_wrote_has_its_turn_but_is_no_response(
+    make_policy: Callable[..., Policy],
+) -> None:
+    policy = make_policy()
+    stream = policy.encode(written(("user", "q"), ("assistant", "yo"), ("user", "r")))
+    assert marked(policy.tokenizer, stream, 1) == "yo"
+    assert not any(stream.response)
+
+
+def test_pad_fills_on_the_right() -> None:
+    streams = [
+        TokenStream([5, 6, 7], [0, -1, 1], [False, False, True]),
+        TokenStream([8], [0], [False]),
+    ]
+    batch = pad(streams, 9, torch.device("cpu"))
+    assert batch.input_ids.tolist() == [[5, 6, 7], [8, 9, 9]]
+    assert batch.attention_mask.tolist() == [[True, True, True], [True, False, False]]
+    assert batch.response_mask.tolist() == [[False, False, True], [False, False, False]]
+    assert batch.turn.tolist() == [[0, -1, 1], [0, -1, -1]]
+    assert batch.attention_mask.dtype == batch.response_mask.dtype == torch.bool
