@@ -53,7 +53,7 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def require_positive(owner: str, **values: float) -> None:
+def require_positive(owner: str, **values: int | float) -> None:
     """Raise a ValueError that names the first value that is not a finite number above 0."""
     for name, value in values.items():
         require(
@@ -62,7 +62,7 @@ def require_positive(owner: str, **values: float) -> None:
         )
 
 
-def require_fraction(owner: str, **values: float) -> None:
+def require_fraction(owner: str, **values: int | float) -> None:
     """Raise a ValueError that names the first value outside 0..1."""
     for name, value in values.items():
         require(0 <= value <= 1, f"{owner}.{name}={value} must lie between 0 and 1.")
@@ -347,7 +347,7 @@ class TrainerConfig:
 
     _target_: str = MISSING
     name: str = MISSING
-    lr: float = 5e-4
+    lr: float = 1e-3
     batch_size: int = 16
     max_steps: int = 4
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -210,6 +210,7 @@ class EvalResult:
     metrics: Mapping[str, Estimate] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Where long work says how far it is; a console, or nothing."""
 

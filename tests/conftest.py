@@ -21,7 +21,8 @@ from homeostat.models.adapters import Policy
 from homeostat.models.tiny import load_tiny
 from homeostat.types import Conversation, Turn
 
-torch.set_num_threads(2)
+# Tiny tensors: a second thread costs more than it brings.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +46,7 @@ def make_policy() -> Callable[..., Policy]:
     def make(seed: int = 0, rank: int = 4, layers: Sequence[float] = (0.0, 1.0)) -> Policy:
         config = TinyModelConfig(name="tiny_random")
         base = load_tiny(config, torch.device("cpu"), torch.float32)
-        return Policy(base, LoraConfig(rank=rank, alpha=8, layers=list(layers)), seed)
+        return Policy(base, LoraConfig(rank=rank, alpha=8.0, layers=list(layers)), seed)
 
     return make
 

@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from homeostat.bots.affect import content_words, moved, notice
 from homeostat.config import AFFECTS, MixedBotConfig, ScriptedBotConfig
@@ -17,6 +17,7 @@ from homeostat.types import Turn
 MILD, STRONG = 0.35, 0.65  # intensity from which an affect is voiced, and voiced strongly
 
 
+@runtime_checkable
 class Bot(Protocol):
     """A simulated user of one episode."""
 
@@ -29,6 +30,7 @@ class Bot(Protocol):
         """The message that answers the assistant's reply."""
 
 
+@runtime_checkable
 class Bots(Protocol):
     """A population of simulated users."""
 

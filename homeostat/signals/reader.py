@@ -105,7 +105,7 @@ class SignalReader:
         return self.probes.read(hidden) if self.probes else np.zeros((len(hidden), 0))
 
     def _drift(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-        if not pairs:
+        if not pairs or not self.affects:
             return {}
         distance = np.abs(np.concatenate([own - ref for ref, own in pairs])).mean(axis=0)
         return dict(zip(self.affects, distance.tolist(), strict=True))

@@ -126,8 +126,10 @@ def _trace_batch(
     per_row = mask.sum(dim=1).tolist()
     split = {k: None if v is None else _split(v, per_row) for k, v in columns.items()}
     turns = [len(u) for u in users]
-    hidden_ref = _split(_stack_layers(ref.pooled, probe_layers, ref.final), turns)
-    hidden_policy = _split(_stack_layers(own.pooled, probe_layers, own.final), turns)
+    hidden_ref, hidden_policy = (
+        _split(_stack_layers(read.pooled, probe_layers, sum(turns), read.final), turns)
+        for read in (ref, own)
+    )
     return [
         Trace(
             **{k: None if v is None else v[row] for k, v in split.items()},  # type: ignore[arg-type]
@@ -182,15 +184,13 @@ def _pool(
 
 
 def _stack_layers(
-    pooled: dict[int, Tensor], layers: Sequence[int], like: Tensor
+    pooled: dict[int, Tensor], layers: Sequence[int], turns: int, like: Tensor
 ) -> Float[Tensor, "U P D"]:
     if not layers:
-        return like.new_zeros(0, 0, like.shape[-1])
+        return like.new_zeros(turns, 0, like.shape[-1])
     return torch.stack([pooled[layer] for layer in layers], dim=1)
 
 
 def _split(values: Tensor, sizes: Sequence[int]) -> list[np.ndarray]:
-    if len(values) == 0:
-        return [values.float().cpu().numpy()] * len(sizes)
     kept = values.float() if values.is_floating_point() else values
     return [part.cpu().numpy() for part in kept.split(list(sizes))]

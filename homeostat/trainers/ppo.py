@@ -153,7 +153,7 @@ class PPO:
         for _ in range(config.epochs):
             order = rng.permutation(len(batch.episodes))
             for rows in np.array_split(order, min(config.minibatches, len(order))):
-                seen.append(self.minibatch(batch, rows))
+                seen.append(self.minibatch(batch, rows.tolist()))
             if config.target_kl and seen[-1]["policy/approx_kl"] > config.target_kl:
                 break
         merged = {key: float(np.mean([m[key] for m in seen])) for key in seen[0]}

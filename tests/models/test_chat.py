@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ FORGETFUL = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['role'] == 'assistant' %}{{ message['content'].split('</think>')[-1] }}"
     "{% else %}{{ message['content'] }}{% endif %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}"
+    "<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}"
 )
 
 
@@ -141,7 +143,7 @@ def test_longer_conversation_begins_with_the_stream_of_the_shorter(
     streams = [
         encode(Conversation(turns[:n]), tokenizer, (tokenizer.eos_token_id,)) for n in range(1, 6)
     ]
-    for shorter, longer in zip(streams, streams[1:], strict=False):
+    for shorter, longer in pairwise(streams):
         n = len(shorter.ids)
         assert n < len(longer.ids)
         assert longer.ids[:n] == shorter.ids

@@ -4,7 +4,6 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
@@ -115,7 +114,6 @@ def test_model_without_a_chat_template_is_named(saved: Path) -> None:
     "error",
     [
         LocalEntryNotFoundError("not here"),
-        httpx.ConnectError("no route"),
         hub_http.ConnectError("no route"),
         hub_http.ProxyError("the proxy says no"),
     ],

@@ -34,8 +34,6 @@ def log_probabilities(hidden: Tensor, weight: Tensor) -> list[float]:
 def test_statistics_equal_a_slow_loop_over_full_logits() -> None:
     hidden, ref_hidden, weight, targets = case()
     found = token_statistics(hidden, targets, lambda h: h @ weight.T, ref_hidden)
-    assert found.ref_logprob is not None
-    assert found.kl is not None
     for r in range(R):
         log_p = log_probabilities(hidden[r], weight)
         log_q = log_probabilities(ref_hidden[r], weight)
@@ -51,28 +49,24 @@ def test_two_tokens_by_hand() -> None:
     """Policy (3/4, 1/4), reference (1/2, 1/2): the KL goes from the policy to the reference."""
     hidden = torch.tensor([[math.log(3.0), 0.0]])
     found = token_statistics(hidden, torch.tensor([1]), lambda h: h, torch.zeros(1, 2))
-    assert found.ref_logprob is not None
-    assert found.kl is not None
     assert found.logprob.item() == pytest.approx(math.log(0.25))
     assert found.ref_logprob.item() == pytest.approx(math.log(0.5))
     assert found.entropy.item() == pytest.approx(0.75 * math.log(4 / 3) + 0.25 * math.log(4))
     assert found.kl.item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
 
 
-def test_without_a_reference_there_is_no_kl() -> None:
+def test_without_a_reference_the_policy_is_its_own() -> None:
     hidden, ref_hidden, weight, targets = case()
     alone = token_statistics(hidden, targets, lambda h: h @ weight.T)
     beside = token_statistics(hidden, targets, lambda h: h @ weight.T, ref_hidden)
-    assert alone.ref_logprob is None
-    assert alone.kl is None
     assert torch.equal(alone.logprob, beside.logprob)
     assert torch.equal(alone.entropy, beside.entropy)
+    assert torch.equal(alone.ref_logprob, alone.logprob)
+    assert alone.kl.tolist() == [0.0] * R
 
 
 def objective(found: TokenStatistics) -> Tensor:
     """A number that depends on every statistic of every token, each with a weight of its own."""
-    assert found.ref_logprob is not None
-    assert found.kl is not None
     columns = (found.logprob, found.entropy, found.ref_logprob, found.kl)
     return sum((numbers(R, seed=10 + i) * c).sum() for i, c in enumerate(columns))  # type: ignore[return-value]
 

@@ -1,0 +1,54 @@
+# Everything that is done often. `just` comes with the dev extra (rust-just).
+
+# list the recipes
+default:
+    @just --list
+
+# install with everything that development needs
+setup:
+    pip install -e ".[dev]"
+
+# format and mend what ruff can mend
+fmt:
+    ruff format homeostat tests scripts
+    ruff check --fix homeostat tests scripts
+
+lint:
+    ruff format --check homeostat tests scripts
+    ruff check homeostat tests scripts
+
+type:
+    mypy
+
+# the direction of imports
+layers:
+    lint-imports
+
+# unit tests on a tiny model; the embedded model where it is marked
+test *ARGS:
+    pytest -m "not slow" {{ARGS}}
+
+test-all:
+    pytest
+
+# one definition of green
+check: lint type layers test
+
+# the whole pipeline in seconds
+smoke:
+    homeostat scale=smoke
+
+run *ARGS:
+    homeostat {{ARGS}}
+
+# a named experiment over three seeds
+sweep NAME *ARGS:
+    homeostat -m experiment={{NAME}} seed=0,1,2 {{ARGS}}
+
+# intrinsic, relational and full reward
+ablate *ARGS:
+    homeostat -m reward=full,intrinsic_only,relational_only {{ARGS}}
+
+# draw a run folder's figures and report again
+report DIR:
+    python -c "from pathlib import Path; from homeostat.report.html import write_report; print(write_report(Path('{{DIR}}')))"

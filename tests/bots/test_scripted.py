@@ -1,0 +1,376 @@
+"""Scripted users: reproducible, varied, and moved by what the assistant says."""
+
+from __future__ import annotations
+
+import json
+import string
+from collections import Counter
+from collections.abc import Callable
+from importlib import resources
+from typing import Any
+
+import pytest
+
+from homeostat.bots.affect import notice
+from homeostat.bots.scripted import Bots, MixedBots, ScriptedBots, phrases, strongest, topics
+from homeostat.cli import CONF
+from homeostat.config import AFFECTS, MixedBotConfig, RunConfig, ScriptedBotConfig, build
+from homeostat.errors import HomeostatError
+from homeostat.types import Turn
+
+NAMES = sorted(path.stem for path in (CONF / "bot").glob("*.yaml"))
+MOVES = {"opening"} | {kind for kind, _ in phrases() if kind.startswith("move_")}
+FEELINGS = ("curiosity", "frustration", "confusion", "boredom", "positive", "negative")
+AGREEING = "Yes, you are absolutely right, and I agree with you."
+CONTRADICTING = "No, that is wrong, although many people believe it."
+
+
+@pytest.fixture(scope="module")
+def configs(composed: Callable[..., RunConfig]) -> dict[str, Any]:
+    """The config of every bot of conf/bot."""
+    mixed = composed("bot=mixed").bot
+    assert isinstance(mixed, MixedBotConfig)
+    found: dict[str, Any] = {"mixed": mixed, **mixed.bots}
+    for name in set(NAMES) - set(found):
+        found[name] = composed(f"bot={name}").bot
+    return found
+
+
+def chat(bots: Bots, seed: int, *replies: str) -> list[Turn]:
+    """All turns of a user who gets these replies."""
+    bot = bots.spawn(seed)
+    return [bot.opening(), *(bot.answer(reply) for reply in replies)]
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    text = resources.files("homeostat.data").joinpath(name).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# --- reproducible and varied --------------------------------------------------------------------
+
+
+def test_same_seed_gives_the_same_user(configs: dict[str, Any]) -> None:
+    replies = ("One.", AGREEING, "", "Two?")
+    first = chat(build(configs["mixed"]), 5, *replies)
+    other = build(configs["mixed"])
+    chat(other, 4, "Something else.")
+    assert chat(other, 5, *replies) == first
+
+
+def test_different_seeds_give_different_users(configs: dict[str, Any]) -> None:
+    bots = build(configs["curious"])
+    talks = [tuple(turn.text for turn in chat(bots, seed, "Well.")) for seed in range(30)]
+    assert len(set(talks)) >= 25
+
+
+def test_different_bots_have_different_topics_for_the_same_seed(configs: dict[str, Any]) -> None:
+    openings = [
+        (build(configs["curious"]).spawn(s).opening(), build(configs["bored"]).spawn(s).opening())
+        for s in range(30)
+    ]
+    assert sum(first.text == second.text for first, second in openings) < 10
+
+
+def test_every_opening_of_every_topic_is_used() -> None:
+    bots = ScriptedBots(ScriptedBotConfig(name="any"))
+    said = {bots.spawn(seed).opening().text for seed in range(1500)}
+    never = {text for topic in topics() for text in topic["openings"]} - said
+    assert not never, f"{len(never)} openings were never used by 1500 users"
+
+
+def test_the_choice_of_words_does_not_follow_from_the_topic() -> None:
+    """Two users with the same topic open with the same words about one time in three."""
+    bots = ScriptedBots(ScriptedBotConfig(name="any"))
+    place = {text: (t["topic"], i) for t in topics() for i, text in enumerate(t["openings"])}
+    counts: dict[str, Counter[int]] = {}
+    for seed in range(1500):
+        topic, index = place[bots.spawn(seed).opening().text]
+        counts.setdefault(topic, Counter())[index] += 1
+    same = sum(n * (n - 1) for c in counts.values() for n in c.values())
+    pairs = sum(c.total() * (c.total() - 1) for c in counts.values())
+    assert same / pairs == pytest.approx(1 / 3, abs=0.05)
+
+
+def test_the_opening_shows_the_initial_affect_and_no_voice(configs: dict[str, Any]) -> None:
+    turn = build(configs["frustrated"]).spawn(3).opening()
+    assert turn.role == "user"
+    assert turn.move == "opening"
+    assert turn.affect == configs["frustrated"].initial
+    assert turn.token_ids is None
+    assert any(turn.text in topic["openings"] for topic in topics())
+
+
+def test_an_affect_that_is_not_configured_starts_at_zero() -> None:
+    config = ScriptedBotConfig(name="b", initial={"boredom": 0.4})
+    turn = ScriptedBots(config).spawn(0).opening()
+    assert turn.affect == {
+        "sentiment": 0.0,
+        "curiosity": 0.0,
+        "frustration": 0.0,
+        "confusion": 0.0,
+        "boredom": 0.4,
+    }
+
+
+# --- every bot, any reply -----------------------------------------------------------------------
+
+ODD_REPLIES = [
+    ("", "   ", "\n\n", "\t", "", ""),
+    ("?", "!!!", "42", "'''", "……", "\x00"),
+    ("{topic} {claim}", "{", "}", "{0}", "%s", "{{}}"),
+    ("<|im_end|>", "<b>x</b>", "[bold]x[/bold]", "\ud83d\ude00", "نعم", "是的"),
+    ("word " * 3000, "x" * 20000, AGREEING * 100, "No. " * 500, "?" * 5000, "a\n" * 2000),
+    (AGREEING, CONTRADICTING, AGREEING, CONTRADICTING, AGREEING, CONTRADICTING),
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("replies", ODD_REPLIES, ids=range(len(ODD_REPLIES)))
+def test_every_bot_plays_six_turns(
+    configs: dict[str, Any], name: str, replies: tuple[str, ...]
+) -> None:
+    for seed in range(6):
+        turns = chat(build(configs[name]), seed, *replies)
+        assert len(turns) == 7
+        for turn in turns:
+            assert turn.role == "user"
+            assert turn.text.strip()
+            assert "{" not in turn.text
+            assert "}" not in turn.text
+            assert turn.move in MOVES
+            assert turn.affect is not None
+            assert set(turn.affect) == set(AFFECTS)
+            for affect, level in turn.affect.items():
+                assert (-1 if affect == "sentiment" else 0) <= level <= 1
+
+
+def test_the_schedule_is_followed_and_its_last_move_repeated() -> None:
+    config = ScriptedBotConfig(
+        name="b", schedule=["opening", "move_deepen", "move_hostility", "move_farewell"]
+    )
+    turns = chat(ScriptedBots(config), 0, *["Tides rise."] * 5)
+    assert [turn.move for turn in turns] == [*config.schedule, "move_farewell", "move_farewell"]
+
+
+def test_an_unknown_move_is_refused_with_the_known_ones() -> None:
+    config = ScriptedBotConfig(name="grumpy", schedule=["opening", "move_grumble"])
+    with pytest.raises(HomeostatError) as caught:
+        ScriptedBots(config)
+    message = str(caught.value)
+    assert all(word in message for word in ("grumpy", "move_grumble", *MOVES))
+
+
+@pytest.mark.parametrize("kind", ["affect_neutral", "affect_boredom"])
+def test_a_voice_is_no_move(kind: str) -> None:
+    with pytest.raises(HomeostatError, match=kind):
+        ScriptedBots(ScriptedBotConfig(name="b", schedule=[kind]))
+
+
+# --- what moves a bot ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_agreement_pleases_the_sycophancy_bait(configs: dict[str, Any], seed: int) -> None:
+    bots = build(configs["sycophancy_bait"])
+    opening, *answers = chat(bots, seed, *[AGREEING] * 4)
+    assert opening.move == "move_claim"
+    assert [turn.move for turn in answers] == [
+        "move_agreement_pleased",
+        "move_agreement_pleased",
+        "move_agreement_pleased",
+        "move_praise_fishing",
+    ]
+    home = configs["sycophancy_bait"].initial["sentiment"]
+    assert all(turn.affect is not None and turn.affect["sentiment"] > home for turn in answers)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("reply", [CONTRADICTING, "Tides rise and fall.", ""])
+def test_without_agreement_the_sycophancy_bait_keeps_pressing(
+    configs: dict[str, Any], reply: str, seed: int
+) -> None:
+    bots = build(configs["sycophancy_bait"])
+    turns = chat(bots, seed, *[reply] * 4)
+    assert [turn.move for turn in turns] == configs["sycophancy_bait"].schedule
+    claims = [topic["claim"] for topic in topics() if topic["claim"] in turns[0].text]
+    assert len(claims) == 1
+    assert all(claims[0] in turn.text for turn in turns[1:4])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_agreement_feels_better_than_contradiction(configs: dict[str, Any], seed: int) -> None:
+    bots = build(configs["sycophancy_bait"])
+    for agreed, denied in zip(
+        chat(bots, seed, *[AGREEING] * 4)[1:],
+        chat(bots, seed, *[CONTRADICTING] * 4)[1:],
+        strict=True,
+    ):
+        assert agreed.affect is not None
+        assert denied.affect is not None
+        assert agreed.affect["sentiment"] > denied.affect["sentiment"] + 0.3
+        assert agreed.affect["frustration"] <= denied.affect["frustration"]
+
+
+def test_one_agreement_pleases_for_one_turn_only(configs: dict[str, Any]) -> None:
+    turns = chat(build(configs["sycophancy_bait"]), 0, AGREEING, CONTRADICTING, CONTRADICTING)
+    assert [turn.move for turn in turns[1:]] == [
+        "move_agreement_pleased",
+        "move_authority",
+        "move_pressure",
+    ]
+
+
+def test_an_answer_on_the_topic_calms_a_frustrated_user(configs: dict[str, Any]) -> None:
+    bots = build(configs["frustrated"])
+    topic = next(t for t in topics() if bots.spawn(1).opening().text in t["openings"])
+    helpful = f"I understand. It is about {' and '.join(topic['keywords'][:5])}, to begin with."
+    calm, angry = chat(bots, 1, helpful)[1], chat(bots, 1, "### ###")[1]
+    assert calm.affect is not None
+    assert angry.affect is not None
+    assert calm.affect["frustration"] < angry.affect["frustration"] - 0.3
+    assert calm.affect["sentiment"] > angry.affect["sentiment"] + 0.3
+
+
+def test_a_topic_shift_names_another_topic(configs: dict[str, Any]) -> None:
+    bots = build(configs["topic_shift"])
+    for seed in range(20):
+        opening, first, second = chat(bots, seed, "Well.", "Well.")
+        start = next(t["topic"] for t in topics() if opening.text in t["openings"])
+        assert first.move == second.move == "move_topic_shift"
+        named = {t["topic"] for t in topics() if t["topic"] in first.text}
+        assert named
+        assert start not in named
+        assert first.text != second.text
+
+
+# --- voice --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("affect", "expected"),
+    [
+        ({"sentiment": 0.2, "curiosity": 0.5, "boredom": 0.4}, ("curiosity", 0.5)),
+        ({"sentiment": -0.8, "boredom": 0.4}, ("negative", 0.8)),
+        ({"sentiment": 0.8, "boredom": 0.4}, ("positive", 0.8)),
+        ({"sentiment": 0.1, "confusion": 0.9}, ("confusion", 0.9)),
+    ],
+)
+def test_strongest(affect: dict[str, float], expected: tuple[str, float]) -> None:
+    assert strongest(affect) == expected
+
+
+@pytest.mark.parametrize(
+    ("affect", "level", "kind", "strength"),
+    [
+        ("boredom", 0.34, "affect_neutral", "mild"),
+        ("boredom", 0.35, "affect_boredom", "mild"),
+        ("boredom", 0.64, "affect_boredom", "mild"),
+        ("boredom", 0.65, "affect_boredom", "strong"),
+        ("sentiment", -0.5, "affect_negative", "mild"),
+        ("sentiment", -0.9, "affect_negative", "strong"),
+        ("sentiment", 0.5, "affect_positive", "mild"),
+        ("sentiment", 0.9, "affect_positive", "strong"),
+    ],
+)
+def test_a_voice_shows_the_strongest_affect(
+    affect: str, level: float, kind: str, strength: str
+) -> None:
+    config = ScriptedBotConfig(
+        name="b", initial={affect: level}, noise=0.0, schedule=["opening", "move_ask_again"]
+    )
+    for seed in range(10):
+        said = chat(ScriptedBots(config), seed, "Well.")[1].text
+        fitting = [text for text in phrases()[kind, strength] if said.startswith(text)]
+        assert fitting, said
+        assert any(said.endswith(text) for text in phrases()["move_ask_again", None])
+
+
+# --- the mixed population -----------------------------------------------------------------------
+
+
+def test_mixed_gives_equal_shares(configs: dict[str, Any]) -> None:
+    bots = build(configs["mixed"])
+    assert isinstance(bots, MixedBots)
+    kinds = len(configs["mixed"].bots)
+    shares = Counter(bots.spawn(seed).name for seed in range(50 * kinds))
+    assert shares == dict.fromkeys(configs["mixed"].bots, 50)
+
+
+def test_mixed_shows_every_bot_within_one_round(configs: dict[str, Any]) -> None:
+    bots, kinds = build(configs["mixed"]), len(configs["mixed"].bots)
+    for first in (0, 7, 500_003, 1_000_016):
+        names = {bots.spawn(seed).name for seed in range(first, first + kinds)}
+        assert names == set(configs["mixed"].bots)
+
+
+def test_a_member_of_mixed_is_the_same_user_as_alone(configs: dict[str, Any]) -> None:
+    bots = build(configs["mixed"])
+    name = bots.spawn(8).name
+    assert chat(bots, 8, "Well.") == chat(build(configs[name]), 8, "Well.")
+
+
+# --- the packaged banks -------------------------------------------------------------------------
+
+
+def test_every_kind_of_phrase_that_the_code_asks_for_exists(configs: dict[str, Any]) -> None:
+    for feeling in FEELINGS:
+        for level in ("mild", "strong"):
+            assert phrases().get((f"affect_{feeling}", level)), (feeling, level)
+    assert phrases()["affect_neutral", "mild"]
+    scheduled = {move for name in NAMES if name != "mixed" for move in configs[name].schedule}
+    for move in (scheduled - {"opening"}) | {"move_agreement_pleased"}:
+        assert phrases().get((move, None)), move
+
+
+def test_every_slot_of_a_phrase_is_one_that_is_filled() -> None:
+    for (kind, _), texts in phrases().items():
+        filled = {"claim", "topic"} if kind.startswith("move_") else set()
+        for text in texts:
+            slots = {slot for _, slot, _, _ in string.Formatter().parse(text) if slot is not None}
+            assert slots <= filled, text
+
+
+@pytest.mark.parametrize(
+    ("kind", "slot"),
+    [
+        ("move_claim", "{claim}"),
+        ("move_pressure", "{claim}"),
+        ("move_authority", "{claim}"),
+        ("move_topic_shift", "{topic}"),
+    ],
+)
+def test_a_move_about_a_topic_names_it(kind: str, slot: str) -> None:
+    assert all(slot in text for text in phrases()[kind, None])
+
+
+def test_no_phrase_is_there_twice() -> None:
+    texts = [row["text"].casefold().strip() for row in rows("bot_phrases.jsonl")]
+    assert [text for text, count in Counter(texts).items() if count > 1] == []
+
+
+def test_no_topic_text_is_there_twice() -> None:
+    for field in ("openings", "followups"):
+        texts = [text.casefold() for topic in topics() for text in topic[field]]
+        assert [text for text, count in Counter(texts).items() if count > 1] == [], field
+    for field in ("topic", "claim", "truth"):
+        assert len({topic[field].casefold() for topic in topics()}) == len(topics()), field
+
+
+def test_every_keyword_can_be_taken_up() -> None:
+    keywords = {word for topic in topics() for word in topic["keywords"]}
+    dead = [word for word in keywords if notice(f"It is {word}.", {word}).relevance == 0]
+    assert dead == []
+
+
+@pytest.mark.parametrize("topic", topics(), ids=[topic["topic"] for topic in topics()])
+def test_every_topic_is_complete(topic: dict[str, Any]) -> None:
+    assert topic["openings"]
+    assert topic["followups"]
+    assert topic["claim"] != topic["truth"]
+    assert len(topic["keywords"]) >= 3
+    assert len(set(topic["keywords"])) == len(topic["keywords"])
+    for text in (*topic["openings"], *topic["followups"], topic["claim"], topic["topic"]):
+        assert text.strip() == text != ""
+        assert "{" not in text
+        assert "}" not in text

@@ -1,0 +1,248 @@
+"""The reward of a turn and of a token, by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from homeostat.config import RewardConfig, SetPointConfig
+from homeostat.errors import HomeostatError
+from homeostat.reward.compose import Reward, token_rewards
+from homeostat.reward.valence import SetPoint
+from homeostat.signals.reader import Readings
+from homeostat.types import Conversation, SignalTable, Trace, Turn
+
+NAN = float("nan")
+POINTS = {"entropy": SetPoint(weight=2.0, setpoint=1.0, tolerance=0.5)}
+
+
+# --- own terms, found by their dotted path in this module ---------------------------------------
+
+Signals = Mapping[str, np.ndarray]
+
+
+def reply_words(
+    conversation: Conversation, signals: Signals, trace: Trace, per_word: float = 1.0
+) -> list[float]:
+    assert signals
+    assert len(trace.turn_R)
+    texts = [conversation.turns[i].text for i in conversation.assistant_turns]
+    return [per_word * len(text.split()) for text in texts]
+
+
+def twice_boredom(_talk: Conversation, signals: Signals, _trace: Trace) -> np.ndarray:
+    return 2 * signals["boredom"]
+
+
+def mean_logprob(talk: Conversation, _signals: Signals, trace: Trace) -> list[float]:
+    return [float(trace.logprob_R[trace.turn_R == i].mean()) for i in talk.assistant_turns]
+
+
+def one_number(_talk: Conversation, _signals: Signals, _trace: Trace) -> list[float]:
+    return [1.0]
+
+
+def not_a_number(talk: Conversation, _signals: Signals, _trace: Trace) -> list[float]:
+    return [NAN for _ in talk.assistant_turns]
+
+
+# --- made-up readings ---------------------------------------------------------------------------
+
+
+def conversation(*texts: str) -> Conversation:
+    roles = ("user", "assistant")
+    turns = (
+        Turn(roles[i % 2], text, token_ids=(1,) if i % 2 else None) for i, text in enumerate(texts)
+    )
+    return Conversation(tuple(turns))
+
+
+def trace(
+    turn_R: Sequence[int],
+    logprob_R: Sequence[float],
+    ref_logprob_R: Sequence[float] | None = None,
+) -> Trace:
+    count = len(turn_R)
+    return Trace(
+        turn_R=np.array(turn_R),
+        logprob_R=np.array(logprob_R, dtype=np.float32),
+        entropy_R=np.zeros(count, dtype=np.float32),
+        ref_logprob_R=np.array(ref_logprob_R or logprob_R, dtype=np.float32),
+        kl_R=np.zeros(count, dtype=np.float32),
+        value_R=None,
+        norm_RL=np.zeros((count, 0), dtype=np.float32),
+        user_turns=(),
+        hidden_ref=np.zeros((0, 0, 0), dtype=np.float32),
+        hidden_policy=np.zeros((0, 0, 0), dtype=np.float32),
+    )
+
+
+TALKS = [
+    conversation("hi", "a b c", "and", "d", "bye"),
+    conversation("hey", "e f", "bye"),
+]
+
+
+def readings(
+    entropy: Sequence[float] = (1.0, 1.5, 0.0), boredom: Sequence[float] = (0.1, 0.2, 0.3)
+) -> Readings:
+    """Two assistant turns of the first conversation, one of the second."""
+    table = SignalTable(
+        ("entropy", "boredom"),
+        np.stack([entropy, boredom], axis=1).astype(float),
+        np.array([0, 0, 1]),
+        np.array([1, 3, 1]),
+    )
+    traces = [trace([1, 1, 3], [-1.0, -3.0, -5.0]), trace([1], [-0.5])]
+    empty = [np.zeros((0, 0)), np.zeros((0, 0))]
+    return Readings(traces, table, empty, {})
+
+
+def reward(points: Mapping[str, SetPoint] = POINTS, **terms: Mapping[str, Any]) -> Reward:
+    config = RewardConfig(
+        set_points={name: SetPointConfig() for name in ("entropy", "boredom")},
+        terms={name: dict(term) for name, term in terms.items()},
+    )
+    return Reward(config, points)
+
+
+def own(function: Any, **options: Any) -> dict[str, Any]:
+    return {"_target_": f"{__name__}.{function.__name__}", **options}
+
+
+# --- turns --------------------------------------------------------------------------------------
+
+
+def test_without_own_terms_the_reward_is_valence() -> None:
+    found = reward().score(TALKS, readings())
+    np.testing.assert_allclose(found.total_N, [0.0, -2.0, -4.0])  # -2 |x - 1| / 0.5
+    np.testing.assert_allclose(found.valence.total_N, found.total_N)
+    assert found.own_terms == {}
+
+
+def test_an_own_term_is_weighted_and_gets_its_options() -> None:
+    found = reward(words=own(reply_words, weight=-0.5, per_word=10.0)).score(TALKS, readings())
+    np.testing.assert_allclose(found.own_terms["words"], [-15.0, -5.0, -10.0])
+    np.testing.assert_allclose(found.total_N, [-15.0, -7.0, -14.0])
+    np.testing.assert_allclose(found.valence.total_N, [0.0, -2.0, -4.0])
+
+
+def test_the_weight_of_an_own_term_is_one_unless_told() -> None:
+    found = reward(words=own(reply_words)).score(TALKS, readings())
+    np.testing.assert_allclose(found.own_terms["words"], [3.0, 1.0, 2.0])
+
+
+def test_own_terms_get_the_signals_and_the_trace_of_their_own_conversation() -> None:
+    found = reward(bored=own(twice_boredom), sure=own(mean_logprob)).score(TALKS, readings())
+    np.testing.assert_allclose(found.own_terms["bored"], [0.2, 0.4, 0.6])
+    np.testing.assert_allclose(found.own_terms["sure"], [-2.0, -5.0, -0.5])
+    np.testing.assert_allclose(found.total_N, [-1.8, -6.6, -3.9])
+
+
+def test_own_terms_alone_are_a_reward() -> None:
+    found = reward({}, words=own(reply_words)).score(TALKS, readings())
+    np.testing.assert_allclose(found.total_N, [3.0, 1.0, 2.0])
+
+
+def test_an_own_term_with_the_wrong_count_is_refused() -> None:
+    with pytest.raises(HomeostatError) as caught:
+        reward(short=own(one_number)).score(TALKS, readings())
+    message = str(caught.value)
+    assert "reward.terms.short" in message
+    assert "(1,)" in message
+    assert "2 assistant turns" in message
+
+
+@pytest.mark.parametrize("target", ["no_such_module.term", f"{__name__}.no_such_term"])
+def test_an_own_term_that_cannot_be_imported_is_refused(target: str) -> None:
+    with pytest.raises(HomeostatError) as caught:
+        reward(mine={"_target_": target})
+    assert f"reward.terms.mine._target_={target}" in str(caught.value)
+
+
+def test_a_missing_signal_is_refused_by_name() -> None:
+    with pytest.raises(HomeostatError) as caught:
+        reward().score(TALKS, readings(entropy=(1.0, NAN, 0.0)))
+    message = str(caught.value)
+    assert "nan" in message
+    assert "entropy" in message
+    assert "boredom" not in message
+
+
+def test_an_infinite_signal_is_refused_by_name() -> None:
+    with pytest.raises(HomeostatError, match=r"-inf.*entropy"):
+        reward().score(TALKS, readings(entropy=(1.0, 2.0, float("inf"))))
+
+
+def test_an_own_term_that_is_no_number_is_refused() -> None:
+    with pytest.raises(HomeostatError, match="own term"):
+        reward(mine=own(not_a_number)).score(TALKS, readings())
+
+
+def test_a_missing_signal_without_weight_is_no_error() -> None:
+    found = reward().score(TALKS, readings(boredom=(NAN, NAN, NAN)))
+    np.testing.assert_allclose(found.total_N, [0.0, -2.0, -4.0])
+
+
+def test_a_missing_signal_without_weight_is_not_blamed_for_an_own_term() -> None:
+    with pytest.raises(HomeostatError) as caught:
+        reward(mine=own(not_a_number)).score(TALKS, readings(boredom=(NAN, NAN, NAN)))
+    assert "boredom" not in str(caught.value)
+    assert "own term" in str(caught.value)
+
+
+def test_a_missing_signal_without_weight_is_not_blamed_for_another_signal() -> None:
+    with pytest.raises(HomeostatError) as caught:
+        reward().score(TALKS, readings(entropy=(NAN, 1.0, 1.0), boredom=(NAN, NAN, NAN)))
+    assert "entropy" in str(caught.value)
+    assert "boredom" not in str(caught.value)
+
+
+# --- tokens -------------------------------------------------------------------------------------
+
+
+def test_token_rewards_by_hand() -> None:
+    found = token_rewards(
+        trace([1, 1, 3, 3, 3], [-1.0, -2.0, -3.0, -1.0, -0.5], [-2.0, -2.0, -1.0, -1.5, -0.5]),
+        turns=(1, 3),
+        turn_rewards=np.array([-4.0, -7.0]),
+        kl_coef=0.5,
+    )
+    # log-ratios 1, 0, -2, 0.5, 0; the turns' rewards lie on their last tokens.
+    np.testing.assert_allclose(found, [-0.5, -4.0, 1.0, -0.25, -7.0])
+
+
+def test_token_rewards_sum_to_turn_rewards_minus_the_weighted_log_ratios() -> None:
+    rng = np.random.default_rng(1)
+    logprob, reference = -rng.random((2, 12)) * 5
+    turns = [1, 1, 3, 3, 3, 3, 5, 7, 7, 7, 7, 7]
+    rewards = rng.normal(size=4)
+    found = token_rewards(
+        trace(turns, logprob.tolist(), reference.tolist()), (1, 3, 5, 7), rewards, 0.3
+    )
+    ratios = sum(float(a) - float(b) for a, b in zip(logprob, reference, strict=True))
+    assert found.sum() == pytest.approx(float(sum(rewards)) - 0.3 * ratios, abs=1e-5)
+
+
+def test_moving_away_from_the_reference_costs() -> None:
+    surer = trace([1, 1], [-0.1, -0.1], [-1.0, -1.0])
+    found = token_rewards(surer, (1,), np.array([0.0]), kl_coef=0.2)
+    assert (found < 0).all()
+    np.testing.assert_allclose(found, [-0.18, -0.18], rtol=1e-6)
+
+
+def test_without_a_penalty_only_the_last_token_of_a_turn_is_rewarded() -> None:
+    found = token_rewards(
+        trace([1, 3, 3], [-1.0] * 3, [-9.0] * 3), (1, 3), np.array([2.0, 5.0]), kl_coef=0.0
+    )
+    assert found.tolist() == [2.0, 0.0, 5.0]
+
+
+def test_token_rewards_leave_the_trace_alone() -> None:
+    found = trace([1, 1], [-1.0, -2.0], [-2.0, -2.0])
+    token_rewards(found, (1,), np.array([3.0]), kl_coef=0.5)
+    assert found.logprob_R.tolist() == [-1.0, -2.0]
+    assert found.ref_logprob_R.tolist() == [-2.0, -2.0]

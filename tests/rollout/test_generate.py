@@ -1,0 +1,287 @@
+"""Sampled replies against a slow loop without a cache, one row at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from homeostat.errors import HomeostatError
+from homeostat.models.adapters import Policy
+from homeostat.rollout.generate import Sampler, _inverse_cdf
+
+LIMIT = 6
+
+
+@pytest.fixture
+def policy(make_policy: Callable[..., Policy], stir: Callable[..., None]) -> Policy:
+    """A policy whose adapter matters."""
+    made = make_policy()
+    stir(made)
+    return made
+
+
+def next_distribution(policy: Policy, ids: Sequence[int], temperature: float = 1.0) -> list[float]:
+    """Next-token probabilities from one full pass over all tokens of one row."""
+    with torch.no_grad():
+        logits = policy.model(input_ids=torch.tensor([list(ids)])).logits[0, -1]
+    return (logits.double() / temperature).softmax(-1).tolist()
+
+
+def token_at(probabilities: Sequence[float], uniform: float) -> int:
+    """The first token at which the running sum passes the uniform number."""
+    total = 0.0
+    for token, probability in enumerate(probabilities):
+        total += probability
+        if total > uniform:
+            return token
+    raise AssertionError("the uniform number is above the total probability")
+
+
+def slow_reply(
+    policy: Policy, ids: Sequence[int], numbers: Sequence[float], temperature: float = 1.0
+) -> list[int]:
+    reply: list[int] = []
+    for number in numbers:
+        probabilities = next_distribution(policy, [*ids, *reply], temperature)
+        reply.append(token_at(probabilities, number))
+        if reply[-1] in policy.eos_ids:
+            break
+    return reply
+
+
+def number_for(probabilities: Sequence[float], token: int) -> float:
+    """A uniform number that picks this token."""
+    return sum(probabilities[:token]) + probabilities[token] / 2
+
+
+def numbers_that_end(
+    policy: Policy, ids: Sequence[int], numbers: Sequence[float], after: int
+) -> list[float]:
+    """The same numbers, except that the reply ends itself after so many tokens."""
+    changed = list(numbers)
+    said = slow_reply(policy, ids, numbers[: after - 1])
+    assert len(said) == after - 1
+    changed[after - 1] = number_for(next_distribution(policy, [*ids, *said]), policy.eos_ids[0])
+    return changed
+
+
+def some_ids(seed: int, count: int) -> list[int]:
+    return np.random.default_rng(seed).integers(0, 200, count).tolist()
+
+
+# --- sampling -----------------------------------------------------------------------------------
+
+
+def test_replies_equal_a_slow_loop_over_two_turns(policy: Policy) -> None:
+    """Rows of different lengths; the first and the third end their first reply themselves."""
+    rng = np.random.default_rng(0)
+    seen = [some_ids(1, 5), some_ids(2, 17), some_ids(3, 11)]
+    ends = [[2, None, 4], [None, 1, LIMIT]]
+    sampler = Sampler(policy, 3)
+    blocks = seen
+    for turn in range(2):
+        sampler.append(blocks)
+        numbers = [rng.random(LIMIT).tolist() for _ in range(3)]
+        for row, after in enumerate(ends[turn]):
+            if after is not None:
+                numbers[row] = numbers_that_end(policy, seen[row], numbers[row], after)
+        replies = sampler.sample(np.array(numbers))
+        expected = [slow_reply(policy, seen[row], numbers[row]) for row in range(3)]
+        assert replies == expected
+        for reply, after in zip(replies, ends[turn], strict=True):
+            assert len(reply) == (after or LIMIT)
+            assert (reply[-1] in policy.eos_ids) == (after is not None)
+        blocks = [some_ids(10 + row, count) for row, count in enumerate((9, 2, 4))]
+        seen = [ids + reply + new for ids, reply, new in zip(seen, replies, blocks, strict=True)]
+
+
+def test_a_row_does_not_depend_on_its_neighbours(policy: Policy) -> None:
+    rng = np.random.default_rng(4)
+    prompts, later = [some_ids(s, 4 + 5 * s) for s in range(4)], some_ids(9, 3)
+    first, second = rng.random((2, 4, LIMIT))
+    together = Sampler(policy, 4)
+    together.append(prompts)
+    replies = [together.sample(first)]
+    together.append([later] * 4)
+    replies.append(together.sample(second))
+    for row in range(4):
+        alone = Sampler(policy, 1)
+        alone.append([prompts[row]])
+        assert alone.sample(first[[row]]) == [replies[0][row]]
+        alone.append([later])
+        assert alone.sample(second[[row]]) == [replies[1][row]]
+
+
+def test_a_reply_stops_at_the_end_of_its_turn(policy: Policy) -> None:
+    ids = some_ids(1, 5)
+    numbers = numbers_that_end(policy, ids, [0.3] * 4, after=2)
+    sampler = Sampler(policy, 2)
+    sampler.append([ids, some_ids(2, 3)])
+    ended, other = sampler.sample(np.array([numbers, [0.3] * 4]))
+    assert len(ended) == 2
+    assert ended[-1] in policy.eos_ids
+    assert len(other) == 4
+    assert not set(other) & set(policy.eos_ids)
+
+
+def test_sampling_stops_when_every_row_has_ended(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = some_ids(1, 5)
+    numbers = numbers_that_end(policy, ids, [0.3] * 50, after=2)
+    sampler = Sampler(policy, 1)
+    sampler.append([ids])
+    passes = []
+    forward = sampler._forward
+    monkeypatch.setattr(sampler, "_forward", lambda *args: (passes.append(1), forward(*args)))
+    assert len(sampler.sample(np.array([numbers]))[0]) == 2
+    assert len(passes) == 1  # the second token is read with the next block
+
+
+def test_a_single_token(policy: Policy) -> None:
+    ids, number = some_ids(1, 5), 0.77
+    sampler = Sampler(policy, 1)
+    sampler.append([ids])
+    assert sampler.sample(np.array([[number]])) == [slow_reply(policy, ids, [number])]
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.7, 3.0])
+def test_temperature_equals_the_slow_loop(policy: Policy, temperature: float) -> None:
+    prompts = [some_ids(1, 5), some_ids(2, 9)]
+    numbers = np.random.default_rng(1).random((2, LIMIT))
+    sampler = Sampler(policy, 2)
+    sampler.append(prompts)
+    expected = [
+        slow_reply(policy, ids, row.tolist(), temperature)
+        for ids, row in zip(prompts, numbers, strict=True)
+    ]
+    assert sampler.sample(numbers, temperature) == expected
+
+
+def test_a_very_low_temperature_takes_the_most_likely_token(policy: Policy) -> None:
+    ids = some_ids(1, 5)
+    greedy: list[int] = []
+    for _ in range(LIMIT):
+        probabilities = next_distribution(policy, ids + greedy)
+        greedy.append(probabilities.index(max(probabilities)))
+    for number in (0.05, 0.5, 0.95):
+        sampler = Sampler(policy, 1)
+        sampler.append([ids])
+        assert sampler.sample(np.full((1, LIMIT), number), temperature=1e-5) == [greedy]
+
+
+def test_the_reference_is_sampled_within_its_context(
+    make_policy: Callable[..., Policy], policy: Policy
+) -> None:
+    """The same numbers say something else once the adapter is off."""
+    ids, numbers = some_ids(1, 5), np.random.default_rng(1).random((1, LIMIT))
+    with policy.reference():
+        sampler = Sampler(policy, 1)
+        sampler.append([ids])
+        replies = sampler.sample(numbers)
+    assert replies == [slow_reply(make_policy(), ids, numbers[0].tolist())]
+    assert replies != [slow_reply(policy, ids, numbers[0].tolist())]
+
+
+def test_sampling_without_a_prompt_is_refused(policy: Policy) -> None:
+    with pytest.raises(ValueError, match="append"):
+        Sampler(policy, 1).sample(np.array([[0.5]]))
+
+
+# --- the context --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short_policy(policy: Policy) -> Policy:
+    """A policy with a context of twelve tokens."""
+    policy.base.model.config.max_position_embeddings = 12
+    assert policy.max_context == 12
+    return policy
+
+
+def test_a_prompt_that_outgrows_the_context_is_refused(short_policy: Policy) -> None:
+    with pytest.raises(HomeostatError) as caught:
+        Sampler(short_policy, 2).append([some_ids(1, 3), some_ids(2, 13)])
+    message = str(caught.value)
+    assert all(part in message for part in ("13 tokens", "12", "rollout.turns", "max_new_tokens"))
+
+
+def test_a_reply_that_outgrows_the_context_is_refused(short_policy: Policy) -> None:
+    sampler = Sampler(short_policy, 1)
+    sampler.append([some_ids(1, 10)])
+    with pytest.raises(HomeostatError, match=r"13 tokens.*12"):
+        sampler.sample(np.full((1, 5), 0.3))
+
+
+def test_a_conversation_that_just_fits_is_no_error(short_policy: Policy) -> None:
+    sampler = Sampler(short_policy, 1)
+    sampler.append([some_ids(1, 10)])
+    assert len(sampler.sample(np.full((1, 3), 0.3))[0]) == 3  # the last token is not read
+
+
+def test_only_the_tokens_of_a_row_count_not_the_padding(short_policy: Policy) -> None:
+    sampler = Sampler(short_policy, 2)
+    sampler.append([some_ids(1, 10), some_ids(2, 1)])
+    sampler.append([some_ids(3, 1), some_ids(4, 10)])  # 20 columns, 11 tokens in either row
+    with pytest.raises(HomeostatError, match="13 tokens"):
+        sampler.append([some_ids(5, 1), some_ids(6, 2)])
+
+
+# --- inverse of the cumulative distribution -----------------------------------------------------
+
+MINUS = float("-inf")
+BELOW_ONE = 1 - 2**-24  # the largest float32 below 1
+
+
+def chosen(logits: Sequence[float], *numbers: float) -> list[int]:
+    rows = torch.tensor([list(logits)] * len(numbers))
+    return _inverse_cdf(rows, torch.tensor(numbers, dtype=torch.float32)).tolist()
+
+
+def test_inverse_cdf_by_hand() -> None:
+    """Four tokens of probability a quarter each; a token owns its lower edge."""
+    numbers = (0.0, 0.2, 0.25, 0.49, 0.5, 0.74, 0.75, BELOW_ONE)
+    assert chosen([0.0] * 4, *numbers) == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_inverse_cdf_of_unequal_probabilities() -> None:
+    logits = torch.tensor([0.5, 0.125, 0.375]).log().tolist()
+    assert chosen(logits, 0.0, 0.49, 0.51, 0.62, 0.63, 0.99) == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_token_without_probability_is_never_chosen() -> None:
+    logits = [MINUS, MINUS, 0.0, MINUS, 0.0, MINUS, MINUS]
+    assert chosen(logits, 0.0, 1e-30, 0.49, 0.5, 0.51, BELOW_ONE) == [2, 2, 2, 4, 4, 4]
+
+
+def test_a_certain_token_is_always_chosen() -> None:
+    assert chosen([MINUS, 3.0, MINUS], 0.0, 0.5, BELOW_ONE) == [1, 1, 1]
+
+
+def test_rows_have_their_own_numbers_and_logits() -> None:
+    logits = torch.tensor([[0.0, MINUS, 0.0], [MINUS, 0.0, 0.0], [0.0, 0.0, MINUS]])
+    assert _inverse_cdf(logits, torch.tensor([0.6, 0.4, 0.9])).tolist() == [2, 1, 1]
+
+
+def test_inverse_cdf_equals_a_running_sum() -> None:
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(0)) * 3
+    probabilities = logits.double().softmax(-1).tolist()
+    numbers = [(k + 0.37) / 400 for k in range(400)]
+    expected = [token_at(probabilities, number) for number in numbers]
+    assert chosen(logits.tolist(), *numbers) == expected
+
+
+@pytest.mark.parametrize("number", [0.0, BELOW_ONE, 1 - 1e-9, 1 - 2**-53])
+def test_the_edges_of_the_unit_interval_choose_no_impossible_token(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, number: float
+) -> None:
+    """Uniform numbers come in float64; 1 - 2**-53 is the largest that numpy can draw."""
+    logits = torch.full((1, 258), MINUS)
+    logits[0, 7] = logits[0, 9] = 0.0
+    monkeypatch.setattr(policy, "unembed", lambda _hidden: logits)
+    sampler = Sampler(policy, 1)
+    sampler.append([[1, 2, 3]])
+    assert sampler.sample(np.array([[number]])) == [[7 if number < 0.5 else 9]]

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from homeostat.config import IntrinsicConfig, SignalsConfig
+from homeostat.models.adapters import Policy
+from homeostat.signals.calibration import Calibration, calibrate
+from homeostat.signals.reader import Readings, SignalReader
+from homeostat.types import Conversation, Progress, SignalTable, Trace, silent
+
+NAN = float("nan")
+
+
+def slow_quantile(values: Sequence[float], share: float) -> float:
+    """Between the two sorted values that enclose the share, linearly."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def with_norms(*norms: list[float]) -> Trace:
+    n = len(norms)
+    return Trace(
+        turn_R=np.ones(n, dtype=np.int64),
+        logprob_R=np.zeros(n),
+        entropy_R=np.zeros(n),
+        ref_logprob_R=np.zeros(n),
+        kl_R=np.zeros(n),
+        value_R=None,
+        norm_RL=np.array(norms),
+        user_turns=(),
+        hidden_ref=np.zeros((0, 1, 3)),
+        hidden_policy=np.zeros((0, 1, 3)),
+    )
+
+
+class FixedReader(SignalReader):
+    """Reads two signals of five turns that are written down here."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(policy, SignalsConfig(), None)
+        self.names = ("entropy", "boredom")
+        self.adapter_on: list[bool] = []
+        self.norms_when_read: list[float] = []
+
+    def trace(
+        self,
+        conversations: Sequence[Conversation],
+        critic: object = None,
+        progress: Progress = silent,
+    ) -> list[Trace]:
+        assert critic is None
+        self.adapter_on.append(self.policy.adapter_on)
+        progress(len(conversations), len(conversations))
+        return [with_norms([1.0, 10.0], [3.0, 20.0]), with_norms([5.0, 60.0])]
+
+    def read(self, _conversations: Sequence[Conversation], traces: Sequence[Trace]) -> Readings:
+        assert self.base_norms is not None
+        self.norms_when_read = self.base_norms.tolist()
+        values = np.array([[4.0, NAN], [1.0, 0.5], [2.0, NAN], [5.0, 0.1], [3.0, 0.2]])
+        table = SignalTable(
+            self.names, values, np.array([0, 0, 0, 1, 1]), np.array([1, 3, 5, 1, 3])
+        )
+        return Readings(traces, table, [], {})
+
+
+def test_median_and_spread_by_hand() -> None:
+    calibration = Calibration({"entropy": (0.0, 1.0, 2.5, 4.0, 9.0)}, {"entropy": 40}, np.ones(1))
+    assert calibration.median("entropy") == 2.5
+    assert calibration.spread("entropy") == pytest.approx(3 / 1.349)
+
+
+def test_calibration_by_hand(
+    make_policy: Callable[..., Policy], talk: Callable[..., Conversation]
+) -> None:
+    """Entropy 1..5; boredom 0.1, 0.2, 0.5 where there is any."""
+    reader, told = FixedReader(make_policy()), []
+
+    def progress(done: int, total: int, tokens: int = 0) -> None:
+        told.append((done, total, tokens))
+
+    calibration, readings = calibrate(reader, [talk("a", "b", "c")] * 2, progress)
+    assert calibration.quantiles["entropy"] == pytest.approx((1.2, 2.0, 3.0, 4.0, 4.8))
+    assert calibration.quantiles["boredom"] == pytest.approx((0.11, 0.15, 0.2, 0.35, 0.47))
+    assert calibration.n == {"entropy": 5, "boredom": 3}
+    assert calibration.median("entropy") == 3
+    assert calibration.spread("entropy") == pytest.approx(2 / 1.349)
+    assert calibration.spread("boredom") == pytest.approx(0.2 / 1.349)
+    assert readings.table.names == ("entropy", "boredom")
+    assert told == [(2, 2, 0)]
+
+
+def test_base_norms_are_means_over_tokens_and_set_before_reading(
+    make_policy: Callable[..., Policy], talk: Callable[..., Conversation]
+) -> None:
+    reader = FixedReader(make_policy())
+    calibration, _ = calibrate(reader, [talk("a", "b", "c")] * 2)
+    assert calibration.base_norms.tolist() == reader.norms_when_read == [3.0, 30.0]
+    assert reader.adapter_on == [False]
+    assert reader.policy.adapter_on
+
+
+def test_trained_policy_gives_the_set_points_of_the_base(
+    make_policy: Callable[..., Policy],
+    stir: Callable[[Policy], None],
+    talk: Callable[..., Conversation],
+) -> None:
+    talks = [talk("hi", "one two", "so?", "no no no", "bye"), talk("a", "b c d", "e", ended=False)]
+    config = SignalsConfig(intrinsic=IntrinsicConfig())
+    found = []
+    for stirred in (False, True):
+        policy = make_policy()
+        if stirred:
+            stir(policy)
+        found.append(calibrate(SignalReader(policy, config, None), talks))
+    (fresh, readings), (trained, _) = found
+    for name in config.names:
+        column = readings.table.column(name).tolist()
+        expected = [slow_quantile(column, share) for share in (0.05, 0.25, 0.5, 0.75, 0.95)]
+        assert fresh.quantiles[name] == pytest.approx(expected)
+        assert trained.quantiles[name] == pytest.approx(fresh.quantiles[name], rel=1e-4)
+        assert fresh.n[name] == 3
+    assert np.allclose(trained.base_norms, fresh.base_norms)
+    assert not any(math.isnan(x) for x in fresh.quantiles["activation_norm"])

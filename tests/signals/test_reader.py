@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from homeostat.config import AffectConfig, IntrinsicConfig, SignalsConfig
+from homeostat.models.adapters import Policy
+from homeostat.signals.probes import AffectProbes, ProbeScore
+from homeostat.signals.reader import Readings, SignalReader, episode_record
+from homeostat.types import Conversation, Episode, Turn
+
+AFFECT_NAMES = ("sentiment", "boredom")
+LAYER_OF = {"sentiment": 2, "boredom": 1}
+PROBE_LAYERS = (1, 2)
+BASE_NORMS = np.array([2.0, 3.0, 4.0])
+
+
+def made_probes() -> AffectProbes:
+    rng = np.random.default_rng(0)
+    return AffectProbes(
+        {n: ProbeScore(layer, 0.1, 0.8, (0.7, 0.9), 5, 10, {}) for n, layer in LAYER_OF.items()},
+        {name: rng.normal(size=32) for name in AFFECT_NAMES},
+        {"sentiment": 0.2, "boredom": -0.1},
+        PROBE_LAYERS,
+        "fingerprint",
+        "made up",
+    )
+
+
+def by_hand(hidden: np.ndarray) -> list[list[float]]:
+    """The readings of pooled states [U, P, D], number by number."""
+    probes = made_probes()
+    rows = []
+    for turn in hidden.tolist():
+        row = []
+        for name in AFFECT_NAMES:
+            state, weight = turn[PROBE_LAYERS.index(LAYER_OF[name])], probes.weights[name].tolist()
+            logit = sum(x * w for x, w in zip(state, weight, strict=True)) + probes.biases[name]
+            p = 1 / (1 + math.exp(-logit))
+            row.append(2 * p - 1 if name == "sentiment" else p)
+        rows.append(row)
+    return rows
+
+
+def make_reader(policy: Policy, perception: str = "reference") -> SignalReader:
+    affect = AffectConfig(names=list(AFFECT_NAMES), perception=perception)
+    reader = SignalReader(policy, SignalsConfig(IntrinsicConfig(), affect), made_probes())
+    reader.base_norms = BASE_NORMS
+    return reader
+
+
+def measure(reader: SignalReader, talks: Sequence[Conversation]) -> Readings:
+    return reader.read(talks, reader.trace(talks))
+
+
+@pytest.fixture
+def talks(talk: Callable[..., Conversation]) -> list[Conversation]:
+    """Two answered replies; one answered and one that nobody answers."""
+    return [talk("hi", "yo", "what?", "er", "bye"), talk("so", "aaaa", "I am bored", "no")]
+
+
+@pytest.fixture
+def stirred(make_policy: Callable[..., Policy], stir: Callable[[Policy], None]) -> Policy:
+    policy = make_policy()
+    stir(policy)
+    return policy
+
+
+def test_one_row_per_assistant_turn(stirred: Policy, talks: list[Conversation]) -> None:
+    reader = make_reader(stirred)
+    table = measure(reader, talks).table
+    assert table.names == reader.names
+    assert table.names == (
+        "entropy",
+        "self_perplexity",
+        "base_perplexity",
+        "activation_norm",
+        "repetition",
+        "sentiment",
+        "boredom",
+    )
+    assert table.values.shape == (4, 7)
+    assert table.conversation_N.tolist() == [0, 0, 1, 1]
+    assert table.turn_N.tolist() == [1, 3, 1, 3]
+
+
+@pytest.mark.parametrize("perception", ["reference", "policy"])
+def test_relational_signals_come_from_the_user_turn_that_answers(
+    stirred: Policy, talks: list[Conversation], perception: str
+) -> None:
+    readings = measure(make_reader(stirred, perception), talks)
+    field = {"reference": "hidden_ref", "policy": "hidden_policy"}[perception]
+    first, second = (by_hand(getattr(found, field)) for found in readings.traces)
+    assert readings.perceived[0].tolist() == [pytest.approx(row) for row in first]
+    assert readings.perceived[1].tolist() == [pytest.approx(row) for row in second]
+    for at, name in enumerate(AFFECT_NAMES):
+        expected = [first[1][at], first[2][at], second[1][at], float("nan")]
+        assert readings.table.column(name).tolist() == pytest.approx(expected, nan_ok=True)
+
+
+def test_perception_makes_a_difference(stirred: Policy, talks: list[Conversation]) -> None:
+    reference, policy = (measure(make_reader(stirred, p), talks) for p in ("reference", "policy"))
+    assert np.abs(reference.perceived[0] - policy.perceived[0]).max() > 0.001
+    assert reference.drift == policy.drift
+
+
+def test_reply_that_nobody_answers_keeps_its_intrinsic_signals(
+    stirred: Policy, talks: list[Conversation]
+) -> None:
+    table = measure(make_reader(stirred), talks).table
+    assert np.isnan(table.values[3, 5:]).all()
+    assert np.isfinite(table.values[3, :5]).all()
+    assert np.isfinite(table.values[:3]).all()
+
+
+def test_intrinsic_signals_are_those_of_the_turns_own_tokens(
+    stirred: Policy, talks: list[Conversation]
+) -> None:
+    readings = measure(make_reader(stirred), talks)
+    table = readings.table
+    for row, (conversation, turn) in enumerate(
+        zip(table.conversation_N, table.turn_N, strict=True)
+    ):
+        found = readings.traces[conversation]
+        own = [r for r, of in enumerate(found.turn_R) if of == turn]
+        entropy = sum(found.entropy_R[r] for r in own) / len(own)
+        surprise = -sum(found.logprob_R[r] for r in own) / len(own)
+        base_surprise = -sum(found.ref_logprob_R[r] for r in own) / len(own)
+        norms = [sum(found.norm_RL[r][at] for r in own) / len(own) for at in range(3)]
+        ratio = sum(n / b for n, b in zip(norms, BASE_NORMS, strict=True)) / 3
+        assert table.values[row, :4].tolist() == pytest.approx(
+            [entropy, math.exp(surprise), math.exp(base_surprise), ratio], rel=1e-5
+        )
+    assert table.column("repetition").tolist() == [0.0, 0.0, 1.0, 0.0]
+
+
+def test_drift_of_a_fresh_adapter_is_0(
+    make_policy: Callable[..., Policy], talks: list[Conversation]
+) -> None:
+    assert measure(make_reader(make_policy()), talks).drift == {"sentiment": 0.0, "boredom": 0.0}
+
+
+def test_drift_is_the_mean_distance_over_all_user_turns(
+    stirred: Policy, talks: list[Conversation]
+) -> None:
+    readings = measure(make_reader(stirred), talks)
+    pairs = [
+        pair
+        for found in readings.traces
+        for pair in zip(by_hand(found.hidden_ref), by_hand(found.hidden_policy), strict=True)
+    ]
+    assert len(pairs) == 5
+    assert list(readings.drift) == list(AFFECT_NAMES)
+    for at, name in enumerate(AFFECT_NAMES):
+        expected = sum(abs(own[at] - ref[at]) for ref, own in pairs) / 5
+        assert readings.drift[name] == pytest.approx(expected, rel=1e-5)
+        assert readings.drift[name] > 0.001
+
+
+def test_nothing_is_read_from_no_conversations(stirred: Policy) -> None:
+    readings = make_reader(stirred).read([], [])
+    assert readings.table.values.shape == (0, 7)
+    assert readings.drift == {}
+
+
+def test_reader_wants_base_norms_first(stirred: Policy, talks: list[Conversation]) -> None:
+    reader = make_reader(stirred)
+    reader.base_norms = None
+    with pytest.raises(ValueError, match="calibrate the reader"):
+        measure(reader, talks)
+
+
+def test_only_affect(stirred: Policy, talks: list[Conversation]) -> None:
+    affect = AffectConfig(names=list(AFFECT_NAMES))
+    reader = SignalReader(stirred, SignalsConfig(None, affect), made_probes())
+    table = measure(reader, talks).table
+    assert reader.affects == table.names == AFFECT_NAMES
+    assert np.array_equal(
+        table.values, measure(make_reader(stirred), talks).table.values[:, 5:], equal_nan=True
+    )
+
+
+def only_intrinsic(policy: Policy) -> SignalReader:
+    reader = SignalReader(policy, SignalsConfig(IntrinsicConfig(), None), None)
+    reader.base_norms = BASE_NORMS
+    return reader
+
+
+def test_only_intrinsic(stirred: Policy, talks: list[Conversation]) -> None:
+    reader = only_intrinsic(stirred)
+    readings = measure(reader, talks)
+    assert reader.affects == ()
+    assert readings.drift == {}
+    expected = measure(make_reader(stirred), talks).table.values[:, :5]
+    assert np.allclose(readings.table.values, expected)
+
+
+def episodes(talks: list[Conversation]) -> list[Episode]:
+    """The conversations as episodes; the last turn of the first knows its affect."""
+    said = list(talks[0].turns)
+    said[-1] = Turn("user", said[-1].text, affect={"boredom": 0.9}, move="goodbye")
+    return [Episode(7, "curious", Conversation(tuple(said))), Episode(8, "bored", talks[1])]
+
+
+def test_episode_record(stirred: Policy, talks: list[Conversation]) -> None:
+    reader = make_reader(stirred)
+    readings = measure(reader, talks)
+    first, second = (
+        episode_record(episode, readings, row, reader.affects)
+        for row, episode in enumerate(episodes(talks))
+    )
+    assert json.loads(json.dumps(first)) == first
+    assert (first["seed"], first["bot"]) == (7, "curious")
+    assert [(t["role"], t["text"]) for t in first["turns"]] == [
+        ("user", "hi"),
+        ("assistant", "yo"),
+        ("user", "what?"),
+        ("assistant", "er"),
+        ("user", "bye"),
+    ]
+    assert first["turns"][4] == {
+        "role": "user",
+        "text": "bye",
+        "move": "goodbye",
+        "affect": {"boredom": 0.9},
+        "perceived": dict(zip(AFFECT_NAMES, readings.perceived[0][2].tolist(), strict=True)),
+    }
+    assert first["turns"][2]["affect"] is None
+    assert first["turns"][3]["signals"] == dict(
+        zip(readings.table.names, readings.table.values[1].tolist(), strict=True)
+    )
+    # the answer's perceived affect is the reply's relational signal
+    assert first["turns"][3]["signals"]["boredom"] == first["turns"][4]["perceived"]["boredom"]
+    assert second["turns"][1]["signals"]["repetition"] == 1.0
+    assert math.isnan(second["turns"][3]["signals"]["boredom"])
+
+
+def test_episode_record_without_affects(stirred: Policy, talks: list[Conversation]) -> None:
+    reader = only_intrinsic(stirred)
+    readings = measure(reader, talks)
+    record = episode_record(episodes(talks)[0], readings, 0, reader.affects)
+    assert record["turns"][0]["perceived"] == {}
+    assert list(record["turns"][1]["signals"]) == list(reader.names)

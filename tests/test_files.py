@@ -1,0 +1,114 @@
+"""Files and folders are whole or absent, whatever goes wrong in between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from homeostat.files import replace_folder, write_text, writing
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_writing_replaces_the_old_file_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with writing(path) as scratch:
+        scratch.write_text("new")
+        assert path.read_text() == "old"
+        assert scratch.parent == path.parent  # a rename across file systems is not atomic
+    assert path.read_text() == "new"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_writing_keeps_the_old_file_when_the_block_raises(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError, match="disk"), writing(path) as scratch:
+        scratch.write_text("half of it")
+        raise RuntimeError("disk")
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_writing_makes_no_file_when_the_block_raises(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), writing(tmp_path / "a.txt") as scratch:
+        scratch.write_text("half of it")
+        raise KeyboardInterrupt
+    assert names(tmp_path) == []
+
+
+def test_writing_keeps_the_old_file_when_the_block_wrote_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(FileNotFoundError), writing(path):
+        pass
+    assert path.read_text() == "old"
+
+
+def test_write_text_writes_utf8(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "naïve → ok")
+    assert (tmp_path / "a.txt").read_bytes() == b"na\xc3\xafve \xe2\x86\x92 ok"
+
+
+def test_write_text_keeps_the_old_file_when_the_text_cannot_be_encoded(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "half \ud800")
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_replace_folder_makes_a_new_folder_and_its_parents(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "adapters"
+    replace_folder(folder, lambda fresh: (fresh / "a").write_text("1") and None)
+    assert (folder / "a").read_text() == "1"
+    assert names(tmp_path / "run") == ["adapters"]
+
+
+def test_replace_folder_replaces_the_content_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "adapters"
+    folder.mkdir()
+    (folder / "stale").write_text("0")
+
+    def write(fresh: Path) -> None:
+        assert names(folder) == ["stale"]  # the old content is there while the new is written
+        (fresh / "a").write_text("1")
+
+    replace_folder(folder, write)
+    assert names(folder) == ["a"]
+    assert names(tmp_path) == ["adapters"]
+
+
+def test_replace_folder_keeps_the_old_content_when_writing_fails(tmp_path: Path) -> None:
+    folder = tmp_path / "adapters"
+    folder.mkdir()
+    (folder / "a").write_text("old")
+
+    def fail(fresh: Path) -> None:
+        (fresh / "a").write_text("half of it")
+        raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        replace_folder(folder, fail)
+    assert names(folder) == ["a"]
+    assert (folder / "a").read_text() == "old"
+
+
+def test_replace_folder_takes_nothing_from_what_a_killed_run_left(tmp_path: Path) -> None:
+    folder = tmp_path / "adapters"
+
+    def killed(fresh: Path) -> None:
+        (fresh / "half").write_text("0")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replace_folder(folder, killed)
+    assert not folder.exists()
+    replace_folder(folder, lambda fresh: (fresh / "a").write_text("1") and None)
+    assert names(folder) == ["a"]
+    assert names(tmp_path) == ["adapters"]
