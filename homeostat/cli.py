@@ -107,8 +107,8 @@ def explain(error: BaseException) -> str:
     if isinstance(error, HomeostatError | ValueError):
         return str(error)
     return (
-        f"{type(error).__name__}: {error}. This should not happen; run again with {FULL_ERROR}=1 for "
-        "the traceback."
+        f"{type(error).__name__}: {error}. This should not happen; run again with {FULL_ERROR}=1 "
+        "for the traceback."
     )
 
 
@@ -118,7 +118,9 @@ def _explain_config(error: BaseException) -> str:
     text = str(error) if cause is None else f"{error}\n{cause}"
     key = re.search(r"full_key: (\S+)", text)
     lines = [line.strip() for line in text.splitlines()]
-    kept = [line for line in lines if line and not re.match(r"(full_key|object_type|reference)", line)]
+    kept = [
+        line for line in lines if line and not re.match(r"(full_key|object_type|reference)", line)
+    ]
     message = " ".join(dict.fromkeys(kept))
     named = f"{key.group(1)}: " if key and key.group(1) not in message else ""
     return f"{named}{message}{'' if message.endswith('.') else '.'} See homeostat --cfg job."

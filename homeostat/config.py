@@ -78,7 +78,7 @@ def require_one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
 
 @dataclass
 class ModelConfig:
-    """A causal language model with a chat template; ``path`` is what the loader needs to find it."""
+    """A causal language model with a chat template."""
 
     _target_: str = MISSING
     name: str = MISSING
@@ -252,8 +252,8 @@ class SetPointConfig:
 class RewardConfig:
     """Homeostatic valence plus the user's own reward terms.
 
-    ``terms`` maps a name to ``{_target_: package.function, weight: 1.0, ...}``: a callable that gets
-    the conversation, its signals and its trace and returns one number per assistant turn.
+    ``terms`` maps a name to ``{_target_: package.function, weight: 1.0, ...}``: a callable that
+    gets the conversation, its signals and its trace and returns one number per assistant turn.
     """
 
     set_points: dict[str, SetPointConfig] = field(default_factory=dict)

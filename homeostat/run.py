@@ -129,8 +129,14 @@ def _run_stages(
     outcome.perception = perception_validity(before)
 
     trainer = build(
-        config.trainer, policy=policy, bots=bots, reader=reader, reward=reward,
-        rollout=config.rollout, seed=config.seed, watch=watch,
+        config.trainer,
+        policy=policy,
+        bots=bots,
+        reader=reader,
+        reward=reward,
+        rollout=config.rollout,
+        seed=config.seed,
+        watch=watch,
     )
     total = config.trainer.max_steps
     clock = time.perf_counter()
@@ -162,12 +168,16 @@ def measure_base(
 ) -> Calibration:
     """Quantiles of every signal on the base model's own coherent conversations."""
     seeds = calibration_seeds(config.signals.calibration_episodes)
-    with reader.policy.reference(), console.stage("set points: episodes") as progress:
-        with watch("generate"):
-            episodes = play(
-                reader.policy, bots, seeds, config.rollout,
-                config.signals.calibration_temperature, progress,
-            )
+    stage = console.stage("set points: episodes")
+    with reader.policy.reference(), stage as progress, watch("generate"):
+        episodes = play(
+            reader.policy,
+            bots,
+            seeds,
+            config.rollout,
+            config.signals.calibration_temperature,
+            progress,
+        )
     with console.stage("set points: signals") as progress, watch("trace"):
         calibration, _ = calibrate(reader, [e.conversation for e in episodes], progress)
     return calibration
@@ -198,12 +208,13 @@ def prepare_folder(config: RunConfig, folder: Path) -> None:
     write_text(folder / "environment.json", json.dumps(environment, indent=2))
 
 
-def save_calibration(
-    folder: Path, calibration: Calibration, set_points: Mapping[str, Any]
-) -> None:
+def save_calibration(folder: Path, calibration: Calibration, set_points: Mapping[str, Any]) -> None:
     """Write set_points.json: what the base model showed, and what the reward uses."""
     signals = {
-        name: {"n": calibration.n[name], "quantiles": dict(zip(map(str, QUANTILES), q, strict=True))}
+        name: {
+            "n": calibration.n[name],
+            "quantiles": dict(zip(map(str, QUANTILES), q, strict=True)),
+        }
         for name, q in calibration.quantiles.items()
     }
     norms = calibration.base_norms.tolist()
@@ -257,7 +268,10 @@ def _git_revision() -> str | None:
     """Revision of the source tree that this package runs from; None for an installed wheel."""
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return done.stdout.strip() or None
 

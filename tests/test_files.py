@@ -13,6 +13,12 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def write_half(path: Path, error: BaseException) -> None:
+    with writing(path) as scratch:
+        scratch.write_text("half of it")
+        raise error
+
+
 def test_writing_replaces_the_old_file_and_leaves_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
@@ -27,17 +33,15 @@ def test_writing_replaces_the_old_file_and_leaves_nothing_else(tmp_path: Path) -
 def test_writing_keeps_the_old_file_when_the_block_raises(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(RuntimeError, match="disk"), writing(path) as scratch:
-        scratch.write_text("half of it")
-        raise RuntimeError("disk")
+    with pytest.raises(RuntimeError, match="disk"):
+        write_half(path, RuntimeError("disk"))
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
 
 
 def test_writing_makes_no_file_when_the_block_raises(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), writing(tmp_path / "a.txt") as scratch:
-        scratch.write_text("half of it")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        write_half(tmp_path / "a.txt", KeyboardInterrupt())
     assert names(tmp_path) == []
 
 

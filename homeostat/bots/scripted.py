@@ -57,7 +57,7 @@ class ScriptedBots:
 
 
 class MixedBots:
-    """Several populations in equal shares: episode ``seed`` belongs to population seed mod count."""
+    """Several populations in equal shares: episode ``seed`` belongs to number seed mod count."""
 
     def __init__(self, config: MixedBotConfig) -> None:
         self.members = [ScriptedBots(member) for member in config.bots.values()]

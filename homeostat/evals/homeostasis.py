@@ -1,7 +1,7 @@
 """Does training bring the model nearer to its set points on conversations it never saw?
 
 Base and trained model play the same held-out episodes: the same bots with the same seeds, replies
-sampled from the same random numbers. The unit is the episode; every figure is a mean over its turns.
+sampled from the same random numbers. The unit is the episode; every figure is a mean over turns.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def episode_metrics(readings: Readings, rewards: Rewards, row: int) -> dict[str,
     """Means over the turns of one episode; None where nothing could be measured.
 
     ``valence``, its summands ``term/*``, the signals, and the coherence of the replies whether or
-    not the reward looks at it: ``coherence/base_perplexity`` (tokens) and ``coherence/kl`` (nats per
-    token from the base).
+    not the reward looks at it: ``coherence/base_perplexity`` (tokens) and ``coherence/kl`` (nats
+    per token from the base).
     """
     own = np.flatnonzero(readings.table.conversation_N == row)
     trace = readings.traces[row]
@@ -110,7 +110,9 @@ def perception_validity(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, f
     where one of the two does not vary.
     """
     turns = [
-        turn for row in rows for turn in row["turns"][1:]
+        turn
+        for row in rows
+        for turn in row["turns"][1:]
         if turn["role"] == "user" and turn["affect"] and turn["perceived"]
     ]
     found: dict[str, dict[str, float | int | None]] = {}

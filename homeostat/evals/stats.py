@@ -39,7 +39,9 @@ def compare_paired(
     difference = pairs[:, 1] - pairs[:, 0]
     means = pairs.mean(axis=0)
     interval = _interval(difference, samples, seed)
-    return Estimate(float(means[0]), float(means[1]), float(difference.mean()), interval, len(pairs))
+    return Estimate(
+        float(means[0]), float(means[1]), float(difference.mean()), interval, len(pairs)
+    )
 
 
 def _interval(values: np.ndarray, samples: int, seed: int) -> tuple[float, float] | None:
@@ -48,7 +50,10 @@ def _interval(values: np.ndarray, samples: int, seed: int) -> tuple[float, float
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
     found = stats.bootstrap(
-        (values,), np.mean, n_resamples=samples, method="percentile",
+        (values,),
+        np.mean,
+        n_resamples=samples,
+        method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return float(found.low), float(found.high)

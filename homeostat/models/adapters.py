@@ -42,7 +42,7 @@ class Policy:
     def unembed(self, hidden: Float[Tensor, "*R D"]) -> Float[Tensor, "*R V"]:
         """Float32 logits of final hidden states."""
         causal = self.model.get_base_model()
-        logits = causal.get_output_embeddings()(hidden).float()
+        logits: Float[Tensor, "*R V"] = causal.get_output_embeddings()(hidden).float()
         cap = getattr(causal.config, "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap else logits
 

@@ -23,8 +23,8 @@ def cache_folder(*parts: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HomeostatError(
-            f"the cache folder {folder} cannot be made ({error.strerror}); set HOMEOSTAT_CACHE to a "
-            "folder that you may write to."
+            f"the cache folder {folder} cannot be made ({error.strerror}); set HOMEOSTAT_CACHE to "
+            "a folder that you may write to."
         ) from error
     return folder
 

@@ -47,9 +47,8 @@ def encode(conversation: Conversation, tokenizer: Any, eos_ids: Sequence[int]) -
     stream = TokenStream([], [], [])
     for index, turn in enumerate(conversation.turns):
         if turn.role == "assistant":
-            ids = turn.token_ids
-            sampled = ids is not None
-            ids = _tokenise(tokenizer, turn.text) if ids is None else list(ids)
+            sampled = turn.token_ids is not None
+            ids = list(turn.token_ids or ()) if sampled else _tokenise(tokenizer, turn.text)
             _extend(stream, ids, index, sampled)
         elif turn.role == "user":
             before, after = _template_around(conversation.turns, index, tokenizer)
@@ -85,12 +84,13 @@ def _tokenise(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-def _template_around(
-    turns: Sequence[Turn], index: int, tokenizer: Any
-) -> tuple[str, str]:
-    """Template text from the end of the last reply to user turn ``index``, and from there to its reply."""
+def _template_around(turns: Sequence[Turn], index: int, tokenizer: Any) -> tuple[str, str]:
+    """Template text between the last reply and user turn ``index``, and from there to its reply."""
     messages = [
-        {"role": turn.role, "content": turn.text if turn.role == "system" else _PLACEHOLDER[turn.role]}
+        {
+            "role": turn.role,
+            "content": turn.text if turn.role == "system" else _PLACEHOLDER[turn.role],
+        }
         for turn in turns[: index + 1]
     ]
     text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -101,7 +101,7 @@ def _template_around(
 def _without_repeated_end(
     stream: TokenStream, before: str, tokenizer: Any, eos_ids: Sequence[int]
 ) -> list[int]:
-    """Template ids, without the end-of-turn token where the policy has sampled that token itself."""
+    """Template ids, less the end-of-turn token where the policy has sampled that token itself."""
     ids = _tokenise(tokenizer, before)
     ended = bool(stream.ids) and stream.response[-1] and stream.ids[-1] in eos_ids
     return ids[1:] if ended and ids and ids[0] == stream.ids[-1] else ids

@@ -89,6 +89,6 @@ def _require_digest(path: Path, expected: str) -> None:
     found = file_sha256(path)
     if found != expected:
         raise HomeostatError(
-            f"{path.name} has SHA-256 {found}, not the expected {expected}; it is not the file that "
-            "this version of homeostat was tested with, so it is not used."
+            f"{path.name} has SHA-256 {found}, not the expected {expected}; it is not the file "
+            "that this version of homeostat was tested with, so it is not used."
         )

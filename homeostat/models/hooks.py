@@ -11,7 +11,7 @@ from torch import Tensor, nn
 OnLayer = Callable[[int, Tensor], None]
 
 
-class _Stop(Exception):  # noqa: N818 - control flow, not an error
+class _Stop(Exception):
     """Leaves a forward pass whose remaining layers nobody reads."""
 
 
@@ -24,7 +24,8 @@ def decoder_layers(trunk: nn.Module) -> nn.ModuleList:
     named = [
         module
         for name, module in trunk.named_modules()
-        if name.split(".")[-1] == "layers" and isinstance(module, nn.ModuleList)
+        if name.split(".")[-1] == "layers"
+        and isinstance(module, nn.ModuleList)
         and "vision" not in name
     ]
     if not named:

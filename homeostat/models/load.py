@@ -54,7 +54,7 @@ def load_pretrained(
         model, tokenizer = read_folder(str(path), dtype)
     elif path.is_absolute() or config.path.startswith((".", "~")):
         raise HomeostatError(
-            f"model.path={config.path} does not exist; give a model folder, a GGUF file or a hub id."
+            f"model.path={config.path} does not exist; give a model folder, GGUF file or hub id."
         )
     else:
         _require_on_hub(config)
@@ -62,9 +62,7 @@ def load_pretrained(
     return finish(model, tokenizer, config.name, device)
 
 
-def read_folder(
-    path: str, dtype: torch.dtype, revision: str | None = None
-) -> tuple[Any, Any]:
+def read_folder(path: str, dtype: torch.dtype, revision: str | None = None) -> tuple[Any, Any]:
     """Model and tokenizer of a folder or hub id, without progress bars."""
     transformers_logging.disable_progress_bar()
     try:
@@ -122,7 +120,11 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         HomeostatError: The device is not on this machine.
     """
-    found = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    found = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
     if name == "auto":
         return torch.device(next(d for d in ("cuda", "mps", "cpu") if found[d]))
     if not found[name]:
@@ -132,7 +134,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype that ``name`` stands for; ``auto`` is bfloat16 on CUDA that has it, else float32."""
+    """The dtype that ``name`` stands for; ``auto``: bfloat16 on CUDA that has it, else float32."""
     if name != "auto":
         dtype: torch.dtype = getattr(torch, name)
         return dtype
@@ -141,7 +143,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _require_on_hub(config: PretrainedModelConfig) -> None:
-    """Fail in seconds, and in one sentence, when a hub model can neither be fetched nor is cached."""
+    """Fail in seconds, with one sentence, if a hub model is neither cached nor to be fetched."""
     instead = (
         "Connect, log in with `hf auth login` if the model is gated, or use model=smollm2_135m, "
         "or model=local model.path=<folder or GGUF file>."
@@ -155,8 +157,8 @@ def _require_on_hub(config: PretrainedModelConfig) -> None:
         ) from error
     except (LocalEntryNotFoundError, httpx.TransportError) as error:
         raise HomeostatError(
-            f"model {config.name} ({config.path}) is not cached here and the hub cannot be reached. "
-            f"{instead}"
+            f"model {config.name} ({config.path}) is not cached here and the hub cannot be "
+            f"reached. {instead}"
         ) from error
     except (HfHubHTTPError, ValueError) as error:
         raise HomeostatError(

@@ -22,8 +22,8 @@ CHUNK = 256
 class TokenStatistics:
     """What the next-token distributions say about the tokens that followed, in nats.
 
-    Without a reference the policy is its own: ``ref_logprob`` is ``logprob`` and ``kl`` is 0. ``kl``
-    is KL(policy || reference) over the whole vocabulary.
+    ``kl`` is KL(policy || reference) over the whole vocabulary. Without a reference the policy is
+    its own: ``ref_logprob`` is ``logprob`` and ``kl`` is 0.
     """
 
     logprob: Float[Tensor, " R"]

@@ -31,6 +31,8 @@ def load_tiny(config: TinyModelConfig, device: torch.device, dtype: torch.dtype)
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
         tie_word_embeddings=True,
+        # Wide enough that an adapter can make any token likely: the embeddings stay frozen.
+        initializer_range=0.2,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.init_seed)

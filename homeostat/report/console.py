@@ -14,13 +14,15 @@ from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
-    Progress as RichProgress,
     ProgressColumn,
     SpinnerColumn,
     Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+)
+from rich.progress import (
+    Progress as RichProgress,
 )
 from rich.table import Table
 from rich.text import Text
@@ -102,10 +104,7 @@ class Console:
         }
         figures = "  ".join(f"{k} {v:+.3f}" for k, v in shown.items() if v is not None)
         rate = metrics.get("rollout/response_tokens", 0.0) / seconds
-        self.say(
-            f"update {step}/{total}  {figures}  {rate:.0f} reply tok/s  "
-            f"{duration(left)} left"
-        )
+        self.say(f"update {step}/{total}  {figures}  {rate:.0f} reply tok/s  {duration(left)} left")
 
     def comparison(self, metrics: Mapping[str, Estimate]) -> None:
         """The before/after table; a narrow window gets fewer columns."""

@@ -59,6 +59,8 @@ def draw_signals(
             point = set_points.get(name)
             if point:
                 low, high = (point["setpoint"] + s * point["tolerance"] for s in (-1, 1))
+                if units.get(name) == "probability":
+                    low, high = max(0.0, low), min(1.0, high)
                 axes.axhspan(low, high, color=BAND, lw=0)
                 axes.axhline(point["setpoint"], color="#4c9a6a", lw=0.8)
             _over_updates(axes, steps, f"signal/{name}_mean")
@@ -74,7 +76,7 @@ def draw_signals(
 
 
 def draw_effects(folder: Path, estimates: Estimates) -> Path:
-    """What each term adds to the change of valence, with 95% intervals; right of 0 is nearer home."""
+    """What each term adds to the change of valence, 95% intervals; right of 0 is nearer home."""
     names = ["valence", *(n for n in estimates if n.startswith(("term/", "own/")))]
     shown = [(n, estimates[n]) for n in names if estimates[n]["diff"] is not None]
     with plt.rc_context(STYLE):
@@ -98,9 +100,7 @@ def _over_updates(axes: Axes, steps: Rows, key: str) -> None:
         axes.plot(x, y, "-o", color=TRAINED, ms=3, lw=1.3, label="training episodes")
 
 
-def _held_out(
-    axes: Axes, found: Mapping[str, Any] | None, last: int, label: bool = False
-) -> None:
+def _held_out(axes: Axes, found: Mapping[str, Any] | None, last: int, label: bool = False) -> None:
     """Held-out means: the base at update 0, the trained model after the last update."""
     if found is None or found["before"] is None:
         return

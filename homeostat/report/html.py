@@ -1,4 +1,4 @@
-"""report.html: one self-contained file made from what is in the run folder, and from nothing else."""
+"""report.html: one self-contained file, made from what is in the run folder and nothing else."""
 
 from __future__ import annotations
 
@@ -46,8 +46,11 @@ def write_report(folder: Path) -> Path:
             figures.append(draw_effects(folder / "figures", estimates))
         figures.append(draw_signals(folder / "figures", steps, estimates, points, UNITS))
     engine = Environment(
-        loader=PackageLoader("homeostat.report", "."), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        loader=PackageLoader("homeostat.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     engine.filters |= {"number": number, "interval": interval, "duration": duration}
     page = engine.get_template("report.html.j2").render(
@@ -78,14 +81,28 @@ def headline(summary: dict[str, Any]) -> str:
         )
     low, high = found["ci95"]
     verdict = (
-        "nearer to its set points" if low > 0
-        else "further from its set points" if high < 0
+        "nearer to its set points"
+        if low > 0
+        else "further from its set points"
+        if high < 0
         else "no difference that this many episodes can show"
     )
     return (
         f"Mean valence {found['before']:.2f} → {found['after']:.2f} on {found['n']} held-out "
-        f"episodes: {found['diff']:+.2f}, 95% interval [{low:+.2f}, {high:+.2f}] - {verdict}."
+        f"episodes: {found['diff']:+.2f}, 95% interval [{low:+.2f}, {high:+.2f}] - {verdict}. "
+        + _which_terms(summary["eval"])
     )
+
+
+def _which_terms(estimates: dict[str, Any]) -> str:
+    """Which summands of valence moved, so that a sum never hides that one term did it all."""
+    terms = {n.partition("/")[2]: e for n, e in estimates.items() if n.startswith("term/")}
+    moved = [n for n, e in terms.items() if e["ci95"] and not e["ci95"][0] <= 0 <= e["ci95"][1]]
+    if not moved:
+        return "No single term has an interval that excludes 0."
+    named = ", ".join(f"{name} {terms[name]['diff']:+.2f}" for name in moved)
+    rest = [name for name in terms if name not in moved]
+    return f"Terms that moved: {named}." + (f" No change shown: {', '.join(rest)}." if rest else "")
 
 
 def side_by_side(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:

@@ -54,7 +54,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """The value with NaN and infinities as None, so that it is valid JSON and missing is missing."""
+    """The value with NaN and infinities as None: valid JSON, and missing is missing."""
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -60,7 +60,9 @@ class Reward:
         total = homeostatic.total_N + sum(own.values(), np.zeros_like(homeostatic.total_N))
         if not np.isfinite(total).all():
             row = int(np.flatnonzero(~np.isfinite(total))[0])
-            bad = [n for n in readings.table.names if not np.isfinite(readings.table.column(n)[row])]
+            bad = [
+                n for n in readings.table.names if not np.isfinite(readings.table.column(n)[row])
+            ]
             raise HomeostatError(
                 f"the reward of a reply is {total[row]}: {', '.join(bad) or 'an own term'} has no "
                 "finite value there. Give that signal the weight 0 or mend the term."
@@ -106,7 +108,9 @@ def token_rewards(
         turn_rewards: Their rewards.
         kl_coef: Reward units per nat, >= 0.
     """
-    rewards = -kl_coef * (trace.logprob_R - trace.ref_logprob_R).astype(np.float64)
+    rewards: Float[np.ndarray, " R"] = -kl_coef * (trace.logprob_R - trace.ref_logprob_R).astype(
+        np.float64
+    )
     for turn, reward in zip(turns, turn_rewards, strict=True):
         own = np.flatnonzero(trace.turn_R == turn)
         rewards[own[-1]] += reward
@@ -119,7 +123,7 @@ def _own_term(name: str, term: Mapping[str, Any]) -> tuple[TermFunction, float]:
         function = get_object(term["_target_"])
     except Exception as error:
         raise HomeostatError(
-            f"reward.terms.{name}._target_={term['_target_']} cannot be imported: {error}. Give the "
-            "dotted path of a callable that is on the Python path."
+            f"reward.terms.{name}._target_={term['_target_']} cannot be imported: {error}. Give "
+            "the dotted path of a callable that is on the Python path."
         ) from error
     return lambda *args: function(*args, **options), float(term.get("weight", 1.0))

@@ -29,9 +29,7 @@ class SetPoint:
     automatic: tuple[str, ...] = ()
 
 
-def resolve(
-    config: Mapping[str, SetPointConfig], calibration: Calibration
-) -> dict[str, SetPoint]:
+def resolve(config: Mapping[str, SetPointConfig], calibration: Calibration) -> dict[str, SetPoint]:
     """Set points with a weight above 0, ``auto`` replaced by what the base model showed.
 
     A ``min_tolerance`` applies to automatic tolerances only.
@@ -52,7 +50,7 @@ def resolve(
 
 
 def valence(table: SignalTable, set_points: Mapping[str, SetPoint]) -> Valence:
-    """valence = - sum_i w_i |x_i - setpoint_i| / tolerance_i for every row of the table.
+    """Valence = - sum_i w_i |x_i - setpoint_i| / tolerance_i for every row of the table.
 
     A row in which a weighted signal is missing has no valence (NaN): a missing signal is neither
     perfect nor bad.
@@ -61,8 +59,11 @@ def valence(table: SignalTable, set_points: Mapping[str, SetPoint]) -> Valence:
     """
     names = tuple(set_points)
     points = set_points.values()
-    x_NS = np.stack([table.column(name) for name in names], axis=1) if names else \
-        np.zeros((len(table.values), 0))
+    x_NS = (
+        np.stack([table.column(name) for name in names], axis=1)
+        if names
+        else np.zeros((len(table.values), 0))
+    )
     weight_S = np.array([p.weight for p in points])
     setpoint_S = np.array([p.setpoint for p in points])
     tolerance_S = np.array([p.tolerance for p in points])

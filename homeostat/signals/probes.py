@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from safetensors.numpy import load_file, save_file
 from sklearn.linear_model import LogisticRegression
@@ -157,7 +156,11 @@ def obtain_probes(
     corpus = load_corpus(config.corpus, config.names, author_groups)
     layers = layers_at(config.layers, policy.num_layers)
     recipe = [
-        __version__, policy.base.fingerprint, corpus.digest, layers, config.names,
+        __version__,
+        policy.base.fingerprint,
+        corpus.digest,
+        layers,
+        config.names,
         config.regularisation,
     ]
     key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
@@ -224,11 +227,11 @@ def auroc_interval(
     """95% percentile bootstrap interval of the AUROC, resampling groups."""
     rng = np.random.default_rng(0)
     members = [np.flatnonzero(groups == name) for name in np.unique(groups)]
-    values = []
+    values: list[float] = []
     while len(values) < samples:
         rows = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
         if 0 < label[rows].sum() < len(rows):
-            values.append(roc_auc_score(label[rows], score[rows]))
+            values.append(float(roc_auc_score(label[rows], score[rows])))
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
 
@@ -276,9 +279,9 @@ def _fit_one(
 def _fit(x: np.ndarray, y: np.ndarray, strength: float) -> tuple[np.ndarray, float]:
     """Standardised logistic regression, folded into weights for the raw hidden state.
 
-    Rows of neither class (a text that is neither positive nor negative) hold the middle: each counts
-    half for either class, so that the probe reads them near even odds. Where there are such rows the
-    two classes weigh the same, or even odds would lean to the larger one.
+    Rows of neither class (a text that is neither positive nor negative) hold the middle: each
+    counts half for either class, so that the probe reads them near even odds. Where there are such
+    rows the two classes weigh the same, or even odds would lean to the larger one.
     """
     either, neither = np.flatnonzero(y != NEITHER), np.flatnonzero(y == NEITHER)
     counts = np.bincount(y[either], minlength=2)

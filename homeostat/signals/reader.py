@@ -38,9 +38,7 @@ class Readings:
 class SignalReader:
     """Measures signals; ``base_norms`` must be set (by `calibrate`) before a table is made."""
 
-    def __init__(
-        self, policy: Policy, config: SignalsConfig, probes: AffectProbes | None
-    ) -> None:
+    def __init__(self, policy: Policy, config: SignalsConfig, probes: AffectProbes | None) -> None:
         self.policy = policy
         self.config = config
         self.probes = probes
@@ -63,13 +61,15 @@ class SignalReader:
     ) -> list[Trace]:
         """Traces with every layer that the signals of this run need."""
         return trace(
-            self.policy, conversations, self.norm_layers, self.probe_layers, critic,
+            self.policy,
+            conversations,
+            self.norm_layers,
+            self.probe_layers,
+            critic,
             progress=progress,
         )
 
-    def read(
-        self, conversations: Sequence[Conversation], traces: Sequence[Trace]
-    ) -> Readings:
+    def read(self, conversations: Sequence[Conversation], traces: Sequence[Trace]) -> Readings:
         """The signals of traced conversations.
 
         A relational signal of an assistant turn is the perceived affect of the user turn that
@@ -132,6 +132,8 @@ def episode_record(
             said |= {"move": turn.move, "affect": turn.affect and dict(turn.affect)}
             said["perceived"] = dict(zip(affects, perceived[index].tolist(), strict=True))
         else:
-            said["signals"] = dict(zip(table.names, table.values[rows[index]].tolist(), strict=True))
+            said["signals"] = dict(
+                zip(table.names, table.values[rows[index]].tolist(), strict=True)
+            )
         turns.append(said)
     return {"seed": episode.seed, "bot": episode.bot, "turns": turns}

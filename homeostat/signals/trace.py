@@ -1,4 +1,4 @@
-"""One teacher-forced pass of the policy, and one of the reference, for everything that is measured."""
+"""One teacher-forced pass of the policy, and one of the reference, for all that is measured."""
 
 from __future__ import annotations
 
@@ -89,9 +89,9 @@ def pooled_user_turns(
     def on_layer(layer: int, hidden: Tensor) -> None:
         pooled[layer] = _pool(hidden, batch, users)
 
-    with torch.no_grad(), policy.reference():
-        with read_residual(policy.trunk, layers, on_layer, stop_after=True):
-            _forward(policy, batch)
+    reading = read_residual(policy.trunk, layers, on_layer, stop_after=True)
+    with torch.no_grad(), policy.reference(), reading:
+        _forward(policy, batch)
     return torch.stack([pooled[layer] for layer in layers], dim=1)
 
 
@@ -112,8 +112,11 @@ def _trace_batch(
     hidden = predicting_hidden(own.final, mask)
     ref_hidden = None if ref is own else predicting_hidden(ref.final, mask)
     stats = token_statistics(hidden, batch.input_ids[mask], policy.unembed, ref_hidden)
-    norms = torch.stack([own.norms[layer][mask] for layer in norm_layers], dim=1) \
-        if norm_layers else hidden.new_zeros(len(hidden), 0)
+    norms = (
+        torch.stack([own.norms[layer][mask] for layer in norm_layers], dim=1)
+        if norm_layers
+        else hidden.new_zeros(len(hidden), 0)
+    )
     columns = {
         "turn_R": batch.turn[mask],
         "logprob_R": stats.logprob,
@@ -193,4 +196,4 @@ def _stack_layers(
 
 def _split(values: Tensor, sizes: Sequence[int]) -> list[np.ndarray]:
     kept = values.float() if values.is_floating_point() else values
-    return [part.cpu().numpy() for part in kept.split(list(sizes))]
+    return [part.cpu().numpy() for part in torch.split(kept, list(sizes))]

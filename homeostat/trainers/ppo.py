@@ -10,9 +10,9 @@
         stop the epochs early once the policy has moved target_kl away
 
 Departures from Schulman et al. 2017 (arXiv 1707.06347): old log-probs come from the tracing pass
-rather than from sampling, so that the first ratio is 1 up to rounding; the critic is a linear head on
-the policy's own final hidden state (one trunk, no second model); the loss of a minibatch is averaged
-over its tokens, not over its episodes.
+rather than from sampling, so that the first ratio is 1 up to rounding; the critic is a linear head
+on the policy's own final hidden state (one trunk, no second model); the loss of a minibatch is
+averaged over its tokens, not over its episodes.
 """
 
 from __future__ import annotations
@@ -127,15 +127,17 @@ class PPO:
             traces = self.reader.trace(talks, critic=self.value)
             readings = self.reader.read(talks, traces)
             rewards = self.reward.score(talks, readings)
-        estimates = []
+        values, advantages, returns = [], [], []
         for i, (talk, found) in enumerate(zip(talks, traces, strict=True)):
             own = rewards.total_N[readings.table.conversation_N == i]
             per_token = token_rewards(found, talk.assistant_turns, own, config.kl_coef)
             if found.value_R is None:
                 raise ValueError("PPO needs a trace with the critic's values.")
-            values = found.value_R.astype(np.float64)
-            estimates.append((values, *gae(per_token, values, config.gamma, config.gae_lambda)))
-        values, advantages, returns = ([e[k] for e in estimates] for k in range(3))
+            value = found.value_R.astype(np.float64)
+            advantage, target = gae(per_token, value, config.gamma, config.gae_lambda)
+            values.append(value)
+            advantages.append(advantage)
+            returns.append(target)
         if config.whiten_advantages:
             flat = whiten(np.concatenate(advantages))
             advantages = np.split(flat, np.cumsum([len(a) for a in advantages])[:-1])
@@ -167,7 +169,7 @@ class PPO:
         """One optimiser step on some episodes, in micro-batches that fit into memory.
 
         Raises:
-            HomeostatError: The loss or its gradient is not finite; the weights are left as they were.
+            HomeostatError: The loss or its gradient is not finite; the weights stay as they were.
         """
         tokens = sum(len(batch.logprobs[row]) for row in rows)
         talks = batch.conversations
@@ -177,16 +179,16 @@ class PPO:
         for part in batches_by_length(lengths, self.config.micro_batch_tokens):
             chosen = [rows[i] for i in part]
             loss, metrics = self._loss(batch, chosen)
-            (loss / tokens).backward()
+            torch.autograd.backward(loss / tokens)
             for key, value in metrics.items():
                 sums[key] = sums.get(key, 0.0) + value
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = float(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
         if not np.isfinite(norm + sums["loss"]):
             raise HomeostatError(
-                f"the loss of update {self.done + 1} is {sums['loss'] / tokens} and its gradient norm "
-                f"{norm}; lower trainer.lr={self.config.lr:g} or use dtype=float32. What was learned "
-                "before is kept in the run folder."
+                f"the loss of update {self.done + 1} is {sums['loss'] / tokens} and its gradient "
+                f"norm {norm}; lower trainer.lr={self.config.lr:g} or use dtype=float32. What was "
+                "learned before is kept in the run folder."
             )
         self.optimizer.step()
         means = {f"policy/{k}": v / tokens for k, v in sums.items() if k in ("ratio", "approx_kl")}
@@ -211,7 +213,9 @@ class PPO:
             stats.logprob, gathered(batch.logprobs), gathered(batch.advantages), config.clip_range
         )
         value_loss, value_metrics = ppo_value_loss(
-            self.value(hidden), gathered(batch.values), gathered(batch.returns),
+            self.value(hidden),
+            gathered(batch.values),
+            gathered(batch.returns),
             config.value_clip_range,
         )
         loss = policy_loss + config.value_coef * value_loss
@@ -234,7 +238,10 @@ class PPO:
         """The episodes of a batch as they go to episodes.jsonl."""
         valence_N = batch.rewards.valence.total_N
         return [
-            {"step": self.done, "valence": valence_N[batch.readings.table.conversation_N == i].tolist()}
+            {
+                "step": self.done,
+                "valence": valence_N[batch.readings.table.conversation_N == i].tolist(),
+            }
             | episode_record(episode, batch.readings, i, self.reader.affects)
             for i, episode in enumerate(batch.episodes)
         ]

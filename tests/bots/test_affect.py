@@ -162,7 +162,9 @@ def test_moved_by_hand() -> None:
         "sentiment": {"relevance": 0.4, "agreement": 0.3},
         "boredom": {"coherence": -0.6, "length": -0.5},
     }
-    after = moved({"sentiment": -0.4, "boredom": 0.3}, HOME, features, gains, 0.5, {"boredom": 0.05})
+    after = moved(
+        {"sentiment": -0.4, "boredom": 0.3}, HOME, features, gains, 0.5, {"boredom": 0.05}
+    )
     # sentiment: 0.1 + 0.5 (-0.5) + 0.4 (1 - 0.5) + 0.3 (-1 - 0) = -0.25
     # boredom:   0.2 + 0.5 (0.1) - 0.6 (0.25 - 0.75) - 0.5 (0.9 - 0.5) + 0.05 = 0.4
     assert after == {"sentiment": pytest.approx(-0.25), "boredom": pytest.approx(0.4)}

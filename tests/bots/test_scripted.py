@@ -72,23 +72,29 @@ def test_different_bots_have_different_topics_for_the_same_seed(configs: dict[st
     assert sum(first.text == second.text for first, second in openings) < 10
 
 
-def test_every_opening_of_every_topic_is_used() -> None:
-    bots = ScriptedBots(ScriptedBotConfig(name="any"))
-    said = {bots.spawn(seed).opening().text for seed in range(1500)}
-    never = {text for topic in topics() for text in topic["openings"]} - said
-    assert not never, f"{len(never)} openings were never used by 1500 users"
-
-
-def test_the_choice_of_words_does_not_follow_from_the_topic() -> None:
-    """Two users with the same topic open with the same words about one time in three."""
+@pytest.fixture(scope="module")
+def openings() -> dict[str, Counter[int]]:
+    """How often 1500 users opened with each opening of their topic."""
     bots = ScriptedBots(ScriptedBotConfig(name="any"))
     place = {text: (t["topic"], i) for t in topics() for i, text in enumerate(t["openings"])}
     counts: dict[str, Counter[int]] = {}
     for seed in range(1500):
         topic, index = place[bots.spawn(seed).opening().text]
         counts.setdefault(topic, Counter())[index] += 1
-    same = sum(n * (n - 1) for c in counts.values() for n in c.values())
-    pairs = sum(c.total() * (c.total() - 1) for c in counts.values())
+    return counts
+
+
+def test_every_opening_of_every_topic_is_used(openings: dict[str, Counter[int]]) -> None:
+    used = sum(len(counts) for counts in openings.values())
+    assert used == sum(len(topic["openings"]) for topic in topics())
+
+
+def test_the_choice_of_words_does_not_follow_from_the_topic(
+    openings: dict[str, Counter[int]],
+) -> None:
+    """Two users with the same topic open with the same words about one time in three."""
+    same = sum(n * (n - 1) for counts in openings.values() for n in counts.values())
+    pairs = sum(counts.total() * (counts.total() - 1) for counts in openings.values())
     assert same / pairs == pytest.approx(1 / 3, abs=0.05)
 
 
@@ -120,7 +126,7 @@ ODD_REPLIES = [
     ("?", "!!!", "42", "'''", "……", "\x00"),
     ("{topic} {claim}", "{", "}", "{0}", "%s", "{{}}"),
     ("<|im_end|>", "<b>x</b>", "[bold]x[/bold]", "\ud83d\ude00", "نعم", "是的"),
-    ("word " * 3000, "x" * 20000, AGREEING * 100, "No. " * 500, "?" * 5000, "a\n" * 2000),
+    ("word " * 1500, "x" * 9000, AGREEING * 50, "No. " * 300, "?" * 3000, "a\n" * 900),
     (AGREEING, CONTRADICTING, AGREEING, CONTRADICTING, AGREEING, CONTRADICTING),
 ]
 
@@ -130,7 +136,7 @@ ODD_REPLIES = [
 def test_every_bot_plays_six_turns(
     configs: dict[str, Any], name: str, replies: tuple[str, ...]
 ) -> None:
-    for seed in range(6):
+    for seed in range(3):
         turns = chat(build(configs[name]), seed, *replies)
         assert len(turns) == 7
         for turn in turns:

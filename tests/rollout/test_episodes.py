@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -26,12 +27,21 @@ ROLLOUT = RolloutConfig(turns=2, max_new_tokens=5)
 SEEDS = [3, 4, 500_000, 1_000_017, 6]
 
 
+@pytest.fixture(scope="module")
+def made() -> dict[str, Any]:
+    """What is made once for all tests of this file; none of them changes it."""
+    return {}
+
+
 @pytest.fixture
-def policy(make_policy: Callable[..., Policy], stir: Callable[..., None]) -> Policy:
+def policy(
+    made: dict[str, Any], make_policy: Callable[..., Policy], stir: Callable[..., None]
+) -> Policy:
     """A policy whose adapter matters."""
-    made = make_policy()
-    stir(made)
-    return made
+    if "policy" not in made:
+        made["policy"] = make_policy()
+        stir(made["policy"])
+    return cast(Policy, made["policy"])
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +56,11 @@ def bots() -> MixedBots:
 
 
 @pytest.fixture
-def played(policy: Policy, bots: MixedBots) -> list[Episode]:
+def played(made: dict[str, Any], policy: Policy, bots: MixedBots) -> list[Episode]:
     """Five episodes, played together."""
-    return play(policy, bots, SEEDS, ROLLOUT)
+    if "played" not in made:
+        made["played"] = play(policy, bots, SEEDS, ROLLOUT)
+    return cast(list[Episode], made["played"])
 
 
 def slow_reply(
@@ -60,12 +72,13 @@ def slow_reply(
         with torch.no_grad():
             logits = policy.model(input_ids=torch.tensor([ids + reply])).logits[0, -1]
         total = 0.0
-        for token, probability in enumerate((logits.double() / temperature).softmax(-1).tolist()):
+        probabilities = (logits.double() / temperature).softmax(-1).tolist()
+        for token, probability in enumerate(probabilities):
             total += probability
             if total > number:
+                reply.append(token)
                 break
-        reply.append(token)
-        if token in policy.eos_ids:
+        if reply[-1] in policy.eos_ids:
             break
     return reply
 

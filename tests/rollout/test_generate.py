@@ -15,12 +15,21 @@ from homeostat.rollout.generate import Sampler, _inverse_cdf
 LIMIT = 6
 
 
+@pytest.fixture(scope="module")
+def made() -> dict[str, Policy]:
+    """What is made once for all tests of this file; none of them changes it."""
+    return {}
+
+
 @pytest.fixture
-def policy(make_policy: Callable[..., Policy], stir: Callable[..., None]) -> Policy:
+def policy(
+    made: dict[str, Policy], make_policy: Callable[..., Policy], stir: Callable[..., None]
+) -> Policy:
     """A policy whose adapter matters."""
-    made = make_policy()
-    stir(made)
-    return made
+    if "policy" not in made:
+        made["policy"] = make_policy()
+        stir(made["policy"])
+    return made["policy"]
 
 
 def next_distribution(policy: Policy, ids: Sequence[int], temperature: float = 1.0) -> list[float]:
@@ -195,9 +204,9 @@ def test_sampling_without_a_prompt_is_refused(policy: Policy) -> None:
 
 
 @pytest.fixture
-def short_policy(policy: Policy) -> Policy:
+def short_policy(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> Policy:
     """A policy with a context of twelve tokens."""
-    policy.base.model.config.max_position_embeddings = 12
+    monkeypatch.setattr(policy.base.model.config, "max_position_embeddings", 12)
     assert policy.max_context == 12
     return policy
 

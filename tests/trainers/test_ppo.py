@@ -39,7 +39,9 @@ class Parrots:
 
 
 def share_of_low_ids(
-    conversation: Conversation, signals: dict[str, Any], trace: Trace  # noqa: ARG001
+    conversation: Conversation,
+    signals: dict[str, Any],  # noqa: ARG001
+    trace: Trace,  # noqa: ARG001
 ) -> list[float]:
     """Share of each reply's tokens that come from the first quarter of the vocabulary."""
     replies = [conversation.turns[i].token_ids or () for i in conversation.assistant_turns]
@@ -54,9 +56,7 @@ def first_reply_decides(
     return [0.0] * (len(shares) - 1) + [shares[0]]
 
 
-def make_ppo(
-    policy: Policy, term: Callable[..., Sequence[float]], **options: Any
-) -> PPO:
+def make_ppo(policy: Policy, term: Callable[..., Sequence[float]], **options: Any) -> PPO:
     reader = SignalReader(policy, SignalsConfig(intrinsic=IntrinsicConfig()), None)
     reader.base_norms = np.ones(len(reader.norm_layers))
     target = f"{term.__module__}.{term.__name__}"
@@ -112,11 +112,15 @@ def test_first_ratio_is_one_and_kl_is_zero_before_the_first_step(
 def test_adapter_moves_and_base_does_not(make_policy: Callable[..., Policy]) -> None:
     policy = make_policy()
     frozen = {
-        name: p.detach().clone() for name, p in policy.model.named_parameters() if not p.requires_grad
+        name: p.detach().clone()
+        for name, p in policy.model.named_parameters()
+        if not p.requires_grad
     }
     before = [p.detach().clone() for p in policy.adapter_parameters()]
     next(make_ppo(policy, share_of_low_ids).steps())
-    moved = [not torch.equal(a, b) for a, b in zip(before, policy.adapter_parameters(), strict=True)]
+    moved = [
+        not torch.equal(a, b) for a, b in zip(before, policy.adapter_parameters(), strict=True)
+    ]
     assert any(moved)
     for name, parameter in policy.model.named_parameters():
         if name in frozen:

@@ -1,0 +1,107 @@
+"""Paired comparisons by hand, and intervals that cover what they should."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from homeostat.evals.stats import compare_paired
+from homeostat.types import Estimate
+
+NAN = float("nan")
+
+
+def test_means_and_difference_by_hand() -> None:
+    found = compare_paired([1.0, 2.0, 6.0], [2.0, 4.0, 7.5])
+    assert found.before == 3.0
+    assert found.after == 4.5
+    assert found.diff == 1.5  # (1 + 2 + 1.5) / 3
+    assert found.n == 3
+
+
+def test_the_difference_is_after_minus_before() -> None:
+    better = compare_paired([-3.0, -2.0, -4.0], [-1.0, -1.5, -2.0])
+    worse = compare_paired([-1.0, -1.5, -2.0], [-3.0, -2.0, -4.0])
+    assert better.diff == 1.5
+    assert worse.diff == -1.5
+    assert better.ci95 is not None
+    assert worse.ci95 is not None
+    assert better.ci95[0] > 0
+    assert worse.ci95[1] < 0
+
+
+@pytest.mark.parametrize("missing", [None, NAN, float("inf")])
+def test_items_that_miss_one_of_the_two_are_left_out(missing: float | None) -> None:
+    found = compare_paired([1.0, missing, 100.0, 3.0], [2.0, 100.0, missing, 8.0])
+    assert (found.before, found.after, found.diff, found.n) == (2.0, 5.0, 3.0, 2)
+
+
+def test_the_interval_is_that_of_the_items_that_are_there() -> None:
+    full = compare_paired([1.0, 2.0, 4.0], [2.0, 1.0, 8.0])
+    holed = compare_paired([1.0, None, 2.0, 4.0, 7.0], [2.0, 3.0, 1.0, 8.0, NAN])
+    assert holed == full
+
+
+def test_nothing_to_compare() -> None:
+    nothing = Estimate(None, None, None, None, 0)
+    assert compare_paired([], []) == nothing
+    assert compare_paired([None, 1.0], [1.0, NAN]) == nothing
+
+
+def test_one_item_has_a_difference_but_no_interval() -> None:
+    assert compare_paired([1.0], [3.0]) == Estimate(1.0, 3.0, 2.0, None, 1)
+
+
+def test_constant_differences_have_an_interval_without_width() -> None:
+    found = compare_paired([1.0, 2.0, 5.0], [1.5, 2.5, 5.5])
+    assert found == Estimate(8 / 3, 9.5 / 3, 0.5, (0.5, 0.5), 3)
+
+
+def test_no_change_at_all() -> None:
+    assert compare_paired([1.0, 2.0], [1.0, 2.0]) == Estimate(1.5, 1.5, 0.0, (0.0, 0.0), 2)
+
+
+def test_lists_of_different_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"zip|length|shorter|longer"):
+        compare_paired([1.0, 2.0], [1.0])
+
+
+def test_the_interval_follows_from_the_seed() -> None:
+    before, after = np.random.default_rng(0).normal(size=(2, 12)).tolist()
+    first, again = (compare_paired(before, after, samples=300, seed=4) for _ in range(2))
+    assert first == again
+    assert compare_paired(before, after, samples=300, seed=5).ci95 != first.ci95
+
+
+def test_the_interval_equals_a_bootstrap_written_as_a_loop() -> None:
+    rng = np.random.default_rng(0)
+    before = rng.normal(size=25)
+    after = before + rng.normal(0.4, 1.0, size=25)
+    found = compare_paired(before.tolist(), after.tolist(), samples=5000)
+    difference = after - before
+    means = sorted(float(rng.choice(difference, size=25).mean()) for _ in range(5000))
+    se = difference.std() / 5  # a 90% or 99% interval would end 0.3 or 0.6 of it elsewhere
+    assert found.ci95 is not None
+    assert found.ci95[0] == pytest.approx(means[125], abs=0.15 * se)
+    assert found.ci95[1] == pytest.approx(means[4875], abs=0.15 * se)
+
+
+def test_the_comparison_is_paired() -> None:
+    """Items differ a lot, the change hardly: an unpaired interval would hold 0."""
+    before = [float(100 * k) for k in range(20)]
+    after = [x + 1 + 0.1 * (k % 3) for k, x in enumerate(before)]
+    found = compare_paired(before, after)
+    assert found.ci95 is not None
+    assert 1.0 <= found.ci95[0] <= found.ci95[1] <= 1.2
+
+
+def test_intervals_cover_the_true_mean_in_about_95_of_100_data_sets() -> None:
+    rng = np.random.default_rng(7)
+    covered = 0
+    for k in range(200):
+        before = rng.normal(size=32)
+        after = before + rng.normal(0.3, 1.0, size=32)
+        interval = compare_paired(before.tolist(), after.tolist(), samples=400, seed=k).ci95
+        assert interval is not None
+        covered += interval[0] <= 0.3 <= interval[1]
+    assert 0.9 <= covered / 200 <= 0.99

@@ -1,0 +1,264 @@
+"""What is printed: literal text, plain lines where there is no terminal, tables that fit."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console as RichConsole
+
+from homeostat.report.console import Console, duration, interval, number
+from homeostat.types import Estimate
+
+MARKUP = [
+    "[bold]x[/bold]",
+    "[red]x",
+    "x[/]",
+    "[/bold]",
+    "[link=http://example.com]x[/link]",
+    "\\[bold]x",
+    "x\\",
+    "[x] [1] [] [[y]]",
+    "wait for it :smile: and :warning:",
+]
+ESTIMATES = {
+    "valence": Estimate(-2.0, -1.5, 0.5, (0.25, 0.75), 32),
+    "term/entropy": Estimate(-0.25, -0.111, 0.139, (0.1, 0.2), 32),
+    "coherence/base_perplexity": Estimate(12.25, None, None, None, 0),
+    "signal/frustration": Estimate(0.5, 0.3, -0.2, (-0.3, -0.1), 32),
+}
+
+
+def console(width: int = 100, terminal: bool = False) -> tuple[Console, io.StringIO]:
+    stream = io.StringIO()
+    rich = RichConsole(
+        file=stream,
+        width=width,
+        force_terminal=terminal,
+        highlight=False,
+        soft_wrap=False,
+        color_system="truecolor" if terminal else None,
+        legacy_windows=False,
+    )
+    return Console(rich), stream
+
+
+def visible(text: str) -> str:
+    """Text without escape sequences."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+# --- literal text -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("text", MARKUP)
+def test_text_with_markup_is_printed_literally(text: str, terminal: bool) -> None:
+    out, stream = console(terminal=terminal)
+    out.say(text)
+    assert visible(stream.getvalue()) == f" 0:00 {text}\n"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("title", MARKUP)
+def test_a_title_with_markup_is_printed_literally(title: str, terminal: bool) -> None:
+    out, stream = console(terminal=terminal)
+    with out.stage(title) as progress:
+        progress(1, 2)
+    assert f" 0:00 {title}: 0:00\n" in visible(stream.getvalue())
+
+
+def test_a_metric_with_markup_is_printed_literally() -> None:
+    out, stream = console()
+    out.comparison({"own/[bold]x[/bold]": Estimate(1.0, 2.0, 1.0, (0.5, 1.5), 4)})
+    assert "own/[bold]x[/bold]" in stream.getvalue()
+
+
+def test_a_long_line_is_not_broken() -> None:
+    out, stream = console(width=20)
+    out.say("word " * 30 + "end")
+    assert stream.getvalue() == " 0:00 " + "word " * 30 + "end\n"
+
+
+# --- stages -------------------------------------------------------------------------------------
+
+
+def test_a_stage_is_two_plain_lines_without_a_terminal() -> None:
+    out, stream = console()
+    with out.stage("held-out episodes") as progress:
+        progress(1, 4, 700)
+        progress(4, 4, 800)
+    first, last = stream.getvalue().splitlines()
+    assert first == " 0:00 held-out episodes ..."
+    assert re.fullmatch(r" 0:00 held-out episodes: 0:00, 1,500 tokens, \d+ tok/s", last)
+
+
+def test_a_stage_without_tokens_has_no_rate() -> None:
+    out, stream = console()
+    with out.stage("report"):
+        pass
+    assert stream.getvalue().splitlines()[-1] == " 0:00 report: 0:00"
+
+
+def test_output_is_plain_without_a_terminal() -> None:
+    out, stream = console()
+    out.say("hello")
+    with out.stage("episodes") as progress:
+        progress(1, 2, 10)
+    out.update(1, 4, {"reward/valence": -1.0}, 2.0)
+    out.comparison(ESTIMATES)
+    assert "\x1b" not in stream.getvalue()
+    assert "\r" not in stream.getvalue()
+
+
+def test_a_terminal_gets_a_live_stage_and_one_line_at_its_end() -> None:
+    out, stream = console(terminal=True)
+    with out.stage("episodes") as progress:
+        progress(1, 2, 400)
+        progress(2, 2, 600)
+    assert "\x1b" in stream.getvalue()
+    assert re.search(
+        r" 0:00 episodes: 0:00, 1,000 tokens, \d+ tok/s\n$", visible(stream.getvalue())
+    )
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_an_error_within_a_stage_is_not_swallowed(terminal: bool) -> None:
+    out, stream = console(terminal=terminal)
+    with pytest.raises(RuntimeError, match="disk"), out.stage("episodes"):
+        raise RuntimeError("disk")
+    assert "episodes: 0:00" not in visible(stream.getvalue())
+
+
+# --- updates ------------------------------------------------------------------------------------
+
+
+def test_an_update_says_how_far_it_is() -> None:
+    out, stream = console()
+    metrics = {
+        "reward/valence": -1.25,
+        "policy/kl_nats_per_token": 0.0125,
+        "optim/grad_norm": 3.0,
+        "rollout/response_tokens": 1200.0,
+        "signal/entropy_mean": 9.0,
+    }
+    out.update(1, 4, metrics, seconds=10.0)
+    line = stream.getvalue()
+    assert "update 1/4  valence -1.250  KL +0.013  grad +3.000  120 reply tok/s" in line
+    assert line.endswith("0:30 left\n")
+
+
+def test_the_time_left_follows_the_mean_pace() -> None:
+    out, stream = console()
+    for step, seconds in ((1, 10.0), (2, 30.0), (3, 50.0)):
+        out.update(step, 4, {}, seconds)
+    # Means 10, 20 and 30 s, with 3, 2 and 1 updates to go.
+    left = [line.rpartition("  ")[2] for line in stream.getvalue().splitlines()]
+    assert left == ["0:30 left", "0:40 left", "0:30 left"]
+
+
+def test_an_update_leaves_out_what_was_not_measured() -> None:
+    out, stream = console()
+    out.update(4, 4, {"optim/grad_norm": 1.0}, 1.0)
+    assert "grad +1.000" in stream.getvalue()
+    assert "valence" not in stream.getvalue()
+    assert "KL" not in stream.getvalue()
+    assert "0:00 left" in stream.getvalue()
+
+
+# --- the table ----------------------------------------------------------------------------------
+
+
+def cells(stream: io.StringIO, start: str) -> list[str]:
+    """The cells of the table's row that begins with this text."""
+    rows = [re.split(r"\s*[│┃|]\s*", line.strip()) for line in stream.getvalue().splitlines()]
+    return next(row[1:-1] for row in rows if len(row) > 2 and row[1].startswith(start))
+
+
+def test_a_wide_table_has_every_column() -> None:
+    out, stream = console(width=100)
+    out.comparison(ESTIMATES)
+    assert cells(stream, "metric") == ["metric", "before", "after", "difference", "95% interval"]
+    assert cells(stream, "valence") == ["valence", "-2.000", "-1.500", "+0.500", "[+0.250, +0.750]"]
+    assert cells(stream, "coherence/base_p")[1:] == ["12.250", "—", "—", "—"]
+    assert cells(stream, "signal/frus")[3:] == ["-0.200", "[-0.300, -0.100]"]
+
+
+def test_the_summands_of_valence_are_left_to_the_report() -> None:
+    out, stream = console()
+    out.comparison(ESTIMATES)
+    assert "term" not in stream.getvalue()
+    assert "0.139" not in stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [40, 50, 75])
+def test_a_narrow_table_keeps_the_difference(width: int) -> None:
+    out, stream = console(width=width)
+    out.comparison(ESTIMATES)
+    assert max(map(len, stream.getvalue().splitlines())) <= width
+    assert "before" not in stream.getvalue()
+    assert "difference" in stream.getvalue()
+    for difference in ("+0.500", "-0.200"):
+        assert difference in stream.getvalue()
+
+
+def test_a_narrow_table_keeps_large_differences_whole() -> None:
+    out, stream = console(width=40)
+    large = Estimate(10.0, 133.456, 123.456, (-1111.111, 1234.567), 8)
+    out.comparison({"coherence/base_perplexity": large})
+    assert "+123.456" in stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [1, 10, 20])
+def test_a_tiny_window_does_not_crash(width: int) -> None:
+    out, stream = console(width=width)
+    out.comparison(ESTIMATES)
+    out.update(1, 2, {"reward/valence": -1.0}, 1.0)
+    assert "update 1/2" in stream.getvalue()
+
+
+# --- numbers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (0, "0:00"),
+        (0.4, "0:00"),
+        (5, "0:05"),
+        (59.4, "0:59"),
+        (59.6, "1:00"),
+        (125, "2:05"),
+        (3599.4, "59:59"),
+        (3599.6, "1:00:00"),
+        (3725, "1:02:05"),
+        (90061, "25:01:01"),
+    ],
+)
+def test_duration(seconds: float, expected: str) -> None:
+    assert duration(float(seconds)) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "sign", "expected"),
+    [
+        (0.12345, False, "0.123"),
+        (-2.0, False, "-2.000"),
+        (0.12345, True, "+0.123"),
+        (-0.5, True, "-0.500"),
+        (0.0, True, "+0.000"),
+        (None, False, "—"),
+        (None, True, "—"),
+    ],
+)
+def test_number(value: float | None, sign: bool, expected: str) -> None:
+    assert number(value, sign=sign) == expected
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [((-0.1234, 0.5), "[-0.123, +0.500]"), ((0.0, 12.0), "[+0.000, +12.000]"), (None, "—")],
+)
+def test_interval(bounds: tuple[float, float] | None, expected: str) -> None:
+    assert interval(bounds) == expected

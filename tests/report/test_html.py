@@ -1,0 +1,412 @@
+"""report.html from run folders written by hand: whole, escaped, self-contained."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from homeostat.report.html import headline, side_by_side, write_report
+
+SCRIPT = "<script>alert(1)</script>"
+MARKUP = "[bold]x[/bold]"
+QUOTES = "\"' onmouseover=alert(2) src=http://example.com/a.png"
+PNG = b"\x89PNG\r\n\x1a\n"
+
+Row = dict[str, Any]
+
+
+# --- a run folder by hand -----------------------------------------------------------------------
+
+
+def estimate(
+    before: float | None,
+    after: float | None = None,
+    diff: float | None = None,
+    ci95: Sequence[float] | None = None,
+) -> Row:
+    return {"before": before, "after": after, "diff": diff, "ci95": ci95, "n": 2}
+
+
+def full_eval() -> Row:
+    return {
+        "valence": estimate(-2.0, -1.25, 0.75, [0.5, 1.0]),
+        "coherence/kl": estimate(0.0, 0.11, 0.11, [0.1, 0.12]),
+        "term/entropy": estimate(-1.0, -1.5, -0.5, [-0.7, -0.3]),
+        "term/boredom": estimate(-1.0, 0.25, 1.25, [1.0, 1.5]),
+        "own/mine": estimate(0.1, 0.2, 0.1, [-0.2, 0.4]),
+        "signal/entropy": estimate(2.0, 2.5, 0.5, [0.4, 0.6]),
+        "signal/boredom": estimate(None),
+    }
+
+
+def summary(**changes: Any) -> Row:
+    return {
+        "status": "finished",
+        "trainer": "ppo",
+        "model": "tiny",
+        "bot": "mixed",
+        "seed": 3,
+        "steps": 2,
+        "max_steps": 2,
+        "wall_s": 125.0,
+        "peak_rss_mb": 1234.0,
+        "time_s": {"load": 30.0, "update": 90.0},
+        "time_share": {"load": 0.25, "update": 0.75},
+        "probe_auroc": {"boredom": 0.9},
+        "perception": {"boredom": {"spearman": 0.4, "n": 4}},
+        "eval": full_eval(),
+    } | changes
+
+
+def episode(seed: int, arm: str, bot: str = "curious", said: str = "Well.", asked: str = "") -> Row:
+    affect = {"sentiment": -0.25, "boredom": 0.5}
+    user = {"role": "user", "text": asked or f"question {seed}", "affect": affect}
+    return {
+        "arm": arm,
+        "seed": seed,
+        "bot": bot,
+        "turns": [
+            {**user, "move": "opening", "perceived": {"boredom": 0.75}},
+            {"role": "assistant", "text": said, "signals": {"entropy": 2.0, "boredom": None}},
+            {**user, "move": "move_ask_again", "perceived": {}},
+        ],
+        "metrics": {"valence": -1.5},
+    }
+
+
+def set_points() -> Row:
+    quantiles = {"0.05": 1.0, "0.25": 1.5, "0.5": 2.0, "0.75": 2.5, "0.95": 3.0}
+    point = {"weight": 0.5, "setpoint": 2.0, "tolerance": 0.5, "automatic": ["tolerance"]}
+    return {
+        "signals": {name: {"n": 8, "quantiles": quantiles} for name in ("entropy", "boredom")},
+        "set_points": {"entropy": point},
+        "base_norms": [1.0],
+    }
+
+
+PROBES = {
+    "corpus": "affect_corpus.jsonl",
+    "affects": {
+        "boredom": {"layer": 1, "auroc": 0.9, "ci95": [0.8, 0.95], "n_positive": 5, "n": 20}
+    },
+}
+ENVIRONMENT = {
+    "homeostat": "0.1.0",
+    "git_revision": None,
+    "command": ["scale=smoke"],
+    "python": "3.11",
+    "platform": "Linux",
+    "torch_threads": 2,
+    "packages": {"torch": "2.0"},
+}
+STEPS = [
+    {"step": 1, "reward/valence": -2.0, "signal/entropy_mean": 2.0, "signal/boredom_mean": None},
+    {"step": 2, "reward/valence": -1.5, "signal/entropy_mean": 2.2, "signal/boredom_mean": 0.5},
+]
+
+
+def run_folder(
+    folder: Path,
+    about: Row,
+    episodes: Sequence[Row] = (),
+    *,
+    steps: Sequence[Row] = (),
+    points: Row | None = None,
+    probes: Row | None = None,
+    environment: Row = ENVIRONMENT,
+    config: str = "seed: 3\n",
+) -> Path:
+    """The files that a run leaves behind, as far as it came."""
+    files = {
+        "summary.json": json.dumps(about),
+        "environment.json": json.dumps(environment),
+        "config.yaml": config,
+        "set_points.json": points and json.dumps(points),
+        "probes/probes.json": probes and json.dumps(probes),
+        "metrics.jsonl": "".join(json.dumps(row) + "\n" for row in steps),
+        "evals/homeostasis.jsonl": "".join(
+            json.dumps(row, ensure_ascii=False) + "\n" for row in episodes
+        ),
+    }
+    for name, text in files.items():
+        if text:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text, of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += f" {data}"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run whose every text wants to be markup."""
+    hostile = f"{SCRIPT} {MARKUP} {QUOTES}"
+    folder = run_folder(
+        tmp_path_factory.mktemp("finished"),
+        summary(model=f"tiny {SCRIPT}"),
+        [
+            episode(0, "base", said=hostile, asked=f"user {hostile}"),
+            episode(0, "trained", said="Two words."),
+            episode(1, "base", "bored", said=""),
+            episode(1, "trained", "bored", said="</div></body>"),
+        ],
+        steps=STEPS,
+        points=set_points(),
+        probes=PROBES,
+        environment=ENVIRONMENT | {"command": [f"wandb.name={SCRIPT}"]},
+        config=f"name: {SCRIPT}\n",
+    )
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def html(finished: Path) -> str:
+    """The page as it was written."""
+    return (finished / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    """The page as a browser reads it."""
+    return Page(html)
+
+
+# --- a finished run -----------------------------------------------------------------------------
+
+
+def test_no_text_of_the_run_becomes_markup(html: str, page: Page) -> None:
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert html.count("</body>") == 1
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "iframe", "object", "link", "b1"})
+    assert not [name for _, attributes in page.tags for name in attributes if name[:2] == "on"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{SCRIPT} {MARKUP} {QUOTES}",
+        f"user {SCRIPT}",
+        f"PPO on tiny {SCRIPT}",
+        f"homeostat wandb.name={SCRIPT}",
+        f"name: {SCRIPT}",
+        "</div></body>",
+    ],
+)
+def test_every_text_of_the_run_is_shown_literally(page: Page, text: str) -> None:
+    assert text in page.text
+
+
+def test_the_page_needs_nothing_from_outside(html: str, page: Page) -> None:
+    for _, attributes in page.tags:
+        for name in ("src", "href", "srcset", "data", "action", "poster"):
+            assert (attributes.get(name) or "data:").startswith("data:")
+    assert not re.search(r"<[^>]*(src|href)=[\"']?\s*(https?:)?//", html)
+    assert "@import" not in html
+    assert "url(" not in html
+
+
+def test_figures_are_png_files_and_part_of_the_page(finished: Path, page: Page) -> None:
+    shown = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
+    files = sorted((finished / "figures").iterdir())
+    assert [path.name for path in files] == ["effects.png", "signals.png", "valence.png"]
+    embedded = {base64.b64decode(source.partition("base64,")[2]) for source in shown}
+    assert len(shown) == 3
+    assert embedded == {path.read_bytes() for path in files}
+    assert all(content.startswith(PNG) and len(content) > 1000 for content in embedded)
+
+
+def test_nothing_but_the_report_and_its_figures_is_written(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir()} == {
+        "summary.json",
+        "environment.json",
+        "config.yaml",
+        "set_points.json",
+        "metrics.jsonl",
+        "probes",
+        "evals",
+        "figures",
+        "report.html",
+    }
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "valence valence -2.000 -1.250 +0.750 [+0.500, +1.000] 2",
+        "coherence/kl nats/token 0.000 0.110 +0.110 [+0.100, +0.120] 2",
+        "term/entropy valence -1.000 -1.500 -0.500 [-0.700, -0.300] 2",
+        "signal/entropy nats/token 2.000 2.500 +0.500 [+0.400, +0.600] 2",
+        "signal/boredom probability — — — — 2",
+        "entropy nats/token 0.5 2.000 0.500 tolerance 1.000 1.500 2.000 2.500 3.000 8",
+        "boredom probability 0 — — — 1.000 1.500 2.000 2.500 3.000 8",
+        "boredom 1 0.900 [0.800, 0.950] 5 / 20 +0.400 4",
+    ],
+)
+def test_tables_hold_what_was_measured(page: Page, row: str) -> None:
+    assert row in page.text
+
+
+def test_only_a_clear_change_of_reward_is_coloured(html: str) -> None:
+    coloured = dict(re.findall(r'<td class="(up|down)">([^<]*)<', html))
+    assert re.findall(r'<td class="up">([^<]*)<', html) == ["+0.750", "+1.250"]
+    assert coloured["down"] == "-0.500"
+
+
+def test_facts_of_the_run(page: Page) -> None:
+    for fact in ("seed 3", "updates 2 of 2", "time 2:05", "1.23 GB", "status finished"):
+        assert fact in page.text
+    assert "load 25% (0:30)" in page.text
+    assert "update 75% (1:30)" in page.text
+
+
+def test_an_empty_reply_is_shown_as_nothing(page: Page) -> None:
+    assert "(nothing)" in page.text
+
+
+def test_meters_stay_within_their_track(html: str) -> None:
+    places = [float(place) for place in re.findall(r'style="left:([-\d.]+)%"', html)]
+    assert places
+    # Sentiment -0.25 lies at 37.5% of -1..1, boredom 0.5 and 0.75 at 50% and 75% of 0..1.
+    assert set(places) == {37.5, 50.0, 75.0}
+
+
+# --- runs that did not come to their end --------------------------------------------------------
+
+
+def test_a_run_that_stopped_before_its_evaluation(tmp_path: Path) -> None:
+    about = summary(status="interrupted", steps=0, eval={}, perception=None, probe_auroc={})
+    text = Page(write_report(run_folder(tmp_path, about)).read_text("utf-8")).text
+    assert "This run was interrupted after update 0 of 2." in text
+    assert "stopped before the base model was measured" in text
+    assert "Before and after" not in text
+    assert not (tmp_path / "figures").exists()
+
+
+def test_a_run_that_stopped_after_its_set_points(tmp_path: Path) -> None:
+    about = summary(status="interrupted", steps=0, eval={}, perception=None)
+    folder = run_folder(tmp_path, about, points=set_points(), probes=PROBES)
+    text = Page(write_report(folder).read_text("utf-8")).text
+    assert "Signals and their set points" in text
+    assert "boredom 1 0.900 [0.800, 0.950] 5 / 20 — —" in text
+
+
+def test_a_run_that_stopped_before_the_second_evaluation(tmp_path: Path) -> None:
+    """No probes and no updates either: only what the base model showed."""
+    before = {name: estimate(e["before"]) for name, e in full_eval().items()}
+    folder = run_folder(
+        tmp_path,
+        summary(status="interrupted", steps=0, eval=before, perception={}, probe_auroc={}),
+        [episode(0, "base")],
+        points=set_points(),
+    )
+    page = Page(write_report(folder).read_text("utf-8"))
+    assert "The trained model was not measured." in page.text
+    assert "not measured after training" in page.text
+    assert "valence valence -2.000 — — — 2" in page.text
+    drawn = sorted(path.name for path in (folder / "figures").iterdir())
+    assert drawn == ["signals.png", "valence.png"]
+    assert "nan" not in page.text.lower().split()
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x1e", "\x0b"])
+def test_a_reply_may_hold_any_line_separator(tmp_path: Path, separator: str) -> None:
+    rows = [episode(0, "base", said=f"one{separator}two"), episode(1, "base")]
+    folder = run_folder(tmp_path, summary(eval={}, perception=None), rows)
+    text = write_report(folder).read_text("utf-8")
+    assert "one" in text
+    assert "two" in text
+    assert text.count('class="pair"') == 2
+
+
+# --- the headline -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("diff", "ci95", "verdict"),
+    [
+        (0.75, [0.5, 1.0], "nearer to its set points"),
+        (-0.75, [-1.0, -0.5], "further from its set points"),
+        (0.75, [-0.1, 1.6], "no difference"),
+        (-0.75, [-1.6, 0.1], "no difference"),
+        (0.5, [0.0, 1.0], "no difference"),
+        (0.0, [0.0, 0.0], "no difference"),
+    ],
+)
+def test_the_headline_says_what_the_interval_allows(
+    diff: float, ci95: list[float], verdict: str
+) -> None:
+    text = headline(summary(eval={"valence": estimate(-2.0, -2.0 + diff, diff, ci95)}))
+    assert verdict in text
+    others = {"nearer", "further", "no difference"} - {verdict.split(" to ")[0].split(" from ")[0]}
+    assert not [other for other in others if other in text]
+    assert f"-2.00 → {-2.0 + diff:.2f}" in text
+    assert f"{diff:+.2f}" in text
+    assert f"[{ci95[0]:+.2f}, {ci95[1]:+.2f}]" in text
+    assert "2 held-out episodes" in text
+
+
+def test_the_headline_without_an_evaluation() -> None:
+    assert "before the base model was measured" in headline(summary(eval={}))
+
+
+def test_the_headline_without_a_second_evaluation() -> None:
+    text = headline(summary(eval={"valence": estimate(-2.345)}))
+    assert "-2.3" in text
+    assert "The trained model was not measured" in text
+
+
+# --- which episodes are shown -------------------------------------------------------------------
+
+
+def shown(rows: list[Row]) -> list[tuple[int, str, int | None]]:
+    return [
+        (before["seed"], before["bot"], after and after["seed"])
+        for before, after in side_by_side(rows)
+    ]
+
+
+def test_the_first_episode_of_each_bot_is_shown_before_and_after() -> None:
+    base = [episode(s, "base", bot) for s, bot in enumerate(["a", "a", "b", "a", "c", "d"])]
+    after = [{**row, "arm": "trained"} for row in reversed(base)]
+    assert shown([*base, *after]) == [(0, "a", 0), (2, "b", 2), (4, "c", 4)]
+
+
+def test_one_bot_alone_is_shown_three_times() -> None:
+    base = [episode(seed, "base", "a") for seed in range(5)]
+    assert shown(base) == [(0, "a", None), (1, "a", None), (2, "a", None)]
+
+
+def test_pairs_are_of_one_seed_and_in_order() -> None:
+    rows = [episode(0, "base"), episode(1, "base", "b"), episode(1, "trained", "b", said="New.")]
+    (first, nothing), (second, other) = side_by_side(rows)
+    assert (first["seed"], nothing) == (0, None)
+    assert other is not None
+    assert (second["arm"], other["arm"], other["turns"][1]["text"]) == ("base", "trained", "New.")
+
+
+def test_no_episodes_no_pairs() -> None:
+    assert side_by_side([]) == []

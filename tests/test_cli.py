@@ -1,0 +1,169 @@
+"""The real console script, on the tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from homeostat.config import TinyModelConfig
+from homeostat.models.tiny import load_tiny
+
+SCRIPT = Path(sys.executable).with_name("homeostat")
+SMOKE = ("model=tiny_random", "scale=smoke", "wandb.mode=disabled")
+
+
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for this module: the probes are fitted once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def homeostat(
+    *arguments: str, cache: Path, cwd: Path, timeout: float = 240, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(SCRIPT), *arguments],
+        cwd=cwd,
+        env=_environment(cache) | environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def _environment(cache: Path) -> dict[str, str]:
+    quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, "HOMEOSTAT_CACHE": str(cache), **quiet}
+
+
+def summary(folder: Path) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = json.loads((folder / "summary.json").read_text())
+    return found
+
+
+def test_smoke_run_leaves_a_whole_run_folder(shared_cache: Path, tmp_path: Path) -> None:
+    done = homeostat(*SMOKE[:2], "hydra.run.dir=run", cache=shared_cache, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "run"
+    found = summary(folder)
+    assert found["status"] == "finished"
+    assert found["steps"] == 2
+    for name in ("trainer", "model", "seed", "wall_s", "peak_rss_mb"):
+        assert found[name] is not None
+    assert set(found["eval"]["valence"]) == {"before", "after", "diff", "ci95", "n"}
+    assert found["eval"]["valence"]["n"] == 3
+    assert sum(found["time_share"].values()) == pytest.approx(1)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(value is not None for row in rows for value in row.values())
+    assert len((folder / "episodes.jsonl").read_text().splitlines()) == 2 * 4
+    assert len((folder / "evals" / "homeostasis.jsonl").read_text().splitlines()) == 2 * 3
+    for name in ("config.yaml", "environment.json", "set_points.json", "report.html"):
+        assert (folder / name).stat().st_size > 0, name
+    assert {p.name for p in (folder / "figures").iterdir()} == {
+        "valence.png",
+        "effects.png",
+        "signals.png",
+    }
+    assert list(folder.glob("wandb/offline-run-*"))
+    assert not list(folder.glob(".*")), "a temporary file was left behind"
+    import torch
+
+    base = load_tiny(TinyModelConfig(name="tiny_random"), torch.device("cpu"), torch.float32)
+    PeftModel.from_pretrained(base.model, str(folder / "adapters"))
+    weights = load_file(folder / "adapters" / "adapter_model.safetensors")
+    assert any(w.abs().sum() > 0 for name, w in weights.items() if "lora_B" in name)
+
+
+def test_a_sweep_goes_on_when_one_job_fails(shared_cache: Path, tmp_path: Path) -> None:
+    done = homeostat(
+        "-m",
+        *SMOKE,
+        "rollout.max_new_tokens=6,3000",
+        "hydra.sweep.dir=sweep",
+        cache=shared_cache,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    assert "does not fit into the model's context" in done.stderr
+    assert summary(tmp_path / "sweep" / "0")["status"] == "finished"
+    failed = summary(tmp_path / "sweep" / "1")
+    assert failed["status"].startswith("failed: a conversation of ")
+    assert failed["eval"] == {}
+
+
+def test_interrupt_leaves_a_labelled_run_folder(shared_cache: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [str(SCRIPT), *SMOKE, "trainer.max_steps=100000", "hydra.run.dir=run"],
+        cwd=tmp_path,
+        env=_environment(shared_cache),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    limit = time.monotonic() + 200
+    while not metrics.exists() and time.monotonic() < limit and process.poll() is None:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    found = summary(tmp_path / "run")
+    assert found["status"] == "interrupted"
+    assert found["steps"] == len(metrics.read_text().splitlines()) >= 1
+    assert found["eval"]["valence"]["after"] is None
+    assert "interrupted" in (tmp_path / "run" / "report.html").read_text()
+    assert (tmp_path / "run" / "adapters" / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("trainer.lrr=1", ("lrr", "PPOConfig")),
+        ("trainer.lr=fast", ("trainer.lr", "fast", "Float")),
+        ("trainer=magic", ("magic", "ppo")),
+        ("trainer.lr=-1", ("trainer.lr=-1", "above 0")),
+        ("reward.set_points.entropy.tolerance=-1", ("tolerance=-1", "above 0")),
+        ("bot.bots=null", ("bots",)),
+        ("device=abacus", ("device=abacus", "cpu", "cuda")),
+        ("hydra.run.dir=/dev/null/x", ("/dev/null", "hydra.run.dir")),
+        ("signals.affect.corpus=nowhere.jsonl", ("nowhere.jsonl", "JSONL")),
+        ("reward.set_points.joy.weight=1", ("joy", "sentiment")),
+    ],
+)
+def test_bad_input_gets_a_sentence_and_no_traceback(
+    override: str, said: tuple[str, ...], shared_cache: Path, tmp_path: Path
+) -> None:
+    done = homeostat(*SMOKE, "hydra.run.dir=run", override, cache=shared_cache, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    message = next(line for line in done.stderr.splitlines() if line.startswith("homeostat: "))
+    for part in said:
+        assert part in message
+
+
+def test_traceback_on_request(shared_cache: Path, tmp_path: Path) -> None:
+    done = homeostat(
+        *SMOKE, "trainer.lr=-1", cache=shared_cache, cwd=tmp_path, HYDRA_FULL_ERROR="1"
+    )
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+
+
+def test_help_lists_every_option_without_composing(shared_cache: Path, tmp_path: Path) -> None:
+    done = homeostat("--help", cache=shared_cache, cwd=tmp_path)
+    assert done.returncode == 0
+    for name in ("smollm2_135m", "relational_only", "topic_shift", "gpu12", "learn_cpu"):
+        assert name in done.stdout

@@ -1,0 +1,430 @@
+"""Every option composes, every wrong value is refused, and nothing heavy is imported for either."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from homeostat.cli import CONF
+from homeostat.config import (
+    AFFECTS,
+    DEVICES,
+    DTYPES,
+    INTRINSIC_SIGNALS,
+    REPLY_FEATURES,
+    MixedBotConfig,
+    RewardConfig,
+    RunConfig,
+    register,
+)
+
+
+def options(group: str) -> list[str]:
+    folder = CONF / group
+    return sorted(path.relative_to(folder).as_posix()[:-5] for path in folder.rglob("*.yaml"))
+
+
+GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
+CHOICES = [(group, name) for group in GROUPS for name in options(group)]
+RECIPES = [c for c in CHOICES if c[0] in ("scale", "experiment")]  # they change other groups
+OPTIONS = [c for c in CHOICES if c not in RECIPES]
+REWARD_OF_FAMILY = {"intrinsic": "intrinsic_only", "affect": "relational_only"}
+
+
+@cache
+def draft(*overrides: str) -> DictConfig:
+    """The composed config before it is converted and checked; not to be changed."""
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def chosen(group: str, name: str) -> DictConfig:
+    """A draft with this option; options of independent groups share one, as composing is slow."""
+    if group == "signals":
+        return draft(
+            "~scale", "bot=curious", f"signals=[{name}]", f"reward={REWARD_OF_FAMILY[name]}"
+        )
+    row = options(group).index(name)
+    names = {
+        other: options(other)[row % len(options(other))]
+        for other in GROUPS
+        if other not in ("signals", "scale", "experiment")
+    }
+    path = ["model.path=x"] if names["model"] == "local" else []
+    return draft("~scale", *(f"{key}={value}" for key, value in names.items()), *path)
+
+
+def converted(config: DictConfig) -> RunConfig:
+    found = OmegaConf.to_object(config)
+    assert isinstance(found, RunConfig)
+    return found
+
+
+def changed(config: DictConfig, **values: Any) -> DictConfig:
+    """A copy with some values changed, as an override would; keys with __ for dots."""
+    copy = config.copy()
+    OmegaConf.set_struct(copy, False)
+    for key, value in values.items():
+        OmegaConf.update(copy, key.replace("__", "."), value, merge=False, force_add=True)
+    return copy
+
+
+def assert_holds(found: Any, written: Any, where: str) -> None:
+    """What a YAML file says is what the config holds."""
+    if isinstance(written, Mapping):
+        for key, value in written.items():
+            assert_holds(found[key], value, f"{where}.{key}")
+    elif written != "???":
+        assert found == written, where
+
+
+def written(path: Path) -> tuple[str, dict[str, Any]]:
+    """The package of a YAML file and the values that it gives."""
+    text = path.read_text(encoding="utf-8")
+    package = re.search(r"^# @package (\S+)", text)
+    values = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(values, dict)
+    values.pop("defaults", None)
+    return package.group(1) if package else path.parent.name, values
+
+
+# --- every option -------------------------------------------------------------------------------
+
+
+def test_every_group_has_options() -> None:
+    assert {"model", "signals", "reward", "trainer", "bot", "eval", "scale"} <= set(GROUPS)
+    assert all(options(group) for group in GROUPS)
+
+
+@pytest.mark.parametrize(("group", "name"), OPTIONS, ids=map("=".join, OPTIONS))
+def test_every_option_composes_and_converts(group: str, name: str) -> None:
+    config = converted(chosen(group, name))
+    package, values = written(CONF / group / f"{name}.yaml")
+    found = asdict(config)
+    for part in package.split("."):
+        found = found[part]
+    assert_holds(found, values, package)
+    if group != "reward":  # the schema is the one that the code behind it takes
+        assert_fits(getattr(config, group))
+
+
+def assert_fits(part: Any) -> None:
+    """The first argument of what ``_target_`` names is this config's class."""
+    target = getattr(part, "_target_", None)
+    if target is None:
+        return
+    first = next(iter(inspect.signature(get_object(target)).parameters.values()))
+    expected = getattr(first.annotation, "__name__", str(first.annotation))
+    assert expected in [kind.__name__ for kind in type(part).__mro__]
+
+
+@pytest.mark.parametrize("trainer", options("trainer"))
+@pytest.mark.parametrize(("group", "name"), RECIPES, ids=map("=".join, RECIPES))
+def test_every_scale_and_experiment_goes_with_every_trainer(
+    group: str, name: str, trainer: str
+) -> None:
+    bot = ["bot=curious"] if group == "scale" else []  # half the time; an experiment may choose
+    config = converted(draft(f"trainer={trainer}", f"{group}={name}", *bot, "lora.rank=77"))
+    assert config.trainer.name == trainer
+    assert config.lora.rank == 77  # the command line has the last word
+    if group == "scale":
+        package, values = written(CONF / group / f"{name}.yaml")
+        assert package == "_global_"
+        assert_holds(asdict(config), values, name)
+
+
+def test_the_default_run_is_the_one_that_is_promised() -> None:
+    config = converted(draft())
+    names = (config.model.name, config.trainer.name, config.bot.name, config.eval.name)
+    assert names == ("smollm2_135m", "ppo", "mixed", "homeostasis")
+    assert config.signals.names == (*INTRINSIC_SIGNALS, *AFFECTS)
+    assert config.seed == 0
+
+
+# --- what a sweep compares ----------------------------------------------------------------------
+
+
+def reward(name: str) -> dict[str, Any]:
+    return asdict(converted(chosen("reward", name)).reward)
+
+
+@pytest.mark.parametrize("name", options("reward"))
+def test_reward_options_differ_only_in_weights(name: str) -> None:
+    found, full = reward(name), reward("full")
+    for config in (found, full):
+        for point in config["set_points"].values():
+            point.pop("weight")
+    assert found == full
+
+
+@pytest.mark.parametrize(
+    ("name", "weighted"),
+    [
+        ("full", INTRINSIC_SIGNALS + AFFECTS),
+        ("intrinsic_only", INTRINSIC_SIGNALS),
+        ("relational_only", AFFECTS),
+    ],
+)
+def test_an_ablation_keeps_the_weights_of_its_family(name: str, weighted: tuple[str, ...]) -> None:
+    full = {key: point["weight"] for key, point in reward("full")["set_points"].items()}
+    found = {key: point["weight"] for key, point in reward(name)["set_points"].items()}
+    assert found == {key: full[key] if key in weighted else 0 for key in full}
+
+
+def test_both_families_weigh_the_same() -> None:
+    weights = {key: point["weight"] for key, point in reward("full")["set_points"].items()}
+    assert sum(weights[name] for name in INTRINSIC_SIGNALS) == pytest.approx(1)
+    assert sum(weights[name] for name in AFFECTS) == pytest.approx(1)
+
+
+# --- wrong values -------------------------------------------------------------------------------
+
+POINT = "reward.set_points.entropy."
+WRONG = [
+    ("seed", -1, ["seed=-1", "0", "999"]),
+    ("seed", 1000, ["seed=1000", "0", "999"]),
+    ("device", "tpu", ["device=tpu", *DEVICES]),
+    ("dtype", "int8", ["dtype=int8", *DTYPES]),
+    ("wandb.mode", "loud", ["wandb.mode=loud", "offline", "online", "disabled"]),
+    ("trainer.lr", 0, ["trainer.lr=0", "above 0"]),
+    ("trainer.lr", -1e-3, ["trainer.lr=-0.001", "above 0"]),
+    ("trainer.lr", float("nan"), ["trainer.lr=nan", "above 0"]),
+    ("trainer.batch_size", 0, ["trainer.batch_size=0", "above 0"]),
+    ("trainer.max_steps", 0, ["trainer.max_steps=0", "above 0"]),
+    ("trainer.epochs", 0, ["trainer.epochs=0", "above 0"]),
+    ("trainer.clip_range", 0, ["trainer.clip_range=0", "above 0"]),
+    ("trainer.max_grad_norm", 0, ["trainer.max_grad_norm=0", "above 0"]),
+    ("trainer.gamma", 1.5, ["trainer.gamma=1.5", "between 0 and 1"]),
+    ("trainer.gae_lambda", -0.1, ["trainer.gae_lambda=-0.1", "between 0 and 1"]),
+    ("trainer.kl_coef", -1, ["trainer.kl_coef=-1", "0 or above"]),
+    ("trainer.entropy_coef", -1, ["trainer.entropy_coef=-1", "0 or above"]),
+    ("trainer.target_kl", 0, ["trainer.target_kl=0", "above 0", "null"]),
+    ("rollout.turns", 0, ["rollout.turns=0", "above 0"]),
+    ("rollout.max_new_tokens", 0, ["rollout.max_new_tokens=0", "above 0"]),
+    ("lora.rank", 0, ["lora.rank=0", "above 0"]),
+    ("lora.alpha", 0, ["lora.alpha=0", "above 0"]),
+    ("lora.dropout", 1.5, ["lora.dropout=1.5", "between 0 and 1"]),
+    ("lora.layers", [0.7, 0.2], ["lora.layers=[0.7, 0.2]", "low then high"]),
+    ("lora.layers", [0.5], ["lora.layers=[0.5]", "two fractions"]),
+    ("lora.layers", [0.0, 0.5, 1.0], ["lora.layers=[0.0, 0.5, 1.0]", "two fractions"]),
+    ("lora.layers", [0.5, 12.0], ["lora.layers=[0.5, 12.0]", "fractions"]),
+    ("eval.episodes", 1, ["eval.episodes=1", "at least 2"]),
+    ("eval.bootstrap_samples", 0, ["eval.bootstrap_samples=0", "above 0"]),
+    ("signals.intrinsic.names", ["entropi"], ["signals.intrinsic", "entropi", *INTRINSIC_SIGNALS]),
+    ("signals.intrinsic.norm_layers", [1.5], ["norm_layers=1.5", "between 0 and 1"]),
+    ("signals.intrinsic.norm_layers", [], ["signals.intrinsic.norm_layers", "empty"]),
+    ("signals.affect.names", ["joy"], ["signals.affect.names", "joy", *AFFECTS]),
+    ("signals.affect.layers", [-0.5], ["signals.affect.layers=-0.5", "between 0 and 1"]),
+    ("signals.affect.regularisation", [0.0], ["regularisation=0", "above 0"]),
+    ("signals.affect.perception", "both", ["perception=both", "reference", "policy"]),
+    ("signals.author_groups", 9, ["signals.author_groups=9", "at least 10", "null"]),
+    ("signals.calibration_episodes", 3, ["signals.calibration_episodes=3", "at least 4"]),
+    ("signals.calibration_temperature", 0, ["calibration_temperature=0", "above 0"]),
+    (f"{POINT}tolerance", -1, ["tolerance=-1", "above 0", "auto"]),
+    (f"{POINT}tolerance", 0, ["tolerance=0", "above 0", "auto"]),
+    (f"{POINT}tolerance", "narrow", ["tolerance=narrow", "number", "auto"]),
+    (f"{POINT}tolerance", float("inf"), ["tolerance=inf", "number", "auto"]),
+    (f"{POINT}tolerance", True, ["tolerance=True", "number", "auto"]),
+    (f"{POINT}setpoint", float("nan"), ["setpoint=nan", "number", "auto"]),
+    (f"{POINT}setpoint", None, ["setpoint=None", "number", "auto"]),
+    (f"{POINT}weight", -0.5, ["weight=-0.5", "0 or above"]),
+    (f"{POINT}weight", float("nan"), ["weight=nan", "0 or above"]),
+    (f"{POINT}min_tolerance", 0, ["min_tolerance=0", "above 0"]),
+    ("reward.terms.mine", {"weight": 1.0}, ["reward.terms.mine", "_target_"]),
+    ("bot.initial.joy", 0.5, ["curious", "joy", *AFFECTS]),
+    ("bot.gains.joy", {"relevance": 1.0}, ["curious", "joy", *AFFECTS]),
+    ("bot.gains.boredom.charm", 1.0, ["curious", "charm", *REPLY_FEATURES]),
+    ("bot.initial.boredom", 1.2, ["boredom=1.2", "curious", "between 0 and 1"]),
+    ("bot.initial.boredom", -0.1, ["boredom=-0.1", "curious", "between 0 and 1"]),
+    ("bot.initial.sentiment", -1.5, ["sentiment=-1.5", "curious", "between -1 and 1"]),
+    ("bot.inertia", 2, ["inertia=2", "curious", "between 0 and 1"]),
+    ("bot.noise", -1, ["noise=-1", "curious", "between 0 and 1"]),
+    ("bot.schedule", [], ["schedule", "curious", "empty", "opening"]),
+]
+
+
+@pytest.fixture(scope="module")
+def curious() -> DictConfig:
+    """A small valid config."""
+    config = draft("bot=curious")
+    converted(config)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "parts"), WRONG, ids=[f"{key}={value}" for key, value, _ in WRONG]
+)
+def test_a_wrong_value_is_refused(
+    curious: DictConfig, key: str, value: object, parts: list[str]
+) -> None:
+    """The message names the key, the value and what is allowed."""
+    with pytest.raises(ValueError, match=re.escape(parts[0])) as caught:
+        converted(changed(curious, **{key.replace(".", "__"): value}))
+    assert [part for part in parts if part not in str(caught.value)] == [], str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", 999),
+        ("lora.dropout", 0.0),
+        ("lora.layers", [0.0, 1.0]),
+        ("trainer.gamma", 0.0),
+        ("trainer.gamma", 1.0),
+        ("trainer.kl_coef", 0.0),
+        ("trainer.target_kl", None),
+        ("eval.episodes", 2),
+        ("signals.author_groups", 10),
+        ("signals.author_groups", None),
+        ("signals.calibration_episodes", 4),
+        (f"{POINT}weight", 0.0),
+        (f"{POINT}setpoint", 0),
+        (f"{POINT}setpoint", -3.5),
+        (f"{POINT}tolerance", 1e-9),
+        ("bot.initial.sentiment", -1.0),
+        ("bot.initial.boredom", 0.0),
+        ("bot.noise", 0.0),
+    ],
+)
+def test_a_value_at_its_limit_is_accepted(curious: DictConfig, key: str, value: object) -> None:
+    config = changed(curious, **{key.replace(".", "__"): value})
+    converted(config)
+    assert OmegaConf.select(config, key) == value
+
+
+@pytest.mark.parametrize("trainer", options("trainer"))
+@pytest.mark.parametrize("key", ["lr", "batch_size", "max_steps"])
+def test_every_trainer_refuses_zero(trainer: str, key: str) -> None:
+    config = chosen("trainer", trainer)
+    with pytest.raises(ValueError, match=rf"^trainer\.{key}=0(\.0)? must be above 0"):
+        converted(changed(config, **{f"trainer__{key}": 0}))
+
+
+# --- what spans several fields ------------------------------------------------------------------
+
+
+def without_weights(config: DictConfig) -> DictConfig:
+    return changed(
+        config, **{f"reward__set_points__{k}__weight": 0 for k in config.reward.set_points}
+    )
+
+
+def test_weights_that_sum_to_zero_are_refused(curious: DictConfig) -> None:
+    with pytest.raises(ValueError, match=r"reward\.set_points sum to 0.*above 0"):
+        converted(without_weights(curious))
+
+
+def test_own_terms_need_no_weighted_signal(curious: DictConfig) -> None:
+    config = changed(without_weights(curious), reward__terms__mine={"_target_": "a.b"})
+    assert converted(config).reward.terms == {"mine": {"_target_": "a.b"}}
+
+
+def test_a_reward_without_set_points_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"reward\.set_points sum to 0"):
+        RewardConfig()
+
+
+def test_a_weight_on_a_signal_that_is_not_measured_is_refused(curious: DictConfig) -> None:
+    with pytest.raises(ValueError, match="sentiment") as caught:
+        converted(changed(curious, signals__affect=None))
+    message = str(caught.value)
+    assert "reward.set_points.sentiment" in message
+    assert "0.2" in message
+    assert all(name in message for name in INTRINSIC_SIGNALS)
+    assert "weight to 0" in message
+
+
+def test_a_signal_that_is_left_out_needs_weight_zero(curious: DictConfig) -> None:
+    shorter = changed(curious, signals__intrinsic__names=[*INTRINSIC_SIGNALS[:-1]])
+    with pytest.raises(ValueError, match=r"reward\.set_points\.repetition has weight 0\.2"):
+        converted(shorter)
+    config = converted(changed(shorter, reward__set_points__repetition__weight=0))
+    assert "repetition" not in config.signals.names
+
+
+def test_without_any_signal_nothing_is_measured(curious: DictConfig) -> None:
+    with pytest.raises(ValueError, match=r"no signal is measured.*signals=\[intrinsic,affect\]"):
+        converted(changed(curious, signals__intrinsic=None, signals__affect=None))
+
+
+@pytest.mark.parametrize(
+    ("family", "names"), [("intrinsic", INTRINSIC_SIGNALS), ("affect", AFFECTS)]
+)
+def test_one_family_alone_works(family: str, names: tuple[str, ...]) -> None:
+    config = converted(chosen("signals", family))
+    assert config.signals.names == names
+    assert (config.signals.intrinsic is None) == (family != "intrinsic")
+    assert (config.signals.affect is None) == (family != "affect")
+
+
+def test_an_empty_list_of_bots_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"bot\.bots is empty.*bot=mixed"):
+        MixedBotConfig(name="nobody", bots={})
+
+
+# --- what Hydra and OmegaConf refuse ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("trainer.lrr=1", ["trainer.lrr"]),
+        ("trainer.lr=abc", ["trainer.lr=abc"]),
+        ("reward.set_points.entropi.weight=1", ["reward.set_points.entropi"]),
+        ("trainer=magic", ["trainer/magic", *options("trainer")]),
+    ],
+)
+def test_a_wrong_key_type_or_option_is_refused(
+    composed: Callable[..., RunConfig], override: str, parts: list[str]
+) -> None:
+    with pytest.raises((HydraException, OmegaConfBaseException)) as caught:
+        composed(override, "bot=curious")
+    assert all(part in str(caught.value) for part in parts)
+
+
+def test_a_local_model_needs_its_path(composed: Callable[..., RunConfig]) -> None:
+    with pytest.raises(OmegaConfBaseException, match=r"full_key: model\.path"):
+        composed("model=local", "bot=curious")
+
+
+# --- what is imported ---------------------------------------------------------------------------
+
+HEAVY = ("torch", "transformers", "peft", "sklearn", "scipy", "matplotlib", "wandb")
+SCRIPT = """
+import json, sys
+import homeostat.cli
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from homeostat.config import register
+register()
+with initialize_config_dir(str(homeostat.cli.CONF), version_base="1.3"):
+    config = OmegaConf.to_object(compose("config", overrides=["bot=curious"]))
+homeostat.cli.help_text()
+print(json.dumps([type(config).__name__, sorted(sys.modules)]))
+"""
+
+
+def test_composing_imports_nothing_heavy() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=60
+    )
+    kind, modules = json.loads(done.stdout)
+    assert kind == "RunConfig"
+    assert "homeostat.config" in modules
+    assert [name for name in HEAVY if name in modules] == []

