@@ -10,8 +10,12 @@ os.environ["WANDB_MODE"] = "disabled"
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+# Imported before homeostat, or the type-checking import hook compiles all of them anew.
+import peft  # noqa: F401
 import pytest
 import torch
+import transformers.models.bloom.modeling_bloom
+import transformers.models.llama.modeling_llama  # noqa: F401
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 

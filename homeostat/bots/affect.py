@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")  # noqa: RUF001 - people type both apostrophes
 AGREEING = re.compile(
     r"\b(you(?:'re| are) (?:absolutely |quite |totally )?(?:right|correct)|i agree|exactly|"
-    r"absolutely|indeed|that(?:'s| is) (?:true|right|correct)|good point|of course|yes)\b"
+    r"absolutely(?! not)|indeed|that(?:'s| is) (?:true|right|correct)|good point|"
+    r"of course(?! not)|yes)\b"
 )
 CONTRADICTING = re.compile(
     r"\b(not (?:true|correct|accurate|quite|the case)|incorrect|wrong|actually|in fact|myth|"
@@ -74,7 +75,8 @@ def notice(reply: str, topic_words: Collection[str]) -> ReplyFeatures:
 
 def content_words(text: str) -> set[str]:
     """Lower-case words of more than four letters, a crude stand-in for content words."""
-    return {word for word in WORD.findall(text.lower()) if len(word) > 4}
+    words = WORD.findall(text.lower().replace("’", "'"))  # noqa: RUF001
+    return {word for word in words if len(word.replace("'", "")) > 4}
 
 
 def moved(

@@ -75,7 +75,7 @@ class ScriptedBot:
         self._config = config
         self._seed = seed
         self._turn = 0
-        chance = self._chance()
+        chance = self._chance("topic")
         self._topic, self._next_topic = chance.sample(topics(), 2)
         self._home = {affect: config.initial.get(affect, 0.0) for affect in AFFECTS}
         self.affect = dict(self._home)
@@ -91,18 +91,19 @@ class ScriptedBot:
         features = notice(reply, {*self._topic["keywords"], *content_words(self._said)})
         self._agreed = features.agreement
         self._turn += 1
-        chance = self._chance()
+        chance = self._chance("noise")
         noise = {affect: chance.gauss(0.0, self._config.noise) for affect in AFFECTS}
         self.affect = moved(
             self.affect, self._home, features, self._config.gains, self._config.inertia, noise
         )
         return self._speak()
 
-    def _chance(self) -> random.Random:
-        return random.Random(f"{self._config.name}:{self._seed}:{self._turn}")
+    def _chance(self, purpose: str) -> random.Random:
+        """A stream of its own for every purpose, so that no choice follows from another."""
+        return random.Random(f"{self._config.name}:{self._seed}:{self._turn}:{purpose}")
 
     def _speak(self) -> Turn:
-        chance = self._chance()
+        chance = self._chance("words")
         move = self._move()
         parts = [self._voice(chance)] if self._turn else []
         parts.append(self._play(move, chance))
@@ -161,4 +162,4 @@ def phrases() -> dict[tuple[str, str | None], list[str]]:
 
 def _rows(name: str) -> list[dict[str, Any]]:
     text = resources.files("homeostat.data").joinpath(name).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in text.split("\n") if line]

@@ -109,7 +109,9 @@ class Policy:
 
 def _peft_config(model: Any, lora: LoraConfig, blocks: int) -> PeftLoraConfig:
     """LoRA on every linear layer of the decoder blocks within the band, and on nothing else."""
-    first, last = (round(fraction * blocks) for fraction in lora.layers)
+    low, high = lora.layers
+    first = min(round(low * blocks), blocks - 1)
+    last = max(round(high * blocks), first + 1)
     leaves = sorted(
         {
             name.split(".")[-1]
@@ -117,7 +119,7 @@ def _peft_config(model: Any, lora: LoraConfig, blocks: int) -> PeftLoraConfig:
             if isinstance(module, nn.Linear)
         }
     )
-    numbers = "|".join(str(i) for i in range(first, max(last, first + 1)))
+    numbers = "|".join(str(i) for i in range(first, last))
     return PeftLoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,

@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,  # of the HTTP library that the hub's client uses, whichever that is
+    LocalEntryNotFoundError,
+)
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging as transformers_logging
 
@@ -49,7 +54,10 @@ def load_pretrained(
     if path.suffix == ".gguf":
         if not path.is_file():
             raise HomeostatError(f"model.path={config.path} is not a file; give the GGUF's path.")
-        model, tokenizer = read_gguf(path, dtype)
+        try:
+            model, tokenizer = read_gguf(path, dtype)
+        except (OSError, ValueError, KeyError) as error:
+            raise HomeostatError(f"no model could be read from {path}: {error}") from error
     elif path.is_dir():
         model, tokenizer = read_folder(str(path), dtype)
     elif path.is_absolute() or config.path.startswith((".", "~")):
@@ -68,7 +76,7 @@ def read_folder(path: str, dtype: torch.dtype, revision: str | None = None) -> t
     try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, revision=revision)
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise HomeostatError(f"no model could be read from {path}: {first}") from error
     return model, tokenizer
@@ -155,12 +163,18 @@ def _require_on_hub(config: PretrainedModelConfig) -> None:
             f"model {config.name} ({config.path}) is gated: accept its licence on the hub first. "
             f"{instead}"
         ) from error
-    except (LocalEntryNotFoundError, httpx.TransportError) as error:
-        raise HomeostatError(
-            f"model {config.name} ({config.path}) is not cached here and the hub cannot be "
-            f"reached. {instead}"
-        ) from error
+    except LocalEntryNotFoundError as error:
+        raise HomeostatError(_unreachable(config, instead)) from error
     except (HfHubHTTPError, ValueError) as error:
         raise HomeostatError(
             f"the hub has no model {config.path} for you ({type(error).__name__}). {instead}"
         ) from error
+    except HTTPError as error:
+        raise HomeostatError(_unreachable(config, instead)) from error
+
+
+def _unreachable(config: PretrainedModelConfig, instead: str) -> str:
+    return (
+        f"model {config.name} ({config.path}) is not cached here and the hub cannot be reached. "
+        f"{instead}"
+    )

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console as RichConsole
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
+    MofNCompleteColumn,
     ProgressColumn,
     SpinnerColumn,
     Task,
@@ -49,7 +49,7 @@ class Console:
 
     def say(self, message: str) -> None:
         """One line of plain text."""
-        self.rich.print(f"[dim]{self._clock()}[/dim] {escape(message)}", soft_wrap=True)
+        self.rich.print(Text.assemble((self._clock(), "dim"), " ", message), soft_wrap=True)
 
     @contextmanager
     def stage(self, title: str) -> Iterator[Progress]:
@@ -60,16 +60,16 @@ class Console:
             return
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            MofNCompleteColumn(),
             _TokensPerSecond(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
         )
         with RichProgress(*columns, console=self.rich, transient=True) as display:
-            task = display.add_task(escape(title), total=None, tokens=0)
+            task = display.add_task(title, total=None, tokens=0)
 
             def report(done: int, total: int, tokens: int = 0) -> None:
                 seen = display.tasks[0].fields["tokens"]
@@ -117,7 +117,7 @@ class Console:
             if name.startswith("term/"):
                 continue
             ends = [number(found.before), number(found.after)] if wide else []
-            table.add_row(escape(name), *ends, number(found.diff, sign=True), interval(found.ci95))
+            table.add_row(Text(name), *ends, number(found.diff, sign=True), interval(found.ci95))
         self.rich.print(table)
 
     def _clock(self) -> str:
@@ -138,7 +138,7 @@ def number(value: float | None, sign: bool = False) -> str:
     return f"{value:+.3f}" if sign else f"{value:.3f}"
 
 
-def interval(bounds: tuple[float, float] | None) -> str:
+def interval(bounds: tuple[float, float] | list[float] | None) -> str:
     """A 95% interval for a table; an em dash for a missing one."""
     return "—" if bounds is None else f"[{bounds[0]:+.3f}, {bounds[1]:+.3f}]"
 

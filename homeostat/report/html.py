@@ -126,7 +126,7 @@ def _json(path: Path, default: Any = ...) -> Any:
 def _rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def _data_uri(path: Path) -> str:

@@ -60,9 +60,7 @@ class Reward:
         total = homeostatic.total_N + sum(own.values(), np.zeros_like(homeostatic.total_N))
         if not np.isfinite(total).all():
             row = int(np.flatnonzero(~np.isfinite(total))[0])
-            bad = [
-                n for n in readings.table.names if not np.isfinite(readings.table.column(n)[row])
-            ]
+            bad = [n for n in homeostatic.names if not np.isfinite(readings.table.column(n)[row])]
             raise HomeostatError(
                 f"the reward of a reply is {total[row]}: {', '.join(bad) or 'an own term'} has no "
                 "finite value there. Give that signal the weight 0 or mend the term."

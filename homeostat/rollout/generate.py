@@ -56,7 +56,9 @@ class Sampler:
             Sampled ids per row, the end-of-turn id included where it was sampled.
         """
         rows, limit = uniforms.shape
+        # Below 1 also in float32: a number that rounds up to 1 would pass the whole distribution.
         numbers = torch.from_numpy(uniforms).to(self._policy.device, torch.float32)
+        numbers = numbers.clamp(max=1 - 2**-24)
         eos = torch.tensor(self._policy.eos_ids, device=self._policy.device)
         replies: list[list[int]] = [[] for _ in range(rows)]
         alive = torch.ones(rows, dtype=torch.bool, device=self._policy.device)

@@ -69,8 +69,15 @@ def load_corpus(path: str | None, affects: list[str], author_groups: int | None 
             f"signals.affect.corpus={path} cannot be read ({error.strerror}); give a JSONL file."
         ) from error
     name = PACKAGED if path is None else str(path)
-    lines = [line for line in raw.decode("utf-8").splitlines() if line.strip()]
-    utterances = [_utterance(line, n, name, affects) for n, line in enumerate(lines, start=1)]
+    try:
+        lines = raw.decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise HomeostatError(f"{name} is not UTF-8 text ({error}); save it as UTF-8.") from error
+    utterances = [
+        _utterance(line, number, name, affects)
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
     utterances = _keep_groups(utterances, author_groups)
     _require_both_classes(utterances, affects, name)
     digest = hashlib.sha256(raw).hexdigest()
@@ -82,6 +89,8 @@ def _utterance(line: str, number: int, source: str, affects: list[str]) -> Utter
         row: dict[str, Any] = json.loads(line)
     except ValueError as error:
         raise HomeostatError(f"{source}, line {number} is not JSON: {error}.") from error
+    if not isinstance(row, dict):
+        raise HomeostatError(f"{source}, line {number} is {row!r}; it must be a JSON object.")
     missing = [key for key in ("text", "group", *affects) if key not in row]
     if missing:
         raise HomeostatError(
@@ -90,14 +99,22 @@ def _utterance(line: str, number: int, source: str, affects: list[str]) -> Utter
         )
     labels = {}
     for affect in affects:
-        if affect != "sentiment":
+        if affect == "sentiment":
+            if row[affect] in ("pos", "neg"):
+                labels[affect] = int(row[affect] == "pos")
+        elif row[affect] in (0, 1):
             labels[affect] = int(row[affect])
-        elif row[affect] in ("pos", "neg"):
-            labels[affect] = int(row[affect] == "pos")
-    before = [
-        Turn("user" if i % 2 == 0 else "assistant", text)
-        for i, text in enumerate(row.get("context", ()))
-    ]
+        else:
+            raise HomeostatError(
+                f"{source}, line {number} has {affect}={row[affect]!r}; a label must be 0 or 1."
+            )
+    context = row.get("context", ())
+    if len(context) % 2:
+        raise HomeostatError(
+            f"{source}, line {number} has {len(context)} context turns; they must alternate user, "
+            "assistant, and end with the assistant."
+        )
+    before = [Turn("user" if i % 2 == 0 else "assistant", text) for i, text in enumerate(context)]
     conversation = Conversation((*before, Turn("user", str(row["text"]))))
     return Utterance(conversation, str(row["group"]), labels)
 

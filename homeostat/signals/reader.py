@@ -31,7 +31,7 @@ class Readings:
 
     traces: Sequence[Trace]
     table: SignalTable
-    perceived: Sequence[Float[np.ndarray, "U A"]]
+    perceived: Sequence[Float[np.ndarray, "_ A"]]
     drift: dict[str, float]
 
 

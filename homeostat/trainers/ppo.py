@@ -44,15 +44,15 @@ from homeostat.types import Conversation, Episode, Progress, StepResult, silent
 
 @dataclass(frozen=True)
 class Batch:
-    """One update's experience; per episode, over its response tokens."""
+    """One update's experience; the ragged lists hold one array per episode, over its tokens."""
 
     episodes: Sequence[Episode]
     readings: Readings
     rewards: Rewards
-    logprobs: Sequence[Float[np.ndarray, " R"]]
-    values: Sequence[Float[np.ndarray, " R"]]
-    advantages: Sequence[Float[np.ndarray, " R"]]
-    returns: Sequence[Float[np.ndarray, " R"]]
+    logprobs: Sequence[Float[np.ndarray, " _"]]
+    values: Sequence[Float[np.ndarray, " _"]]
+    advantages: Sequence[Float[np.ndarray, " _"]]
+    returns: Sequence[Float[np.ndarray, " _"]]
 
     @property
     def conversations(self) -> list[Conversation]:

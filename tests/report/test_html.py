@@ -369,6 +369,16 @@ def test_the_headline_says_what_the_interval_allows(
     assert "2 held-out episodes" in text
 
 
+def test_the_headline_names_the_terms_that_moved() -> None:
+    text = headline(summary())
+    assert "entropy -0.50" in text
+    assert "boredom +1.25" in text
+    still = full_eval() | {"term/boredom": estimate(-1.0, -0.5, 0.5, [-0.1, 1.1])}
+    text = headline(summary(eval=still))
+    assert "entropy -0.50" in text
+    assert "boredom +" not in text
+
+
 def test_the_headline_without_an_evaluation() -> None:
     assert "before the base model was measured" in headline(summary(eval={}))
 

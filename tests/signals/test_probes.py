@@ -114,10 +114,11 @@ def test_shuffled_labels_are_read_by_chance() -> None:
     """400 test rows: the standard error of a chance AUROC is 0.03, the bound is 4 of them."""
     label = np.random.default_rng(2).integers(2, size=2000)
     corpus = made_corpus([{"boredom": int(y)} for y in label])
-    score = fit_probes(noise(2000), corpus, LAYERS, settings("boredom"), "m").scores["boredom"]
+    with no_bootstrap():
+        probes = fit_probes(noise(2000), corpus, LAYERS, settings("boredom"), "m")
+    score = probes.scores["boredom"]
     assert score.n == 400
     assert abs(score.auroc - 0.5) < 0.12
-    assert score.ci95[0] < 0.5 < score.ci95[1]
 
 
 def test_test_authors_take_part_in_no_choice(
@@ -334,9 +335,10 @@ def test_other_recipe_is_fitted_anew(
         (obtainable(path, regularisation=[1.0]), None),
         (obtainable(write_corpus(tmp_path / "d.jsonl", "tiresome")), None),
     ]
+    policy = make_policy()
     for _ in range(2):
         for config, author_groups in recipes:
-            obtain_probes(make_policy(), config, author_groups)
+            obtain_probes(policy, config, author_groups)
     assert len(fits) == len(recipes)
 
 

@@ -61,14 +61,21 @@ def make_ppo(policy: Policy, term: Callable[..., Sequence[float]], **options: An
     reader.base_norms = np.ones(len(reader.norm_layers))
     target = f"{term.__module__}.{term.__name__}"
     reward = Reward(RewardConfig(terms={"own": {"_target_": target}}), {})
-    settings = {"lr": 2e-2, "batch_size": 16, "max_steps": 8, "kl_coef": 0.0, "target_kl": None}
+    settings = {
+        "lr": 5e-2 if term is first_reply_decides else 2e-2,
+        "batch_size": 32,
+        "max_steps": 8,
+        "epochs": 4,
+        "kl_coef": 0.0,
+        "target_kl": None,
+    }
     return PPO(
         PPOConfig(name="ppo", **{**settings, **options}),
         policy=policy,
         bots=Parrots(),
         reader=reader,
         reward=reward,
-        rollout=RolloutConfig(turns=2, max_new_tokens=8),
+        rollout=RolloutConfig(turns=2, max_new_tokens=2),
         seed=0,
         watch=Stopwatch(),
     )
@@ -78,27 +85,29 @@ def rewards_of(results: Sequence[StepResult], key: str = "reward/own/own") -> li
     return [result.metrics[key] for result in results]
 
 
-def test_ppo_raises_the_share_of_rewarded_tokens(make_policy: Callable[..., Policy]) -> None:
-    rewards = rewards_of(list(make_ppo(make_policy(), share_of_low_ids).steps()))
-    assert rewards[0] < 0.4
-    assert rewards[-1] > 0.8
-
-
-def test_ppo_lowers_what_is_punished(make_policy: Callable[..., Policy]) -> None:
-    trainer = make_ppo(make_policy(), share_of_low_ids)
-    punish = RewardConfig(
-        terms={"own": {"_target_": f"{share_of_low_ids.__module__}.share_of_low_ids", "weight": -1}}
-    )
-    trainer.reward = Reward(punish, {})
-    assert rewards_of(list(trainer.steps()))[-1] > -0.1
+def test_ppo_makes_what_is_rewarded_common_and_what_is_punished_rare(
+    make_policy: Callable[..., Policy],
+) -> None:
+    shares = {}
+    for weight in (1.0, -1.0):
+        trainer = make_ppo(make_policy(), share_of_low_ids)
+        target = f"{share_of_low_ids.__module__}.share_of_low_ids"
+        config = RewardConfig(terms={"own": {"_target_": target, "weight": weight}})
+        trainer.reward = Reward(config, {})
+        rewards = rewards_of(list(trainer.steps()))
+        shares[weight] = weight * np.mean(rewards[-2:])
+        assert weight * rewards[0] == pytest.approx(0.21, abs=0.05)
+    assert shares[1.0] > 0.41
+    assert shares[-1.0] < 0.2
 
 
 def test_credit_crosses_turns(make_policy: Callable[..., Policy]) -> None:
     """With the reward on the last turn alone, the first reply still learns to earn it."""
-    far = make_ppo(make_policy(), first_reply_decides, max_steps=12, gae_lambda=1.0)
-    near = make_ppo(make_policy(), first_reply_decides, max_steps=12, gae_lambda=0.0, gamma=0.0)
-    assert max(rewards_of(list(far.steps()))[-3:]) > 0.35  # half per turn: the mean over two turns
-    assert max(rewards_of(list(near.steps()))[-3:]) < 0.25
+    far = make_ppo(make_policy(), first_reply_decides, gae_lambda=1.0)
+    near = make_ppo(make_policy(), first_reply_decides, gae_lambda=0.0, gamma=0.0)
+    earned, stuck = (np.mean(rewards_of(list(ppo.steps()))[-3:]) for ppo in (far, near))
+    assert earned > 0.2
+    assert stuck < 0.17
 
 
 def test_first_ratio_is_one_and_kl_is_zero_before_the_first_step(
@@ -132,7 +141,7 @@ def test_micro_batches_add_up_to_the_minibatch(make_policy: Callable[..., Policy
     for micro in (100_000, 1):
         trainer = make_ppo(make_policy(), share_of_low_ids, micro_batch_tokens=micro)
         batch = trainer.collect()
-        norms.append(trainer.minibatch(batch, range(16))["optim/grad_norm"])
+        norms.append(trainer.minibatch(batch, range(32))["optim/grad_norm"])
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
 
 
