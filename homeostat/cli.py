@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from homeostat.config import RunConfig, register
+from homeostat.config import RunConfig, refuse_unknown_keys, register
 from homeostat.errors import HomeostatError
 
 PACKAGE = Path(__file__).resolve().parent
@@ -55,6 +56,7 @@ def _run(composed: DictConfig) -> None:
     config = OmegaConf.to_object(composed)
     if not isinstance(config, RunConfig):
         raise HomeostatError("the config was composed without its schema; start with config.yaml.")
+    refuse_unknown_keys(config)
     from homeostat.report.console import Console
     from homeostat.run import run
 
@@ -116,6 +118,9 @@ def _explain_config(error: BaseException) -> str:
     """Hydra's and OmegaConf's own message, with the key in front and without their layout."""
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
     text = str(error) if cause is None else f"{error}\n{cause}"
+    override = re.match(r"Could not override '([^']+)'", text)
+    if override and re.search(r"is not in struct|not in '", text):
+        return _explain_unknown_key(override.group(1))
     key = re.search(r"full_key: (\S+)", text)
     lines = [line.strip() for line in text.splitlines()]
     kept = [
@@ -124,6 +129,27 @@ def _explain_config(error: BaseException) -> str:
     message = " ".join(dict.fromkeys(kept))
     named = f"{key.group(1)}: " if key and key.group(1) not in message else ""
     return f"{named}{message}{'' if message.endswith('.') else '.'} See homeostat --cfg job."
+
+
+def _explain_unknown_key(key: str) -> str:
+    """Which keys stand where an override named one that is not there."""
+    chosen = [
+        argument
+        for argument in sys.argv[1:]
+        if (CONF / argument.partition("=")[0]).is_dir() and "," not in argument
+    ]
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        node = hydra.compose("config", overrides=chosen)
+    path = []
+    for part in key.split("."):
+        if not OmegaConf.is_dict(node) or part not in node:
+            break
+        path.append(part)
+        node = node[part]
+    known = ", ".join(map(str, node)) if OmegaConf.is_dict(node) else "nothing"
+    where = f" of {'.'.join(path)}" if path else ""
+    return f"{key} is no key of this run; the keys{where} are {known}."
 
 
 if __name__ == "__main__":

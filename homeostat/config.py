@@ -10,7 +10,7 @@ schema and the code that it configures cannot drift apart.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -71,6 +71,24 @@ def require_fraction(owner: str, **values: int | float) -> None:
 def require_one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise a ValueError that lists ``allowed`` unless ``value`` is among them."""
     require(value in allowed, f"{key}={value} is unknown; choose one of {', '.join(allowed)}.")
+
+
+def refuse_unknown_keys(config: Any, path: str = "") -> None:
+    """Raise a ValueError for a key that no schema knows.
+
+    Hydra refuses an unknown ``key=value`` itself, but lets ``+key=value`` add anything.
+    """
+    if isinstance(config, dict):
+        for name, item in config.items():
+            refuse_unknown_keys(item, f"{path}{name}.")
+    elif is_dataclass(config):
+        known = [f.name for f in fields(config)]
+        for name, item in vars(config).items():
+            require(
+                name in known,
+                f"{path}{name} is no key of this run; choose among {', '.join(known)}.",
+            )
+            refuse_unknown_keys(item, f"{path}{name}.")
 
 
 # --- model ------------------------------------------------------------------------------------

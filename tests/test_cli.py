@@ -131,7 +131,9 @@ def test_interrupt_leaves_a_labelled_run_folder(shared_cache: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("trainer.lrr=1", ("lrr", "PPOConfig")),
+        ("trainer.lrr=1", ("trainer.lrr", "keys of trainer", "batch_size")),
+        ("+trainer.lrr=1", ("trainer.lrr", "batch_size")),
+        ("nonsense=1", ("nonsense", "seed")),
         ("trainer.lr=fast", ("trainer.lr", "fast", "Float")),
         ("trainer=magic", ("magic", "ppo")),
         ("trainer.lr=-1", ("trainer.lr=-1", "above 0")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,9 @@ class Policy:
         self.base = base
         self.tokenizer = base.tokenizer
         blocks = len(decoder_layers(base.model))
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # peft asks transformers for an attribute by its old name; nothing a user can mend.
+            warnings.simplefilter("ignore", FutureWarning)
             torch.manual_seed(seed)
             self.model = get_peft_model(base.model, _peft_config(base.model, lora, blocks))
         self.model.eval()
