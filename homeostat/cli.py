@@ -100,11 +100,13 @@ def explain(error: BaseException) -> str:
     """One or two sentences about an error: the value, what is allowed, the fix."""
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_config(error)
-    if isinstance(error, OSError):
-        where = f" ({error.filename})" if error.filename else ""
+    # safetensors reports a full disk as an error of its own.
+    if isinstance(error, OSError) or "No space left on device" in str(error):
+        where = f" ({name})" if (name := getattr(error, "filename", None)) else ""
+        what = getattr(error, "strerror", None) or error
         return (
-            f"{error.strerror or error}{where}. Free some space or choose a folder that you may "
-            "write to, with hydra.run.dir=<folder>."
+            f"{what}{where}. Free some space or choose a folder that you may write to, with "
+            "hydra.run.dir=<folder>."
         )
     if isinstance(error, HomeostatError | ValueError):
         return str(error)

@@ -29,13 +29,20 @@ def write_text(path: Path, text: str) -> None:
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a folder beside ``folder``, then put it in its place.
 
-    Between the two renames the old content lies in ``.<name>.old``; nothing is ever half written.
+    Between the two renames the old content lies in ``.<name>.old``; nothing is ever half written,
+    and a call after a kill right there first puts the old content back.
     """
     fresh, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
+    if old.exists() and not folder.exists():
+        old.rename(folder)
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir(parents=True)
-    write(fresh)
+    try:
+        write(fresh)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
     if folder.exists():
         folder.rename(old)
     fresh.rename(folder)

@@ -16,6 +16,7 @@ import pytest
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from homeostat.cli import explain
 from homeostat.config import TinyModelConfig
 from homeostat.models.tiny import load_tiny
 
@@ -169,3 +170,14 @@ def test_help_lists_every_option_without_composing(shared_cache: Path, tmp_path:
     assert done.returncode == 0
     for name in ("smollm2_135m", "relational_only", "topic_shift", "gpu12", "learn_cpu"):
         assert name in done.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_named() -> None:
+    """A real ENOSPC, and the form in which safetensors reports one."""
+    with pytest.raises(OSError, match="No space left") as full, open("/dev/full", "w") as stream:
+        stream.write("x" * 100_000)
+    for error in (full.value, RuntimeError("I/O error: No space left on device (os error 28)")):
+        message = explain(error)
+        assert "No space left on device" in message
+        assert "hydra.run.dir" in message
