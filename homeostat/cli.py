@@ -14,7 +14,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from homeostat.config import RunConfig, refuse_unknown_keys, register
+from homeostat.checks import refuse_unknown_keys
+from homeostat.config import RunConfig, register
 from homeostat.errors import HomeostatError
 
 PACKAGE = Path(__file__).resolve().parent

@@ -10,12 +10,14 @@ schema and the code that it configures cannot drift apart.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.utils import get_object
 from omegaconf import MISSING
+
+from homeostat.checks import require, require_fraction, require_one_of, require_positive
 
 INTRINSIC_SIGNALS = (
     "entropy",
@@ -45,50 +47,6 @@ def build(part: Any, **runtime: Any) -> Any:
         **runtime: What only exists while the program runs, by keyword.
     """
     return get_object(part._target_)(part, **runtime)
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise a ValueError with ``message`` unless ``condition`` holds."""
-    if not condition:
-        raise ValueError(message)
-
-
-def require_positive(owner: str, **values: int | float) -> None:
-    """Raise a ValueError that names the first value that is not a finite number above 0."""
-    for name, value in values.items():
-        require(
-            math.isfinite(value) and value > 0,
-            f"{owner}.{name}={value} must be above 0.",
-        )
-
-
-def require_fraction(owner: str, **values: int | float) -> None:
-    """Raise a ValueError that names the first value outside 0..1."""
-    for name, value in values.items():
-        require(0 <= value <= 1, f"{owner}.{name}={value} must lie between 0 and 1.")
-
-
-def require_one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raise a ValueError that lists ``allowed`` unless ``value`` is among them."""
-    require(value in allowed, f"{key}={value} is unknown; choose one of {', '.join(allowed)}.")
-
-
-def refuse_unknown_keys(config: Any, path: str = "") -> None:
-    """Raise a ValueError for a key that no schema knows.
-
-    Hydra refuses an unknown ``key=value`` itself, but lets ``+key=value`` add anything.
-    """
-    if isinstance(config, dict):
-        for name, item in config.items():
-            refuse_unknown_keys(item, f"{path}{name}.")
-    elif is_dataclass(config):
-        known = [f.name for f in fields(config)]
-        for name, item in vars(config).items():
-            require(
-                name in known,
-                f"{path}{name} is no key of this run; choose among {', '.join(known)}.",
-            )
-            refuse_unknown_keys(item, f"{path}{name}.")
 
 
 # --- model ------------------------------------------------------------------------------------
