@@ -95,7 +95,7 @@ class LoraConfig:
     """Low-rank adapter on all linear layers of a band of decoder blocks.
 
     ``layers`` is the band as fractions of the depth. Below the band nothing is trained, so no
-    gradient flows there: the default trades a little capacity for a third of the update's time.
+    gradient flows there, which saves time and memory.
     """
 
     rank: int = 16
