@@ -6,6 +6,7 @@ import gc
 import json
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -265,7 +266,9 @@ def peak_rss_mb() -> float:
 
 
 def _git_revision() -> str | None:
-    """Revision of the source tree that this package runs from; None for an installed wheel."""
+    """Revision of the source tree that this package runs from; None for a wheel, or without git."""
+    if shutil.which("git") is None:
+        return None
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=Path(__file__).parent,
