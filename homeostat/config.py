@@ -25,8 +25,11 @@ INTRINSIC_SIGNALS = (
     "base_perplexity",
     "activation_norm",
     "repetition",
+    "self_certainty",
 )
+POOLINGS = ("mean", "last", "both")
 AFFECTS = ("sentiment", "curiosity", "frustration", "confusion", "boredom")
+SIDES = ("both", "above", "below")
 REPLY_FEATURES = (
     "relevance",
     "coherence",
@@ -134,23 +137,42 @@ class IntrinsicConfig:
 
 @dataclass
 class AffectConfig:
-    """Frozen linear probes that read the user's affect from hidden states."""
+    """Frozen linear probes that read the user's affect from hidden states.
+
+    ``corpus`` and ``heldout`` are a JSONL or CSV file or the hub id of GoEmotions; null is the
+    packaged corpus, and no held-out file. ``require`` is the verdict that the reward asks of a
+    probe. After training a probe is stale when its AUROC has dropped by ``stale_auroc_drop`` or its
+    reading has moved by ``stale_distance`` on average.
+    """
 
     names: list[str] = field(default_factory=lambda: list(AFFECTS))
     corpus: str | None = None
-    layers: list[float] = field(default_factory=lambda: [0.3, 0.45, 0.6])
+    heldout: str | None = None
+    layers: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    pooling: list[str] = field(default_factory=lambda: list(POOLINGS))
     regularisation: list[float] = field(default_factory=lambda: [0.001, 0.01, 0.1])
     perception: str = "reference"
-    cache: bool = True
+    require: str = "weak"
+    stale_auroc_drop: float = 0.05
+    stale_distance: float = 0.1
 
     def __post_init__(self) -> None:
+        key = "signals.affect"
         for name in self.names:
-            require_one_of("signals.affect.names", name, AFFECTS)
-        require_one_of("signals.affect.perception", self.perception, ("reference", "policy"))
+            require_one_of(f"{key}.names", name, AFFECTS)
+        for pooling in self.pooling:
+            require_one_of(f"{key}.pooling", pooling, POOLINGS)
         for fraction in self.layers:
-            require_fraction("signals.affect", layers=fraction)
+            require_fraction(key, layers=fraction)
         for strength in self.regularisation:
-            require_positive("signals.affect", regularisation=strength)
+            require_positive(key, regularisation=strength)
+        for candidates in ("names", "layers", "pooling", "regularisation"):
+            require(bool(getattr(self, candidates)), f"{key}.{candidates} is empty; name one.")
+        require_one_of(f"{key}.perception", self.perception, ("reference", "policy"))
+        require_one_of(f"{key}.require", self.require, ("trusted", "weak", "any"))
+        require_positive(
+            key, stale_auroc_drop=self.stale_auroc_drop, stale_distance=self.stale_distance
+        )
 
 
 @dataclass
@@ -159,8 +181,9 @@ class SignalsConfig:
 
     Automatic set points are measured on ``calibration_episodes`` conversations of the base model,
     sampled at ``calibration_temperature``: below 1, because the set point is to be the base model
-    when it is coherent, and training samples at 1. ``author_groups`` limits how much of the probe
-    corpus is used; null is all of it.
+    when it is coherent, and training samples at 1. ``validation_replies`` says how many replies of
+    every failure trainer=none makes. ``author_groups`` limits how much of the packaged probe corpus
+    is used; null is all of it. ``cache`` keeps hidden states, probes and base measurements.
     """
 
     intrinsic: IntrinsicConfig | None = None
@@ -168,9 +191,15 @@ class SignalsConfig:
     author_groups: int | None = None
     calibration_episodes: int = 24
     calibration_temperature: float = 0.7
+    validation_replies: int = 32
+    cache: bool = True
 
     def __post_init__(self) -> None:
-        require_positive("signals", calibration_temperature=self.calibration_temperature)
+        require_positive(
+            "signals",
+            calibration_temperature=self.calibration_temperature,
+            validation_replies=self.validation_replies,
+        )
         require(
             self.author_groups is None or self.author_groups >= 10,
             f"signals.author_groups={self.author_groups} is too few to split into training, "
@@ -196,6 +225,9 @@ class SignalsConfig:
 class SetPointConfig:
     """Where one signal should stay, in the signal's own unit.
 
+    Only what lies ``above`` or ``below`` the set point costs, or ``both``; and only what lies
+    further from it than ``dead_zone``.
+
     ``auto`` stands for the median (set point) and IQR / 1.349 (tolerance) of the signal over the
     base model's own conversations. ``min_tolerance`` bounds an automatic tolerance from below, for
     signals that hardly vary on the base model.
@@ -205,8 +237,15 @@ class SetPointConfig:
     setpoint: Any = "auto"
     tolerance: Any = "auto"
     min_tolerance: float = 1e-6
+    side: str = "both"
+    dead_zone: float = 0.0
 
     def __post_init__(self) -> None:
+        require_one_of("side of a set point", self.side, SIDES)
+        require(
+            math.isfinite(self.dead_zone) and self.dead_zone >= 0,
+            f"dead_zone={self.dead_zone} of a set point must be 0 or above.",
+        )
         require(
             math.isfinite(self.weight) and self.weight >= 0,
             f"weight={self.weight} of a set point must be 0 or above.",
@@ -334,6 +373,13 @@ class TrainerConfig:
 
 
 @dataclass
+class NoTrainerConfig(TrainerConfig):
+    """No training: the run validates every signal on the chosen model (Phase A)."""
+
+    _target_: str = ""
+
+
+@dataclass
 class PPOConfig(TrainerConfig):
     """Proximal policy optimisation over whole episodes; see `homeostat.trainers.ppo`."""
 
@@ -450,6 +496,7 @@ SCHEMAS: dict[str, type] = {
     "schema/signals/intrinsic": IntrinsicConfig,
     "schema/signals/affect": AffectConfig,
     "schema/reward/valence": RewardConfig,
+    "schema/trainer/none": NoTrainerConfig,
     "schema/trainer/ppo": PPOConfig,
     "schema/bot/scripted": ScriptedBotConfig,
     "schema/bot/mixed": MixedBotConfig,

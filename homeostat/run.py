@@ -22,21 +22,25 @@ import torch
 from omegaconf import OmegaConf
 
 import homeostat
-from homeostat.config import RunConfig, build
+from homeostat.config import AFFECTS, NoTrainerConfig, RunConfig, SetPointConfig, build
+from homeostat.errors import HomeostatError
+from homeostat.evals.failures import Failures, verdicts
 from homeostat.evals.homeostasis import Homeostasis, perception_validity
+from homeostat.evals.staleness import measure_staleness, stale
 from homeostat.files import replace_folder, write_text
 from homeostat.interrupt import Interrupt
 from homeostat.models.adapters import Policy
+from homeostat.models.cache import remembered
 from homeostat.models.load import resolve_device, resolve_dtype
 from homeostat.report.console import Console
 from homeostat.report.html import write_report
 from homeostat.report.metrics import MetricsLog, plain, write_rows
 from homeostat.reward.compose import Reward
-from homeostat.reward.valence import resolve
+from homeostat.reward.valence import SetPoint, resolve, resolve_one
 from homeostat.rollout.episodes import calibration_seeds, play
 from homeostat.signals.calibration import QUANTILES, Calibration, calibrate
-from homeostat.signals.probes import AffectProbes, obtain_probes
-from homeostat.signals.reader import SignalReader
+from homeostat.signals.perception import Perception, obtain_perception
+from homeostat.signals.reader import SignalReader, episode_record
 from homeostat.timing import Stopwatch
 from homeostat.types import EvalResult
 
@@ -50,8 +54,11 @@ class Outcome:
     status: str = "running"
     steps: int = 0
     comparison: EvalResult | None = None
-    perception: Mapping[str, Any] | None = None
-    probes: AffectProbes | None = None
+    loop: Mapping[str, Any] | None = None
+    perception: Perception | None = None
+    allowed: tuple[str, ...] = ()
+    failures: Mapping[str, Any] | None = None
+    staleness: Mapping[str, Any] | None = None
 
 
 def run(config: RunConfig, folder: Path, console: Console) -> str:
@@ -91,6 +98,8 @@ def run(config: RunConfig, folder: Path, console: Console) -> str:
     write_text(folder / "summary.json", json.dumps(plain(summary), indent=2))
     if outcome.comparison is not None and outcome.status == "finished":
         console.comparison(outcome.comparison.metrics)
+    if isinstance(config.trainer, NoTrainerConfig) and outcome.perception is not None:
+        console.verdicts(outcome.perception.reports)
     console.say(f"{outcome.status}: {folder / 'report.html'}")
     return outcome.status
 
@@ -109,25 +118,28 @@ def _run_stages(
     np.random.seed(config.seed)
     policy = load_policy(config, console, watch)
     bots = build(config.bot)
-    if config.signals.affect is not None:
-        with console.stage("affect probes") as progress, watch("probes"):
-            outcome.probes = obtain_probes(
-                policy, config.signals.affect, config.signals.author_groups, progress
-            )
-            outcome.probes.save(folder / "probes")
-    reader = SignalReader(policy, config.signals, outcome.probes)
-    calibration = measure_base(config, reader, bots, console, watch)
-    set_points = resolve(config.reward.set_points, calibration)
+    outcome.perception = perceive(config, policy, folder, console, watch)
+    probes = outcome.perception.probes if outcome.perception else None
+    reader = SignalReader(policy, config.signals, probes)
+    calibration, outcome.loop = measure_base(config, reader, outcome.perception, bots, console, watch)
+    allowed = allowed_set_points(config, outcome.perception, console)
+    outcome.allowed = tuple(name for name in AFFECTS if name in allowed)
+    set_points = resolve(allowed, calibration)
     save_calibration(folder, calibration, {k: asdict(v) for k, v in set_points.items()})
+    if stop.requested:
+        return
+    if isinstance(config.trainer, NoTrainerConfig):
+        measured = {n: p for n, p in config.reward.set_points.items() if n in reader.names}
+        points = {n: resolve_one(n, p, calibration) for n, p in measured.items()}
+        outcome.failures = validate_intrinsic(config, reader, bots, points, folder, console, watch)
+        return
     reward = Reward(config.reward, set_points)
     evaluation: Homeostasis = build(
         config.eval, policy=policy, bots=bots, reader=reader, reward=reward, rollout=config.rollout
     )
-    if stop.requested:
-        return
     before = evaluate(evaluation, "base", console, watch)
     save_evaluation(folder, evaluation, outcome, before, [])
-    outcome.perception = perception_validity(before)
+    outcome.loop = perception_validity(before)
 
     trainer = build(
         config.trainer,
@@ -153,6 +165,7 @@ def _run_stages(
 
     after = evaluate(evaluation, "trained", console, watch)
     save_evaluation(folder, evaluation, outcome, before, after)
+    outcome.staleness = watch_probes(config, policy, outcome.perception, console, watch)
 
 
 def load_policy(config: RunConfig, console: Console, watch: Stopwatch) -> Policy:
@@ -164,24 +177,142 @@ def load_policy(config: RunConfig, console: Console, watch: Stopwatch) -> Policy
         return Policy(build(config.model, device=device, dtype=dtype), config.lora, config.seed)
 
 
-def measure_base(
-    config: RunConfig, reader: SignalReader, bots: Any, console: Console, watch: Stopwatch
-) -> Calibration:
-    """Quantiles of every signal on the base model's own coherent conversations."""
-    seeds = calibration_seeds(config.signals.calibration_episodes)
-    stage = console.stage("set points: episodes")
-    with reader.policy.reference(), stage as progress, watch("generate"):
-        episodes = play(
-            reader.policy,
-            bots,
-            seeds,
-            config.rollout,
-            config.signals.calibration_temperature,
-            progress,
+def perceive(
+    config: RunConfig, policy: Policy, folder: Path, console: Console, watch: Stopwatch
+) -> Perception | None:
+    """The affect probes and what they are worth; None for a run without them."""
+    if config.signals.affect is None:
+        return None
+    with console.stage("affect probes") as progress, watch("probes"):
+        found = obtain_perception(policy, config.signals, progress)
+    found.save(folder / "probes")
+    for notice in found.notices:
+        console.say(notice)
+    return found
+
+
+def allowed_set_points(
+    config: RunConfig, perception: Perception | None, console: Console
+) -> dict[str, SetPointConfig]:
+    """The set points that the probes' verdicts allow; says which are left out.
+
+    Raises:
+        HomeostatError: Nothing is left to reward.
+    """
+    points = {n: p for n, p in config.reward.set_points.items() if p.weight > 0}
+    affect = config.signals.affect
+    if affect is None or perception is None:
+        return points
+    allowed = perception.allowed(affect.require)
+    left_out = [name for name in points if name in AFFECTS and name not in allowed]
+    for name in left_out:
+        report = perception.reports.get(name)
+        why = f"is {report.verdict} ({report.reason})" if report else "has no probe"
+        console.say(f"{name} is left out of the reward: it {why}")
+    kept = {name: point for name, point in points.items() if name not in left_out}
+    if not kept and not config.reward.terms:
+        raise HomeostatError(
+            f"signals.affect.require={affect.require} leaves no signal to reward; lower it, or "
+            "add intrinsic signals with reward=full."
         )
-    with console.stage("set points: signals") as progress, watch("trace"):
-        calibration, _ = calibrate(reader, [e.conversation for e in episodes], progress)
-    return calibration
+    return kept
+
+
+def measure_base(
+    config: RunConfig,
+    reader: SignalReader,
+    perception: Perception | None,
+    bots: Any,
+    console: Console,
+    watch: Stopwatch,
+) -> tuple[Calibration, dict[str, Any]]:
+    """The base model's own coherent conversations: its signals, and whether it perceives the bots."""
+    policy = reader.policy
+
+    def compute() -> dict[str, Any]:
+        seeds = calibration_seeds(config.signals.calibration_episodes)
+        temperature = config.signals.calibration_temperature
+        stage = console.stage("set points: episodes")
+        with policy.reference(), stage as progress, watch("generate"):
+            episodes = play(policy, bots, seeds, config.rollout, temperature, progress)
+        with console.stage("set points: signals") as progress, watch("trace"):
+            found, readings = calibrate(reader, [e.conversation for e in episodes], progress)
+        records = [episode_record(e, readings, i, reader.affects) for i, e in enumerate(episodes)]
+        return {
+            "values": found.values,
+            "base_norms": found.base_norms.tolist(),
+            "loop": perception_validity(records),
+        }
+
+    found = _remembered(config, policy, perception, "set_points", compute)
+    calibration = Calibration.of(found["values"], found["base_norms"])
+    reader.base_norms = calibration.base_norms
+    return calibration, found["loop"]
+
+
+def validate_intrinsic(
+    config: RunConfig,
+    reader: SignalReader,
+    bots: Any,
+    points: Mapping[str, SetPoint],
+    folder: Path,
+    console: Console,
+    watch: Stopwatch,
+) -> dict[str, Any] | None:
+    """Failures made on the model, and which signals see them; None without intrinsic signals."""
+    if config.signals.intrinsic is None:
+        return None
+    names = config.signals.intrinsic.names
+    failures = Failures(
+        reader, bots, config.signals.calibration_temperature, config.rollout.max_new_tokens
+    )
+
+    def compute() -> list[dict[str, Any]]:
+        with console.stage("failures: replies") as progress, watch("failures"):
+            kept = {name: point for name, point in points.items() if name in names}
+            return failures.measure(config.signals.validation_replies, kept, progress)
+
+    rows = _remembered(config, reader.policy, None, "failures", compute)
+    write_rows(folder / "evals" / "failures.jsonl", rows)
+    found = verdicts(rows)
+    console.failures(found)
+    return found
+
+
+def watch_probes(
+    config: RunConfig,
+    policy: Policy,
+    perception: Perception | None,
+    console: Console,
+    watch: Stopwatch,
+) -> dict[str, Any] | None:
+    """Whether the probes have gone stale under training; None for a run without probes."""
+    if perception is None or config.signals.affect is None:
+        return None
+    with console.stage("staleness of the probes") as progress, watch("evaluate"):
+        found = measure_staleness(policy, perception, config.signals.affect, progress)
+    for affect in stale(found):
+        console.say(
+            f"the probe of {affect} has gone stale: AUROC {found[affect]['auroc_off']:.2f} → "
+            f"{found[affect]['auroc_on']:.2f}, its reading moved by {found[affect]['distance']:.2f}"
+        )
+    return found
+
+
+def _remembered(
+    config: RunConfig, policy: Policy, perception: Perception | None, kind: str, compute: Any
+) -> Any:
+    """What ``compute`` finds out about the base model, from the cache where nothing has changed."""
+    if not config.signals.cache:
+        return compute()
+    recipe = [
+        policy.base.fingerprint,
+        str(policy.dtype),
+        policy.device.type,
+        perception.corpus.digest if perception else None,
+        *(asdict(part) for part in (config.signals, config.bot, config.rollout, config.reward)),
+    ]
+    return remembered(kind, recipe, compute)
 
 
 def evaluate(
@@ -215,6 +346,7 @@ def save_calibration(folder: Path, calibration: Calibration, set_points: Mapping
         name: {
             "n": calibration.n[name],
             "quantiles": dict(zip(map(str, QUANTILES), q, strict=True)),
+            "values": calibration.values[name],
         }
         for name, q in calibration.quantiles.items()
     }
@@ -240,7 +372,7 @@ def summarise(
 ) -> dict[str, Any]:
     """What summary.json holds."""
     found = outcome.comparison
-    scores = outcome.probes.scores if outcome.probes else {}
+    reports = outcome.perception.reports if outcome.perception else {}
     return {
         "status": outcome.status,
         "trainer": config.trainer.name,
@@ -253,8 +385,12 @@ def summarise(
         "peak_rss_mb": peak_rss_mb(),
         "time_s": dict(watch.seconds),
         "time_share": watch.shares(),
-        "probe_auroc": {name: score.auroc for name, score in scores.items()},
-        "perception": outcome.perception,
+        "probe_auroc": {name: report.auroc for name, report in reports.items()},
+        "probe_verdict": {name: report.verdict for name, report in reports.items()},
+        "rewarded_affects": outcome.allowed,
+        "perception": outcome.loop,
+        "staleness": outcome.staleness,
+        "failures": outcome.failures,
         "eval": {name: asdict(e) for name, e in found.metrics.items()} if found else {},
     }
 

@@ -6,7 +6,8 @@ Dimensions, one letter each, in every shape of this package:
     R  response tokens (mask = True)   L  chosen layers
     D  hidden width                    V  vocabulary
     N  assistant turns                 U  user turns
-    S  signals
+    S  signals                         P  probe layers
+    E  pooled width (mean and last token, 2 D)
 
 One mask: ``response_mask``, True = the token was sampled by the policy and counts. Log-prob, mask,
 signal, reward and value at index t all belong to token t.
@@ -83,11 +84,12 @@ class Trace:
         entropy_R: Entropy of the policy's next-token distribution at that place, nats.
         ref_logprob_R: Log-probability under the reference (adapter off), nats.
         kl_R: KL(policy || reference) over the whole vocabulary at that place, nats.
+        certainty_R: Self-certainty of the policy at that place: KL(uniform || policy), nats.
         value_R: The critic's estimate at that token, or None without a critic.
         norm_RL: L2 norm of the residual stream at each chosen layer, activation units.
         user_turns: Indices of the user turns that ``hidden_*`` describe.
-        hidden_ref: Residual stream of each user turn at each probe layer, averaged over the
-            turn's tokens, read with the adapter off.
+        hidden_ref: Residual stream of each user turn at each probe layer, read with the adapter
+            off: the mean over the turn's tokens, then its last token (E = 2 D).
         hidden_policy: The same read with the adapter on.
     """
 
@@ -96,11 +98,12 @@ class Trace:
     entropy_R: Float[np.ndarray, " R"]
     ref_logprob_R: Float[np.ndarray, " R"]
     kl_R: Float[np.ndarray, " R"]
+    certainty_R: Float[np.ndarray, " R"]
     value_R: Float[np.ndarray, " R"] | None
     norm_RL: Float[np.ndarray, "R L"]
     user_turns: tuple[int, ...]
-    hidden_ref: Float[np.ndarray, "U P D"]
-    hidden_policy: Float[np.ndarray, "U P D"]
+    hidden_ref: Float[np.ndarray, "U P E"]
+    hidden_policy: Float[np.ndarray, "U P E"]
 
 
 @dataclass(frozen=True)
@@ -142,19 +145,21 @@ class Valence:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Conversations as right-padded tensors.
+    """Conversations as padded tensors.
 
     Attributes:
         input_ids: Token ids.
         attention_mask: True where there is a token.
         response_mask: True where the token was sampled by the policy.
         turn: Index of the turn whose content the token is; -1 for template tokens and padding.
+        prefix: Ids that come before every row and are not in the tensors.
     """
 
     input_ids: Int[Tensor, "B T"]
     attention_mask: Bool[Tensor, "B T"]
     response_mask: Bool[Tensor, "B T"]
     turn: Int[Tensor, "B T"]
+    prefix: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

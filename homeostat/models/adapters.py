@@ -70,6 +70,12 @@ class Policy:
         return device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        dtype: torch.dtype = self.base.model.dtype
+        return dtype
+
+    @property
     def eos_ids(self) -> tuple[int, ...]:
         """Ids that end a reply."""
         ids = self.base.model.generation_config.eos_token_id

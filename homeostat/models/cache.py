@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
 from homeostat.errors import HomeostatError
+from homeostat.files import write_text
 
 
 def cache_folder(*parts: str) -> Path:
@@ -33,3 +38,30 @@ def file_sha256(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=1)
+def code_digest() -> str:
+    """Hex SHA-256 of this package's sources: results of other code are never taken for ours."""
+    root = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def remembered(kind: str, recipe: Any, compute: Callable[[], Any]) -> Any:
+    """What ``compute`` returns, as JSON: from the cache where recipe and code are the same.
+
+    Args:
+        kind: Folder of the cache.
+        recipe: Everything that the result follows from, JSON-ready.
+        compute: Returns something JSON-ready.
+    """
+    text = json.dumps([code_digest(), recipe], sort_keys=True, default=str)
+    path = cache_folder(kind) / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    found = compute()
+    write_text(path, json.dumps(found))
+    return json.loads(json.dumps(found))

@@ -58,18 +58,37 @@ def encode(conversation: Conversation, tokenizer: Any, eos_ids: Sequence[int]) -
     return stream
 
 
-def pad(streams: Sequence[TokenStream], pad_id: int, device: torch.device) -> TokenBatch:
-    """Token streams as one right-padded batch."""
-    width = max(len(stream.ids) for stream in streams)
+def pad(
+    streams: Sequence[TokenStream],
+    pad_id: int,
+    device: torch.device,
+    side: str = "right",
+    shared: int = 0,
+) -> TokenBatch:
+    """Token streams as one batch.
+
+    Args:
+        streams: At least one.
+        pad_id: Fills the shorter rows; always masked.
+        device: Where the tensors lie.
+        side: Where the padding goes, ``left`` or ``right``.
+        shared: How many tokens all streams begin with; they become ``prefix``.
+    """
+    width = max(len(stream.ids) for stream in streams) - shared
 
     def tensor(rows: list[list[Any]], fill: Any) -> torch.Tensor:
-        return torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=device)
+        gaps = [[fill] * (width - len(row)) for row in rows]
+        padded = [
+            gap + row if side == "left" else row + gap for row, gap in zip(rows, gaps, strict=True)
+        ]
+        return torch.tensor(padded, device=device)
 
     return TokenBatch(
-        input_ids=tensor([s.ids for s in streams], pad_id),
-        attention_mask=tensor([[True] * len(s.ids) for s in streams], False),
-        response_mask=tensor([s.response for s in streams], False),
-        turn=tensor([s.turn for s in streams], -1),
+        input_ids=tensor([s.ids[shared:] for s in streams], pad_id),
+        attention_mask=tensor([[True] * len(s.ids[shared:]) for s in streams], False),
+        response_mask=tensor([s.response[shared:] for s in streams], False),
+        turn=tensor([s.turn[shared:] for s in streams], -1),
+        prefix=tuple(streams[0].ids[:shared]),
     )
 
 

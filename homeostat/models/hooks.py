@@ -1,4 +1,4 @@
-"""Reading the residual stream: the only file that registers hooks."""
+"""Reading and changing the residual stream: the only file that registers hooks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 OnLayer = Callable[[int, Tensor], None]
@@ -74,3 +75,30 @@ def read_residual(
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def noisy_residual(trunk: nn.Module, layer: int, norm: float, seed: int) -> Iterator[None]:
+    """Add Gaussian noise to the residual stream after one decoder block, at every position.
+
+    The draws are new in every forward pass; the same passes after the same seed get the same ones.
+
+    Args:
+        trunk: The model without its unembedding.
+        layer: The block.
+        norm: Root mean square L2 norm of what is added, activation units.
+        seed: Of the noise.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        noise = torch.randn(hidden.shape, generator=generator) * norm / hidden.shape[-1] ** 0.5
+        changed = hidden + noise.to(hidden)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    handle = decoder_layers(trunk)[layer].register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -6,6 +6,7 @@ kept. With gradients each chunk is recomputed in the backward pass rather than s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 Unembed = Callable[[Tensor], Tensor]
-CHUNK = 256
+CHUNK_LOGITS = 2**24  # logits that exist at once: 64 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,17 @@ class TokenStatistics:
     """What the next-token distributions say about the tokens that followed, in nats.
 
     ``kl`` is KL(policy || reference) over the whole vocabulary. Without a reference the policy is
-    its own: ``ref_logprob`` is ``logprob`` and ``kl`` is 0.
+    its own: ``ref_logprob`` is ``logprob`` and ``kl`` is 0. ``certainty`` is self-certainty,
+    KL(uniform || policy) = -mean_v log p(v) - log V.
+
+    Source: Kang et al. 2025 (arXiv 2502.18581), equation 8, for the certainty.
     """
 
     logprob: Float[Tensor, " R"]
     entropy: Float[Tensor, " R"]
     ref_logprob: Float[Tensor, " R"]
     kl: Float[Tensor, " R"]
+    certainty: Float[Tensor, " R"]
 
 
 def predicting_hidden(
@@ -59,9 +64,11 @@ def token_statistics(
         unembed: Hidden states to float32 logits.
         ref_hidden: The same hidden states with the adapter off.
     """
+    vocabulary = unembed(hidden[:1].detach()).shape[-1]
+    chunk = max(1, CHUNK_LOGITS // vocabulary)
     parts = []
-    for start in range(0, len(targets), CHUNK):
-        part = slice(start, start + CHUNK)
+    for start in range(0, len(targets), chunk):
+        part = slice(start, start + chunk)
         reference = None if ref_hidden is None else ref_hidden[part]
         arguments = (hidden[part], targets[part], unembed, reference)
         if torch.is_grad_enabled() and hidden.requires_grad:
@@ -73,14 +80,15 @@ def token_statistics(
 
 def _chunk_statistics(
     hidden: Tensor, targets: Tensor, unembed: Unembed, ref_hidden: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     log_p = unembed(hidden).log_softmax(dim=-1)
     p = log_p.exp()
     logprob = log_p.gather(-1, targets[:, None])[:, 0]
     entropy = -torch.einsum("rv,rv->r", p, log_p)
+    certainty = -log_p.mean(dim=-1) - math.log(log_p.shape[-1])
     if ref_hidden is None:
-        return logprob, entropy, logprob, torch.zeros_like(logprob)
+        return logprob, entropy, logprob, torch.zeros_like(logprob), certainty
     log_q = unembed(ref_hidden).log_softmax(dim=-1)
     ref_logprob = log_q.gather(-1, targets[:, None])[:, 0]
     kl = -entropy - torch.einsum("rv,rv->r", p, log_q)
-    return logprob, entropy, ref_logprob, kl
+    return logprob, entropy, ref_logprob, kl, certainty

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.progress import (
@@ -27,6 +28,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from homeostat.signals.validation import ProbeReport
 from homeostat.types import Estimate, Progress
 
 
@@ -118,6 +120,30 @@ class Console:
                 continue
             ends = [number(found.before), number(found.after)] if wide else []
             table.add_row(Text(name), *ends, number(found.diff, sign=True), interval(found.ci95))
+        self.rich.print(table)
+
+    def verdicts(self, reports: Mapping[str, ProbeReport]) -> None:
+        """Which affect probes may be trusted; a narrow window gets fewer columns."""
+        table = Table(title="Affect probes on unseen authors", title_justify="left")
+        table.add_column("affect", overflow="fold")
+        wide = self.rich.width >= 76
+        for name in ["AUROC", "verdict"] + (["95% interval", "words alone"] if wide else []):
+            table.add_column(name, justify="right", no_wrap=True)
+        for affect, found in reports.items():
+            bounds = "—" if found.ci95 is None else f"[{found.ci95[0]:.3f}, {found.ci95[1]:.3f}]"
+            more = [bounds, number(found.controls["text_only"])] if wide else []
+            table.add_row(Text(affect), number(found.auroc), found.verdict, *more)
+        self.rich.print(table)
+
+    def failures(self, found: Mapping[str, Mapping[str, Any]]) -> None:
+        """Which intrinsic signal sees which failure best."""
+        table = Table(title="Failures against ordinary replies", title_justify="left")
+        table.add_column("failure", overflow="fold")
+        table.add_column("best signal", overflow="fold")
+        table.add_column("AUROC", justify="right", no_wrap=True)
+        for failure, best in found.items():
+            seen = "" if best["seen_by"] else " not seen"
+            table.add_row(Text(failure), Text(best["best"]), number(best["auroc"]) + seen)
         self.rich.print(table)
 
     def _clock(self) -> str:

@@ -41,7 +41,7 @@ def draw_valence(folder: Path, steps: Rows, estimates: Estimates) -> Path:
         _held_out(axes, estimates.get("valence"), len(steps), label=True)
         axes.set(xlabel="update", ylabel="valence (0 = all at set point)", title="Valence")
         axes.legend(frameon=False, loc="best", fontsize=8)
-        return _save(figure, folder / "valence.png")
+        return save(figure, folder / "valence.png")
 
 
 def draw_signals(
@@ -72,7 +72,7 @@ def draw_signals(
             axes.remove()
         figure.supxlabel("update", fontsize=8)
         figure.tight_layout()
-        return _save(figure, folder / "signals.png")
+        return save(figure, folder / "signals.png")
 
 
 def draw_effects(folder: Path, estimates: Estimates) -> Path:
@@ -90,7 +90,7 @@ def draw_effects(folder: Path, estimates: Estimates) -> Path:
         labels = [name.partition("/")[2] or "valence (sum)" for name, _ in reversed(shown)]
         axes.set_yticks(range(len(shown)), labels)
         axes.set(xlabel="trained - base on held-out episodes, units of valence", title="Change")
-        return _save(figure, folder / "effects.png")
+        return save(figure, folder / "effects.png")
 
 
 def _over_updates(axes: Axes, steps: Rows, key: str) -> None:
@@ -114,7 +114,8 @@ def _held_out(axes: Axes, found: Mapping[str, Any] | None, last: int, label: boo
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Write the figure whole, close it, and return where it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path) as scratch:
         figure.savefig(scratch, format="png")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from homeostat.files import write_text
 from homeostat.report.console import duration, interval, number
 from homeostat.report.figures import draw_effects, draw_signals, draw_valence
+from homeostat.report.signal_figures import (
+    draw_controls,
+    draw_failures,
+    draw_histograms,
+    draw_layers,
+    draw_reliability,
+)
 
 UNITS = {
     "entropy": "nats/token",
@@ -19,6 +27,7 @@ UNITS = {
     "base_perplexity": "tokens",
     "activation_norm": "ratio to base",
     "repetition": "share 0..1",
+    "self_certainty": "nats/token",
     "sentiment": "-1..1",
     "curiosity": "probability",
     "frustration": "probability",
@@ -38,13 +47,9 @@ def write_report(folder: Path) -> Path:
     calibration = _json(folder / "set_points.json", {})
     steps = _rows(folder / "metrics.jsonl")
     episodes = _rows(folder / "evals" / "homeostasis.jsonl")
-    figures = []
-    if summary["eval"]:
-        points, estimates = calibration["set_points"], summary["eval"]
-        figures.append(draw_valence(folder / "figures", steps, estimates))
-        if any(e["diff"] is not None for e in estimates.values()):
-            figures.append(draw_effects(folder / "figures", estimates))
-        figures.append(draw_signals(folder / "figures", steps, estimates, points, UNITS))
+    probes = _json(folder / "probes" / "report.json", {})
+    failures = _rows(folder / "evals" / "failures.jsonl")
+    drawn = draw_figures(folder / "figures", summary, calibration, steps, probes, failures)
     engine = Environment(
         loader=PackageLoader("homeostat.report", "."),
         autoescape=True,
@@ -58,8 +63,10 @@ def write_report(folder: Path) -> Path:
         environment=_json(folder / "environment.json"),
         config=(folder / "config.yaml").read_text(encoding="utf-8"),
         calibration=calibration,
-        probes=_json(folder / "probes" / "probes.json", None),
-        figures=[(path.stem, _data_uri(path)) for path in figures],
+        probes=probes,
+        corpus=_json(folder / "probes" / "probes.json", {}).get("corpus"),
+        failures=failures,
+        figures={path.stem: _data_uri(path) for path in drawn},
         pairs=side_by_side(episodes),
         units=UNITS,
         headline=headline(summary),
@@ -69,8 +76,35 @@ def write_report(folder: Path) -> Path:
     return path
 
 
+def draw_figures(
+    folder: Path,
+    summary: Mapping[str, Any],
+    calibration: Mapping[str, Any],
+    steps: Sequence[Mapping[str, Any]],
+    probes: Mapping[str, Any],
+    failures: Sequence[Mapping[str, Any]],
+) -> list[Path]:
+    """Every figure that the run has data for."""
+    drawn = []
+    if estimates := summary["eval"]:
+        drawn.append(draw_valence(folder, steps, estimates))
+        if any(e["diff"] is not None for e in estimates.values()):
+            drawn.append(draw_effects(folder, estimates))
+        drawn.append(draw_signals(folder, steps, estimates, calibration["set_points"], UNITS))
+    if calibration:
+        signals, points = calibration["signals"], calibration["set_points"]
+        drawn.append(draw_histograms(folder, signals, points, UNITS))
+    if probes:
+        drawn += [draw(folder, probes) for draw in (draw_controls, draw_layers, draw_reliability)]
+    if failures:
+        drawn.append(draw_failures(folder, failures))
+    return drawn
+
+
 def headline(summary: dict[str, Any]) -> str:
-    """One sentence: what the run found out about valence, whichever way it went."""
+    """What the run found out, whichever way it went, in a sentence or two."""
+    if summary["trainer"] == "none":
+        return _signals_headline(summary)
     found = summary["eval"].get("valence")
     if found is None:
         return "The run stopped before the base model was measured."
@@ -92,6 +126,25 @@ def headline(summary: dict[str, Any]) -> str:
         f"episodes: {found['diff']:+.2f}, 95% interval [{low:+.2f}, {high:+.2f}] - {verdict}. "
         + _which_terms(summary["eval"])
     )
+
+
+def _signals_headline(summary: dict[str, Any]) -> str:
+    """Which signals may be trusted as a reward."""
+    verdicts = summary["probe_verdict"]
+    by_verdict = {
+        verdict: [name for name, found in verdicts.items() if found == verdict]
+        for verdict in ("trusted", "weak", "unusable")
+    }
+    said = [f"{k}: {', '.join(names)}" for k, names in by_verdict.items() if names]
+    parts = [f"Affect probes - {'; '.join(said)}."] if said else []
+    if failures := summary["failures"]:
+        unseen = [name.replace("_", " ") for name, best in failures.items() if not best["seen_by"]]
+        parts.append(
+            f"Of {len(failures)} kinds of failure no intrinsic signal sees: {', '.join(unseen)}."
+            if unseen
+            else f"Every one of {len(failures)} kinds of failure is seen by an intrinsic signal."
+        )
+    return " ".join(parts) or "The run stopped before the signals were validated."
 
 
 def _which_terms(estimates: dict[str, Any]) -> str:

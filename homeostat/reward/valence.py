@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 
 from homeostat.config import SetPointConfig
+from homeostat.errors import HomeostatError
 from homeostat.signals.calibration import Calibration
 from homeostat.types import SignalTable, Valence
 
@@ -21,51 +23,68 @@ class SetPoint:
         setpoint: Where the signal should stay.
         tolerance: > 0; a signal this far off costs ``weight``.
         automatic: Which of ``setpoint`` and ``tolerance`` were measured on the base model.
+        side: Which deviations cost: ``both``, only ``above`` or only ``below`` the set point.
+        dead_zone: >= 0; a deviation costs only by what it exceeds this.
     """
 
     weight: float
     setpoint: float
     tolerance: float
     automatic: tuple[str, ...] = ()
+    side: str = "both"
+    dead_zone: float = 0.0
+
+    def distance(self, x: Float[np.ndarray, "*N"]) -> Float[np.ndarray, "*N"]:
+        """How far ``x`` is off, in tolerances, >= 0; NaN where ``x`` is missing."""
+        off = x - self.setpoint
+        counted = {"both": np.abs(off), "above": off, "below": -off}[self.side]
+        return np.maximum(counted - self.dead_zone, 0) / self.tolerance
 
 
 def resolve(config: Mapping[str, SetPointConfig], calibration: Calibration) -> dict[str, SetPoint]:
-    """Set points with a weight above 0, ``auto`` replaced by what the base model showed.
+    """Set points with a weight above 0, ``auto`` replaced by what the base model showed."""
+    return {
+        name: resolve_one(name, point, calibration)
+        for name, point in config.items()
+        if point.weight > 0
+    }
 
-    A ``min_tolerance`` applies to automatic tolerances only.
+
+def resolve_one(name: str, point: SetPointConfig, calibration: Calibration) -> SetPoint:
+    """One set point; a ``min_tolerance`` applies to an automatic tolerance only.
+
+    Raises:
+        HomeostatError: A value is automatic, but the base model never showed the signal.
     """
-    resolved = {}
-    for name, point in config.items():
-        if point.weight == 0:
-            continue
-        automatic = tuple(k for k in ("setpoint", "tolerance") if getattr(point, k) == "auto")
-        spread = max(calibration.spread(name), point.min_tolerance)
-        resolved[name] = SetPoint(
-            weight=float(point.weight),
-            setpoint=calibration.median(name) if "setpoint" in automatic else float(point.setpoint),
-            tolerance=spread if "tolerance" in automatic else float(point.tolerance),
-            automatic=automatic,
+    automatic = tuple(k for k in ("setpoint", "tolerance") if getattr(point, k) == "auto")
+    if automatic and not calibration.n[name]:
+        raise HomeostatError(
+            f"{name} could not be measured on any of the base model's turns, so it has no automatic "
+            f"set point; give reward.set_points.{name} a setpoint and a tolerance, or weight=0."
         )
-    return resolved
+    return SetPoint(
+        weight=float(point.weight),
+        setpoint=calibration.median(name) if "setpoint" in automatic else float(point.setpoint),
+        tolerance=max(calibration.spread(name), point.min_tolerance)
+        if "tolerance" in automatic
+        else float(point.tolerance),
+        automatic=automatic,
+        side=point.side,
+        dead_zone=float(point.dead_zone),
+    )
 
 
 def valence(table: SignalTable, set_points: Mapping[str, SetPoint]) -> Valence:
-    """Valence = - sum_i w_i |x_i - setpoint_i| / tolerance_i for every row of the table.
+    """Valence = - sum_i w_i d_i for every row of the table, d_i the distance in tolerances.
 
-    A row in which a weighted signal is missing has no valence (NaN): a missing signal is neither
-    perfect nor bad.
+    For a two-sided set point without a dead zone d_i = |x_i - setpoint_i| / tolerance_i. A row in
+    which a weighted signal is missing has no valence (NaN): a missing signal is neither perfect nor
+    bad.
 
-    Source: the project's founding document, "Valence function".
+    Source: the project's founding document, "Valence function". **Differs:** sides and dead zones.
     """
     names = tuple(set_points)
-    points = set_points.values()
-    x_NS = (
-        np.stack([table.column(name) for name in names], axis=1)
-        if names
-        else np.zeros((len(table.values), 0))
-    )
-    weight_S = np.array([p.weight for p in points])
-    setpoint_S = np.array([p.setpoint for p in points])
-    tolerance_S = np.array([p.tolerance for p in points])
-    terms_NS = -weight_S * np.abs(x_NS - setpoint_S) / tolerance_S
+    terms_NS = np.zeros((len(table.values), len(names)))
+    for column, (name, point) in enumerate(set_points.items()):
+        terms_NS[:, column] = -point.weight * point.distance(table.column(name))
     return Valence(names, terms_NS.sum(axis=1), terms_NS)

@@ -14,7 +14,7 @@ from homeostat.rollout.generate import Sampler
 from homeostat.types import Conversation, Episode, Progress, Turn, silent
 
 BATCH = 48  # episodes that share a cache
-HELD_OUT, CALIBRATION, TRAINING = 0, 500_000, 1_000_000  # first seed of each disjoint range
+HELD_OUT, CALIBRATION, VALIDATION, TRAINING = 0, 500_000, 750_000, 1_000_000  # first seed of each disjoint range
 
 
 def held_out_seeds(count: int) -> list[int]:
@@ -25,6 +25,11 @@ def held_out_seeds(count: int) -> list[int]:
 def calibration_seeds(count: int) -> list[int]:
     """Seeds of the episodes that set points are measured on; disjoint from the others."""
     return list(range(CALIBRATION, CALIBRATION + count))
+
+
+def validation_seeds(count: int) -> list[int]:
+    """Seeds of the openings that failures are made on; disjoint from the others."""
+    return list(range(VALIDATION, VALIDATION + count))
 
 
 def training_seeds(seed: int, update: int, count: int) -> list[int]:

@@ -22,12 +22,26 @@ class Calibration:
     Attributes:
         quantiles: Signal to its values at `QUANTILES`.
         n: Signal to the number of turns that had it.
+        values: Signal to its value on each of those turns.
         base_norms: Mean residual-stream norm per norm layer, activation units.
     """
 
     quantiles: dict[str, tuple[float, ...]]
     n: dict[str, int]
+    values: dict[str, list[float]]
     base_norms: Float[np.ndarray, " L"]
+
+    @classmethod
+    def of(cls, values: dict[str, list[float]], base_norms: Sequence[float]) -> Calibration:
+        """From the values of every signal; quantiles of a signal without any are NaN."""
+        quantiles = {
+            name: tuple(np.quantile(found, QUANTILES).tolist())
+            if found
+            else (float("nan"),) * len(QUANTILES)
+            for name, found in values.items()
+        }
+        n = {name: len(found) for name, found in values.items()}
+        return cls(quantiles, n, values, np.asarray(base_norms, dtype=np.float64))
 
     def median(self, name: str) -> float:
         """The automatic set point."""
@@ -53,10 +67,9 @@ def calibrate(
         traces = reader.trace(conversations, progress=progress)
     reader.base_norms = np.concatenate([t.norm_RL for t in traces]).mean(axis=0)
     readings = reader.read(conversations, traces)
-    quantiles, n = {}, {}
+    values = {}
     for name in reader.names:
         column = readings.table.column(name)
         present = column[np.isfinite(column)]
-        n[name] = len(present)
-        quantiles[name] = tuple(np.quantile(present, QUANTILES).tolist())
-    return Calibration(quantiles, n, reader.base_norms), readings
+        values[name] = present.tolist()
+    return Calibration.of(values, reader.base_norms), readings

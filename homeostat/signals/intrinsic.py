@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-
 import numpy as np
 from jaxtyping import Float
 
+from homeostat.signals.repetition import repetition
 from homeostat.types import Trace
 
 
@@ -31,31 +29,5 @@ def intrinsic_signals(
         "base_perplexity": float(np.exp(-trace.ref_logprob_R[own].mean())),
         "activation_norm": float((trace.norm_RL[own].mean(axis=0) / base_norms).mean()),
         "repetition": repetition(text),
+        "self_certainty": float(trace.certainty_R[own].mean()),
     }
-
-
-def repetition(text: str) -> float:
-    """The largest share of one repeated n-gram, over words and characters, n in 2, 3, 4.
-
-    Returns:
-        0 when nothing occurs twice; 1 for a text too short to hold any n-gram, so that silence is
-        no way to score well.
-    """
-    lowered = " ".join(text.lower().split())
-    words, characters = lowered.split(), list(lowered)
-    shares = [
-        share
-        for units in (words, characters)
-        for n in (2, 3, 4)
-        if (share := _largest_repeated_share(units, n)) is not None
-    ]
-    return max(shares) if shares else 1.0
-
-
-def _largest_repeated_share(units: Sequence[str], n: int) -> float | None:
-    """Share of the commonest n-gram if it occurs at least twice, else 0; None without n-grams."""
-    grams = Counter(tuple(units[i : i + n]) for i in range(len(units) - n + 1))
-    if not grams:
-        return None
-    largest = max(grams.values())
-    return largest / grams.total() if largest > 1 else 0.0

@@ -1,114 +1,101 @@
 """Frozen linear probes that read the user's affect from hidden states.
 
-One logistic regression per affect on the residual stream, averaged over the tokens of the user's
-turn. Authors are split, never rows: layer and regularisation are chosen on the authors of the
-validation part, the figure that is reported comes from authors that took no part in any choice.
+One logistic regression per affect on the residual stream over the user's turn. Authors are split,
+never rows: layer, pooling and regularisation are chosen on the authors of the validation part,
+probabilities are calibrated on cross-fitted readings of the training and validation authors, and
+whatever is reported (`validation.py`) comes from authors that took no part in any choice.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 from safetensors.numpy import load_file, save_file
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import StandardScaler
 
-from homeostat import __version__
 from homeostat.config import AffectConfig
 from homeostat.errors import HomeostatError
 from homeostat.files import write_text, writing
-from homeostat.models.adapters import Policy
-from homeostat.models.cache import cache_folder
-from homeostat.models.hooks import layers_at
-from homeostat.signals.corpus import Corpus, load_corpus
-from homeostat.signals.trace import batches_by_length, pooled_user_turns
-from homeostat.types import Progress, silent
+from homeostat.signals.auroc import auroc
+from homeostat.signals.corpus import NEITHER, UNLABELLED, Corpus
 
 SPLIT = (0.6, 0.2, 0.2)
-BOOTSTRAP = 500
-NEITHER = -1  # the label of a row that belongs to neither class
+TRAIN, VALIDATION, TEST = 0, 1, 2
+SELECTION_ROWS = 4000  # training rows that candidates are compared on; the probe itself gets all
+FOLDS = 5
 
 
 @dataclass(frozen=True)
-class ProbeScore:
-    """How well one affect is read by authors that the probe has never seen.
+class Probe:
+    """One linear probe on raw hidden states: probability = sigmoid(states @ weight + bias).
 
     Attributes:
         layer: Decoder block that is read.
-        regularisation: Inverse L2 strength.
-        auroc: Area under the ROC curve on the test authors; 0.5 is chance.
-        ci95: Its 95% bootstrap interval over authors.
-        n_positive: Test rows with the affect.
-        n: Test rows.
-        validation_auroc: Best validation figure by layer.
+        pooling: ``mean`` over the user's turn, its ``last`` token, or ``both``.
+        regularisation: Inverse L2 strength C.
+        weight: Over mean and last token; 0 where the pooling does not look.
+        bias: In logits.
+        validation_auroc: Figure of the validation authors by layer, best pooling.
     """
 
     layer: int
+    pooling: str
     regularisation: float
-    auroc: float
-    ci95: tuple[float, float]
-    n_positive: int
-    n: int
-    validation_auroc: dict[str, float]
+    weight: Float[np.ndarray, " E"]
+    bias: float
+    validation_auroc: Mapping[str, float]
 
 
 class AffectProbes:
     """Linear probes, frozen; belong to one model and refuse another."""
 
-    def __init__(
-        self,
-        scores: dict[str, ProbeScore],
-        weights: dict[str, Float[np.ndarray, " D"]],
-        biases: dict[str, float],
-        layers: Sequence[int],
-        fingerprint: str,
-        corpus: str,
-    ) -> None:
-        self.scores = scores
-        self.weights = weights
-        self.biases = biases
-        self.layers = tuple(layers)
+    def __init__(self, probes: Mapping[str, Probe], fingerprint: str, corpus: str) -> None:
+        self.probes = dict(probes)
         self.fingerprint = fingerprint
         self.corpus = corpus
+        self.layers = tuple(sorted({probe.layer for probe in self.probes.values()}))
 
     @property
     def names(self) -> tuple[str, ...]:
         """The affects, in the order of `read`'s columns."""
-        return tuple(self.weights)
+        return tuple(self.probes)
 
-    def read(self, hidden: Float[np.ndarray, "U P D"]) -> Float[np.ndarray, "U A"]:
+    def read(self, hidden: Float[np.ndarray, "U P E"]) -> Float[np.ndarray, "U A"]:
         """Perceived affect of user turns: probabilities 0..1, sentiment -1..1.
 
         Args:
             hidden: Pooled residual stream at each of ``self.layers``.
         """
         columns = []
-        for name, weight in self.weights.items():
-            at = self.layers.index(self.scores[name].layer)
-            logit = hidden[:, at].astype(np.float64) @ weight + self.biases[name]
-            probability = 1 / (1 + np.exp(-logit))
+        for name, probe in self.probes.items():
+            states = hidden[:, self.layers.index(probe.layer)].astype(np.float64)
+            probability = 1 / (1 + np.exp(-(states @ probe.weight + probe.bias)))
             columns.append(2 * probability - 1 if name == "sentiment" else probability)
-        return np.stack(columns, axis=1)
+        return np.stack(columns, axis=1) if columns else np.zeros((len(hidden), 0))
 
     def save(self, folder: Path) -> None:
         """Write ``probes.safetensors`` and ``probes.json``; both are needed to use them again."""
         folder.mkdir(parents=True, exist_ok=True)
         with writing(folder / "probes.safetensors") as path:
-            save_file({name: np.ascontiguousarray(w) for name, w in self.weights.items()}, path)
-        about = {
-            "model": self.fingerprint,
-            "corpus": self.corpus,
-            "layers": self.layers,
-            "bias": self.biases,
-            "affects": {name: asdict(score) for name, score in self.scores.items()},
+            save_file({n: np.ascontiguousarray(p.weight) for n, p in self.probes.items()}, path)
+        affects = {
+            name: {
+                "layer": probe.layer,
+                "pooling": probe.pooling,
+                "regularisation": probe.regularisation,
+                "bias": probe.bias,
+                "validation_auroc": dict(probe.validation_auroc),
+            }
+            for name, probe in self.probes.items()
         }
+        about = {"model": self.fingerprint, "corpus": self.corpus, "affects": affects}
         write_text(folder / "probes.json", json.dumps(about, indent=2))
 
     @classmethod
@@ -124,173 +111,160 @@ class AffectProbes:
                 f"the probes in {folder} were fitted on another model; hidden states of different "
                 "models do not mean the same. Fit them again on this one."
             )
-        scores = {
-            name: ProbeScore(**{**score, "ci95": tuple(score["ci95"])})
-            for name, score in about["affects"].items()
-        }
         weights = load_file(folder / "probes.safetensors")
-        return cls(
-            scores,
-            {name: weights[name] for name in scores},
-            about["bias"],
-            about["layers"],
-            about["model"],
-            about["corpus"],
-        )
-
-
-def obtain_probes(
-    policy: Policy,
-    config: AffectConfig,
-    author_groups: int | None = None,
-    progress: Progress = silent,
-) -> AffectProbes:
-    """Probes for this model and corpus: from the cache, else fitted and kept there.
-
-    Args:
-        policy: Read with the adapter off.
-        config: Corpus, affects and candidates.
-        author_groups: How many author groups of the corpus to use; None = all.
-        progress: Told how many utterances are read.
-    """
-    corpus = load_corpus(config.corpus, config.names, author_groups)
-    layers = layers_at(config.layers, policy.num_layers)
-    recipe = [
-        __version__,
-        policy.base.fingerprint,
-        corpus.digest,
-        layers,
-        config.names,
-        config.regularisation,
-    ]
-    key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
-    folder = cache_folder("probes") / key
-    if config.cache and (folder / "probes.json").is_file():
-        return AffectProbes.load(folder, policy.base.fingerprint)
-    hidden = utterance_states(policy, corpus, layers, progress)
-    probes = fit_probes(hidden, corpus, layers, config, policy.base.fingerprint)
-    if config.cache:
-        probes.save(folder)
-    return probes
-
-
-def utterance_states(
-    policy: Policy, corpus: Corpus, layers: Sequence[int], progress: Progress = silent
-) -> Float[np.ndarray, "U P D"]:
-    """The residual stream of every utterance, averaged over its tokens, adapter off."""
-    streams = [policy.encode(u.conversation) for u in corpus.utterances]
-    turns = [len(u.conversation.turns) - 1 for u in corpus.utterances]
-    states: Float[np.ndarray, "U P D"] = np.empty(
-        (len(streams), len(layers), policy.hidden_size), dtype=np.float32
-    )
-    done = 0
-    for part in batches_by_length([len(s.ids) for s in streams], max_tokens=4096):
-        pooled = pooled_user_turns(
-            policy, [streams[i] for i in part], [turns[i] for i in part], layers
-        )
-        states[part] = pooled.cpu().numpy()
-        done += len(part)
-        progress(done, len(streams), sum(len(streams[i].ids) for i in part))
-    return states
+        probes = {n: Probe(weight=weights[n], **found) for n, found in about["affects"].items()}
+        return cls(probes, about["model"], about["corpus"])
 
 
 def fit_probes(
-    hidden: Float[np.ndarray, "U P D"],
+    states: Float[np.ndarray, "U P E"],
     corpus: Corpus,
     layers: Sequence[int],
     config: AffectConfig,
     fingerprint: str,
 ) -> AffectProbes:
-    """One probe per affect; layer and regularisation from the validation authors."""
+    """One probe for every affect of ``config`` that the corpus labels.
+
+    Args:
+        states: The corpus' utterances at each of ``layers``.
+        corpus: With its groups.
+        layers: Candidate decoder blocks.
+        config: Affects and the other candidates.
+        fingerprint: Of the model that the states came from.
+
+    Raises:
+        HomeostatError: A part of the split has only one class of an affect.
+    """
     part = split_by_group(corpus.groups)
-    scores, weights, biases = {}, {}, {}
-    for affect in config.names:
-        label = np.array([u.labels.get(affect, NEITHER) for u in corpus.utterances])
-        scores[affect], weights[affect], biases[affect] = _fit_one(
-            affect, hidden, label, part, corpus.groups, layers, config.regularisation
+    probes = {}
+    for affect in (name for name in config.names if name in corpus.affects):
+        label = corpus.labels(affect)
+        _require_classes(affect, label, part)
+        candidates = select(states, label, part, layers, config)
+        layer, pooling, strength = max(candidates, key=lambda key: candidates[key])
+        rows = np.flatnonzero((part != TEST) & (label != UNLABELLED))
+        x = states[rows, layers.index(layer)].astype(np.float64) * pooling_mask(
+            pooling, states.shape[-1]
         )
-    return AffectProbes(scores, weights, biases, layers, fingerprint, corpus.source)
+        weight, bias = fit_calibrated(x, label[rows], corpus.groups[rows], strength)
+        by_layer = {
+            str(at): max(v for (block, *_), v in candidates.items() if block == at) for at in layers
+        }
+        probes[affect] = Probe(int(layer), pooling, strength, weight, bias, by_layer)
+    return AffectProbes(probes, fingerprint, corpus.source)
 
 
 def split_by_group(groups: np.ndarray, seed: int = 0) -> Int[np.ndarray, " U"]:
-    """0 (train), 1 (validation) or 2 (test) for every row; rows of one group stay together."""
-    names = np.unique(groups)
-    np.random.default_rng(seed).shuffle(names)
+    """`TRAIN`, `VALIDATION` or `TEST` for every row; rows of one group stay together."""
+    names, member = np.unique(groups, return_inverse=True)
+    order = np.random.default_rng(seed).permutation(len(names))
     bounds = np.round(np.cumsum(SPLIT)[:2] * len(names)).astype(int)
-    part_of = {name: int(np.searchsorted(bounds, i, side="right")) for i, name in enumerate(names)}
-    return np.array([part_of[group] for group in groups])
+    part_of_name = np.empty(len(names), dtype=np.int64)
+    part_of_name[order] = np.searchsorted(bounds, np.arange(len(names)), side="right")
+    return part_of_name[member]
 
 
-def auroc_interval(
-    label: np.ndarray, score: np.ndarray, groups: np.ndarray, samples: int = BOOTSTRAP
-) -> tuple[float, float]:
-    """95% percentile bootstrap interval of the AUROC, resampling groups."""
-    rng = np.random.default_rng(0)
-    members = [np.flatnonzero(groups == name) for name in np.unique(groups)]
-    values: list[float] = []
-    while len(values) < samples:
-        rows = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
-        if 0 < label[rows].sum() < len(rows):
-            values.append(float(roc_auc_score(label[rows], score[rows])))
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _fit_one(
-    affect: str,
-    hidden: np.ndarray,
-    label: np.ndarray,
-    part: np.ndarray,
-    groups: np.ndarray,
+def select(
+    states: Float[np.ndarray, "U P E"],
+    label: Int[np.ndarray, " U"],
+    part: Int[np.ndarray, " U"],
     layers: Sequence[int],
-    strengths: Sequence[float],
-) -> tuple[ProbeScore, np.ndarray, float]:
-    labelled = label != NEITHER
+    config: AffectConfig,
+) -> dict[tuple[int, str, float], float]:
+    """AUROC on the validation authors of every candidate (layer, pooling, regularisation).
+
+    Every layer and pooling is tried at the middle regularisation, then the other regularisations at
+    the best of them.
+    """
+    train = np.flatnonzero((part == TRAIN) & (label != UNLABELLED))
+    if len(train) > SELECTION_ROWS:
+        train = np.random.default_rng(0).choice(train, SELECTION_ROWS, replace=False)
+    check = np.flatnonzero((part == VALIDATION) & (label >= 0))
+    strengths = sorted(config.regularisation)
+    middle = strengths[len(strengths) // 2]
+    found: dict[tuple[int, str, float], float] = {}
+
+    def try_out(layer: int, pooling: str, strength: float) -> None:
+        at, seen = layers.index(layer), pooling_mask(pooling, states.shape[-1]) > 0
+        weight, bias = fit(states[train, at][:, seen], label[train], strength)
+        figure = auroc(label[check], states[check, at][:, seen] @ weight + bias)
+        found[layer, pooling, strength] = 0.5 if figure is None else figure
+
+    for layer in layers:
+        for pooling in config.pooling:
+            try_out(layer, pooling, middle)
+    layer, pooling, _ = max(found, key=lambda key: found[key])
+    for strength in strengths:
+        if strength != middle:
+            try_out(layer, pooling, strength)
+    return found
+
+
+def fit_calibrated(
+    x: Float[np.ndarray, "N E"], y: Int[np.ndarray, " N"], groups: np.ndarray, strength: float
+) -> tuple[Float[np.ndarray, " E"], float]:
+    """Weight and bias whose sigmoid is a calibrated probability.
+
+    Every group is read by a probe that was fitted on the other groups; a logistic regression of the
+    label on that reading gives slope and offset (Platt 1999), which are folded into the probe that
+    is fitted on all groups.
+    """
+    reading = np.full(len(y), np.nan)
+    for fitted, held_out in GroupKFold(FOLDS).split(x, y, groups):
+        if {0, 1} <= set(y[fitted]):
+            weight, bias = fit(x[fitted], y[fitted], strength)
+            reading[held_out] = x[held_out] @ weight + bias
+    read = np.isfinite(reading)
+    rows, label, row_weight = anchored(y[read])
+    platt = LogisticRegression(C=1e6).fit(reading[read][rows, None], label, row_weight)
+    slope, offset = float(platt.coef_[0, 0]), float(platt.intercept_[0])
+    weight, bias = fit(x, y, strength)
+    return slope * weight, slope * bias + offset
+
+
+def fit(
+    x: Float[np.ndarray, "N E"], y: Int[np.ndarray, " N"], strength: float
+) -> tuple[Float[np.ndarray, " E"], float]:
+    """Standardised logistic regression, folded into a weight and bias for the raw states."""
+    rows, label, row_weight = anchored(y)
+    scaler = StandardScaler().fit(x)
+    regression = LogisticRegression(C=strength, max_iter=2000)
+    regression.fit(scaler.transform(x)[rows], label, row_weight)
+    weight = regression.coef_[0] / scaler.scale_
+    return weight, float(regression.intercept_[0] - weight @ scaler.mean_)
+
+
+def anchored(
+    y: Int[np.ndarray, " N"],
+) -> tuple[Int[np.ndarray, " K"], Float[np.ndarray, " K"], Float[np.ndarray, " K"]]:
+    """Rows, labels and weights to fit on, where rows of neither class hold the middle.
+
+    A text that is neither positive nor negative counts half for either class, so that the probe
+    reads it near even odds. Where there are such rows the two classes weigh the same, or even odds
+    would lean to the larger one.
+    """
+    either, neither = np.flatnonzero(y >= 0), np.flatnonzero(y == NEITHER)
+    counts = np.bincount(y[either], minlength=2)
+    balance = counts.sum() / (2 * counts) if len(neither) else np.ones(2)
+    return (
+        np.concatenate([either, neither, neither]),
+        np.concatenate([y[either], np.ones(len(neither)), np.zeros(len(neither))]).astype(float),
+        np.concatenate([balance[y[either]], np.full(2 * len(neither), 0.5)]),
+    )
+
+
+def pooling_mask(pooling: str, width: int) -> Float[np.ndarray, " E"]:
+    """1 where ``mean``, ``last`` or ``both`` look in the pooled states, else 0."""
+    mask = np.zeros(width)
+    mask[: width // 2] = pooling in ("mean", "both")
+    mask[width // 2 :] = pooling in ("last", "both")
+    return mask
+
+
+def _require_classes(affect: str, label: np.ndarray, part: np.ndarray) -> None:
     for number, name in enumerate(("training", "validation", "test")):
-        if len(np.unique(label[labelled & (part == number)])) < 2:
+        if not {0, 1} <= set(label[part == number]):
             raise HomeostatError(
                 f"the {name} authors of the corpus have only one class of {affect}; add authors "
                 "with and without it, or leave it out with signals.affect.names."
             )
-    validation, test = (np.flatnonzero(labelled & (part == number)) for number in (1, 2))
-    found = {}
-    for at in range(len(layers)):
-        for strength in strengths:
-            weight, bias = _fit(hidden[part == 0, at], label[part == 0], strength)
-            reading = hidden[validation, at] @ weight + bias
-            found[at, strength] = float(roc_auc_score(label[validation], reading))
-    at, strength = max(found, key=lambda key: found[key])
-    weight, bias = _fit(hidden[part != 2, at], label[part != 2], strength)
-    reading = hidden[test, at] @ weight + bias
-    score = ProbeScore(
-        layer=int(layers[at]),
-        regularisation=float(strength),
-        auroc=float(roc_auc_score(label[test], reading)),
-        ci95=auroc_interval(label[test], reading, groups[test]),
-        n_positive=int(label[test].sum()),
-        n=len(test),
-        validation_auroc={
-            str(layer): max(found[i, s] for s in strengths) for i, layer in enumerate(layers)
-        },
-    )
-    return score, weight, bias
-
-
-def _fit(x: np.ndarray, y: np.ndarray, strength: float) -> tuple[np.ndarray, float]:
-    """Standardised logistic regression, folded into weights for the raw hidden state.
-
-    Rows of neither class (a text that is neither positive nor negative) hold the middle: each
-    counts half for either class, so that the probe reads them near even odds. Where there are such
-    rows the two classes weigh the same, or even odds would lean to the larger one.
-    """
-    either, neither = np.flatnonzero(y != NEITHER), np.flatnonzero(y == NEITHER)
-    counts = np.bincount(y[either], minlength=2)
-    balance = counts.sum() / (2 * counts) if len(neither) else np.ones(2)
-    rows = np.concatenate([either, neither, neither])
-    label = np.concatenate([y[either], np.ones(len(neither)), np.zeros(len(neither))])
-    sample_weight = np.concatenate([balance[y[either]], np.full(2 * len(neither), 0.5)])
-    scaler = StandardScaler().fit(x)
-    regression = LogisticRegression(C=strength, max_iter=2000)
-    regression.fit(scaler.transform(x)[rows], label, sample_weight)
-    weight = regression.coef_[0] / scaler.scale_
-    return weight, float(regression.intercept_[0] - weight @ scaler.mean_)

@@ -42,8 +42,8 @@ class SignalReader:
         self.policy = policy
         self.config = config
         self.probes = probes
-        self.names = config.names
         intrinsic = config.intrinsic
+        self.names = (*(intrinsic.names if intrinsic else ()), *(probes.names if probes else ()))
         self.norm_layers = layers_at(intrinsic.norm_layers, policy.num_layers) if intrinsic else ()
         self.probe_layers = probes.layers if probes else ()
         self.base_norms: Float[np.ndarray, " L"] | None = None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from homeostat.models.adapters import Policy
 from homeostat.models.chat import TokenStream, pad
+from homeostat.models.forward import forward, read_prefix, shared_prefix
 from homeostat.models.hooks import read_residual
 from homeostat.models.logprobs import predicting_hidden, token_statistics
 from homeostat.types import Conversation, Progress, TokenBatch, Trace, silent
@@ -25,7 +26,7 @@ class _Pass:
 
     final: Float[Tensor, "B T D"]
     norms: dict[int, Float[Tensor, "B T"]]
-    pooled: dict[int, Float[Tensor, "U D"]]
+    pooled: dict[int, Float[Tensor, "U E"]]
 
 
 @torch.no_grad()
@@ -36,6 +37,7 @@ def trace(
     probe_layers: Sequence[int] = (),
     critic: Critic | None = None,
     max_tokens: int = 4096,
+    padding: str = "right",
     progress: Progress = silent,
 ) -> list[Trace]:
     """The trace of every conversation, in the order given.
@@ -49,12 +51,13 @@ def trace(
         probe_layers: Decoder blocks at which user turns are pooled.
         critic: Final hidden states [R, D] to values [R].
         max_tokens: Padded tokens per forward pass.
+        padding: On which side of a batch, ``right`` or ``left``; the result is the same.
         progress: Told how many conversations are done.
     """
     streams = [policy.encode(conversation) for conversation in conversations]
     traces: dict[int, Trace] = {}
     for part in batches_by_length([len(s.ids) for s in streams], max_tokens):
-        batch = pad([streams[i] for i in part], policy.pad_id, policy.device)
+        batch = _batch(policy, [streams[i] for i in part], padding)
         users = [conversations[i].user_turns for i in part]
         for i, found in zip(
             part, _trace_batch(policy, batch, users, norm_layers, probe_layers, critic), strict=True
@@ -77,12 +80,12 @@ def batches_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]
 
 def pooled_user_turns(
     policy: Policy, streams: Sequence[TokenStream], turns: Sequence[int], layers: Sequence[int]
-) -> Float[Tensor, "B P D"]:
-    """One user turn of each stream, averaged over its tokens after each block; adapter off.
+) -> Float[Tensor, "B P E"]:
+    """One user turn of each stream, pooled after each block as in `Trace`, policy as it is.
 
     The forward pass ends at the deepest block, since nothing above it is read.
     """
-    batch = pad(streams, policy.pad_id, policy.device)
+    batch = _batch(policy, streams)
     pooled: dict[int, Tensor] = {}
     users = [(turn,) for turn in turns]
 
@@ -90,9 +93,15 @@ def pooled_user_turns(
         pooled[layer] = _pool(hidden, batch, users)
 
     reading = read_residual(policy.trunk, layers, on_layer, stop_after=True)
-    with torch.no_grad(), policy.reference(), reading:
-        _forward(policy, batch)
+    with torch.no_grad():
+        prefix = read_prefix(policy, batch)
+        with reading:
+            forward(policy, batch, prefix)
     return torch.stack([pooled[layer] for layer in layers], dim=1)
+
+
+def _batch(policy: Policy, streams: Sequence[TokenStream], padding: str = "right") -> TokenBatch:
+    return pad(streams, policy.pad_id, policy.device, padding, shared_prefix(streams))
 
 
 def _trace_batch(
@@ -123,6 +132,7 @@ def _trace_batch(
         "entropy_R": stats.entropy,
         "ref_logprob_R": stats.ref_logprob,
         "kl_R": stats.kl,
+        "certainty_R": stats.certainty,
         "value_R": None if critic is None else critic(hidden),
         "norm_RL": norms,
     }
@@ -161,36 +171,30 @@ def _read(
         if layer in probe_layers:
             pooled[layer] = _pool(hidden, batch, users)
 
+    prefix = read_prefix(policy, batch)
     with read_residual(policy.trunk, sorted({*norm_layers, *probe_layers}), on_layer):
-        final = _forward(policy, batch)
+        final = forward(policy, batch, prefix)
     return _Pass(final, norms, pooled)
-
-
-def _forward(policy: Policy, batch: TokenBatch) -> Float[Tensor, "B T D"]:
-    output = policy.trunk(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False
-    )
-    final: Float[Tensor, "B T D"] = output.last_hidden_state
-    return final
 
 
 def _pool(
     hidden: Float[Tensor, "B T D"], batch: TokenBatch, users: Sequence[Sequence[int]]
-) -> Float[Tensor, "U D"]:
-    """Mean over the tokens of each listed user turn; NaN for a turn without tokens."""
-    rows = [
-        hidden[row][batch.turn[row] == turn].float().mean(dim=0)
-        for row, turns in enumerate(users)
-        for turn in turns
-    ]
+) -> Float[Tensor, "U E"]:
+    """Mean and last token of each listed user turn; NaN for a turn without tokens."""
+    rows = []
+    for row, turns in enumerate(users):
+        for turn in turns:
+            own = hidden[row][batch.turn[row] == turn].float()
+            last = own[-1] if len(own) else own.new_full(own.shape[1:], torch.nan)
+            rows.append(torch.cat([own.mean(dim=0), last]))
     return torch.stack(rows)
 
 
 def _stack_layers(
     pooled: dict[int, Tensor], layers: Sequence[int], turns: int, like: Tensor
-) -> Float[Tensor, "U P D"]:
+) -> Float[Tensor, "U P E"]:
     if not layers:
-        return like.new_zeros(turns, 0, like.shape[-1])
+        return like.new_zeros(turns, 0, 2 * like.shape[-1])
     return torch.stack([pooled[layer] for layer in layers], dim=1)
 
 

@@ -202,3 +202,43 @@ def test_pad_fills_on_the_right() -> None:
     assert batch.response_mask.tolist() == [[False, False, True], [False, False, False]]
     assert batch.turn.tolist() == [[0, -1, 1], [0, -1, -1]]
     assert batch.attention_mask.dtype == batch.response_mask.dtype == torch.bool
+    assert batch.prefix == ()
+
+
+def test_pad_fills_on_the_left() -> None:
+    streams = [
+        TokenStream([5, 6, 7], [0, -1, 1], [False, False, True]),
+        TokenStream([8, 4], [0, 1], [False, True]),
+    ]
+    batch = pad(streams, 9, torch.device("cpu"), side="left")
+    assert batch.input_ids.tolist() == [[5, 6, 7], [9, 8, 4]]
+    assert batch.attention_mask.tolist() == [[True, True, True], [False, True, True]]
+    assert batch.response_mask.tolist() == [[False, False, True], [False, False, True]]
+    assert batch.turn.tolist() == [[0, -1, 1], [-1, 0, 1]]
+    assert batch.prefix == ()
+
+
+@pytest.mark.parametrize(
+    ("side", "ids", "there", "sampled", "turn"),
+    [
+        ("right", [[6, 7], [8, 9]], [[1, 1], [1, 0]], [[0, 1], [0, 0]], [[0, 1], [0, -1]]),
+        ("left", [[6, 7], [9, 8]], [[1, 1], [0, 1]], [[0, 1], [0, 0]], [[0, 1], [-1, 0]]),
+    ],
+)
+def test_pad_takes_what_is_shared_out_of_the_rows(
+    side: str,
+    ids: list[list[int]],
+    there: list[list[int]],
+    sampled: list[list[int]],
+    turn: list[list[int]],
+) -> None:
+    streams = [
+        TokenStream([3, 5, 6, 7], [-1, -1, 0, 1], [False, False, False, True]),
+        TokenStream([3, 5, 8], [-1, -1, 0], [False, False, False]),
+    ]
+    batch = pad(streams, 9, torch.device("cpu"), side=side, shared=2)
+    assert batch.prefix == (3, 5)
+    assert batch.input_ids.tolist() == ids
+    assert batch.attention_mask.int().tolist() == there
+    assert batch.response_mask.int().tolist() == sampled
+    assert batch.turn.tolist() == turn

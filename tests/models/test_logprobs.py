@@ -43,6 +43,7 @@ def test_statistics_equal_a_slow_loop_over_full_logits() -> None:
         assert found.ref_logprob[r].item() == pytest.approx(log_q[targets[r]])
         assert found.entropy[r].item() == pytest.approx(entropy)
         assert found.kl[r].item() == pytest.approx(kl)
+        assert found.certainty[r].item() == pytest.approx(-sum(log_p) / V - math.log(V))
 
 
 def test_two_tokens_by_hand() -> None:
@@ -53,6 +54,30 @@ def test_two_tokens_by_hand() -> None:
     assert found.ref_logprob.item() == pytest.approx(math.log(0.5))
     assert found.entropy.item() == pytest.approx(0.75 * math.log(4 / 3) + 0.25 * math.log(4))
     assert found.kl.item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
+    assert found.certainty.item() == pytest.approx(0.5 * math.log(4 / 3))
+
+
+@pytest.mark.parametrize("level", [0.0, -7.0, 300.0])
+def test_uniform_logits_have_no_certainty(level: float) -> None:
+    targets = torch.zeros(2, dtype=torch.long)
+    found = token_statistics(torch.full((2, V), level), targets, lambda h: h)
+    assert found.certainty.tolist() == pytest.approx([0.0, 0.0], abs=1e-5)
+
+
+def test_certainty_is_positive_and_has_no_bound() -> None:
+    """Negative entropy plus log V is also 0 for uniform logits, but ends at log V."""
+    peaked = torch.tensor([[1.0], [4.0], [100.0]]) * torch.eye(4)[:1]
+    found = token_statistics(peaked, torch.zeros(3, dtype=torch.long), lambda h: h)
+    low, middle, high = found.certainty.tolist()
+    assert 0 < low < middle < high
+    assert high == pytest.approx(75 - math.log(4))
+
+
+def test_certainty_is_the_policys_not_the_references() -> None:
+    hidden, ref_hidden, weight, targets = case()
+    alone = token_statistics(hidden, targets, lambda h: h @ weight.T)
+    beside = token_statistics(hidden, targets, lambda h: h @ weight.T, ref_hidden)
+    assert torch.equal(alone.certainty, beside.certainty)
 
 
 def test_without_a_reference_the_policy_is_its_own() -> None:
@@ -67,7 +92,7 @@ def test_without_a_reference_the_policy_is_its_own() -> None:
 
 def objective(found: TokenStatistics) -> Tensor:
     """A number that depends on every statistic of every token, each with a weight of its own."""
-    columns = (found.logprob, found.entropy, found.ref_logprob, found.kl)
+    columns = (found.logprob, found.entropy, found.ref_logprob, found.kl, found.certainty)
     return sum((numbers(R, seed=10 + i) * c).sum() for i, c in enumerate(columns))  # type: ignore[return-value]
 
 
@@ -81,15 +106,16 @@ def slow_statistics(
             (h @ weight.T).exp() / (h @ weight.T).exp().sum() for h in (hidden[r], ref_hidden[r])
         )
         entropy, kl = -(p * p.log()).sum(), (p * (p / q).log()).sum()
-        rows.append((p[targets[r]].log(), entropy, q[targets[r]].log(), kl))
+        certainty = (torch.full_like(p, 1 / V) * (1 / V / p).log()).sum()
+        rows.append((p[targets[r]].log(), entropy, q[targets[r]].log(), kl, certainty))
     return TokenStatistics(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
-@pytest.mark.parametrize("chunk", [3, 256])
+@pytest.mark.parametrize("limit", [3 * V, 256 * V])
 def test_gradients_equal_those_of_the_slow_computation(
-    chunk: int, monkeypatch: pytest.MonkeyPatch
+    limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logprobs, "CHUNK", chunk)
+    monkeypatch.setattr(logprobs, "CHUNK_LOGITS", limit)
     hidden, ref_hidden, weight, targets = case()
     leaves = (hidden.requires_grad_(), ref_hidden.requires_grad_(), weight.requires_grad_())
     found = token_statistics(hidden, targets, lambda h: h @ weight.T, ref_hidden)
@@ -101,22 +127,27 @@ def test_gradients_equal_those_of_the_slow_computation(
         torch.testing.assert_close(gradient, reference)
 
 
-def test_result_does_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("limit", "positions"), [(R * V, 7), (R * V - 1, 6), (3 * V, 3), (V, 1), (1, 1)]
+)
+def test_result_does_not_depend_on_how_many_logits_exist_at_once(
+    limit: int, positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One position is the least that can be read, however large the vocabulary."""
     hidden, ref_hidden, weight, targets = case()
+    whole = token_statistics(hidden, targets, lambda h: h @ weight.T, ref_hidden)
+    monkeypatch.setattr(logprobs, "CHUNK_LOGITS", limit)
     calls: list[int] = []
 
     def unembed(part: Tensor) -> Tensor:
         calls.append(len(part))
         return part @ weight.T
 
-    whole = token_statistics(hidden, targets, unembed, ref_hidden)
-    assert calls == [R, R]
-    monkeypatch.setattr(logprobs, "CHUNK", 3)
-    calls.clear()
     parts = token_statistics(hidden, targets, unembed, ref_hidden)
-    assert calls == [3, 3, 3, 3, 1, 1]
-    for name in ("logprob", "entropy", "ref_logprob", "kl"):
-        torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
+    assert max(calls) == positions
+    for name, value in vars(whole).items():
+        assert len(value) == R
+        torch.testing.assert_close(getattr(parts, name), value)
 
 
 def test_each_response_token_gets_the_hidden_state_before_it() -> None:

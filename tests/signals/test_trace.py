@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from homeostat.config import TinyModelConfig
 from homeostat.models.adapters import Policy
+from homeostat.models.forward import shared_prefix
 from homeostat.models.tiny import load_tiny
 from homeostat.signals.trace import batches_by_length, pooled_user_turns, trace
 from homeostat.types import Conversation, Trace, Turn
@@ -19,13 +21,17 @@ NORM_LAYERS, PROBE_LAYERS = (0, 2), (1, 2)
 CLOSE = {"abs": 1e-4, "rel": 1e-4}
 
 
-@pytest.fixture
-def conversations(talk: Callable[..., Conversation]) -> list[Conversation]:
+@pytest.fixture(params=["", "Be brief and be kind."], ids=["no prefix", "shared prefix"])
+def conversations(
+    request: pytest.FixtureRequest, talk: Callable[..., Conversation]
+) -> list[Conversation]:
     """Three conversations of different lengths; one has a reply that nobody sampled."""
     cut = talk("a bé c", "long reply 🙂 text", "ok?", "er", ended=False)
     said = talk("so", "first", "and then", "second", "bye").turns
     mixed = (said[0], Turn("assistant", "prefilled"), *said[2:])
-    return [talk("hello", "hi there", "what?", "no", "bye"), cut, Conversation(mixed)]
+    plain = (talk("hello", "hi there", "what?", "no", "bye"), cut, Conversation(mixed))
+    prompt = (Turn("system", request.param),) if request.param else ()
+    return [Conversation((*prompt, *one.turns)) for one in plain]
 
 
 @pytest.fixture
@@ -67,6 +73,7 @@ def slow_rows(policy: Policy, base: torch.nn.Module, talk: Conversation) -> list
                 "entropy_R": -sum(math.exp(lp) * lp for lp in p),
                 "ref_logprob_R": q[token],
                 "kl_R": sum(math.exp(lp) * (lp - lq) for lp, lq in zip(p, q, strict=True)),
+                "certainty_R": -sum(p) / len(p) - math.log(len(p)),
                 "value_R": sum(final) + final[0],
             }
             for at, layer in enumerate(NORM_LAYERS):
@@ -76,21 +83,17 @@ def slow_rows(policy: Policy, base: torch.nn.Module, talk: Conversation) -> list
 
 
 def slow_pooled(model: torch.nn.Module, policy: Policy, talk: Conversation) -> np.ndarray:
-    """Mean over the tokens of every user turn at every probe layer."""
+    """Mean over the tokens of every user turn, then its last token, at every probe layer."""
     stream = policy.encode(talk)
     _, states = full_pass(model, stream.ids)
-    turns = [i for i, turn in enumerate(talk.turns) if turn.role == "user"]
-    return np.array(
-        [
-            [
-                np.mean(
-                    [states[layer + 1][t] for t, own in enumerate(stream.turn) if own == turn], 0
-                )
-                for layer in PROBE_LAYERS
-            ]
-            for turn in turns
-        ]
-    )
+    rows = []
+    for turn in talk.user_turns:
+        at = [t for t, own in enumerate(stream.turn) if own == turn]
+        for layer in PROBE_LAYERS:
+            told = [states[layer + 1][t].tolist() for t in at]
+            mean = [sum(column) / len(at) for column in zip(*told, strict=True)]
+            rows.append(mean + told[-1])
+    return np.array(rows).reshape(len(talk.user_turns), len(PROBE_LAYERS), -1)
 
 
 def assert_equal_traces(found: Sequence[Trace], expected: Sequence[Trace]) -> None:
@@ -120,11 +123,12 @@ def test_every_column_equals_a_slow_reference(
         assert own.value_R is not None
         for r, row in enumerate(rows):
             assert own.norm_RL[r].tolist() == pytest.approx([row["norm 0"], row["norm 1"]], **CLOSE)
-            for name in ("turn_R", "logprob_R", "entropy_R", "ref_logprob_R", "kl_R", "value_R"):
-                assert getattr(own, name)[r] == pytest.approx(row[name], **CLOSE), name
+            for name, value in row.items():
+                if not name.startswith("norm"):
+                    assert getattr(own, name)[r] == pytest.approx(value, **CLOSE), name
 
 
-def test_pooled_hidden_states_are_means_over_the_users_tokens(
+def test_pooled_hidden_states_are_mean_and_last_of_the_users_tokens(
     stirred: Policy, conversations: list[Conversation]
 ) -> None:
     base = base_model()
@@ -134,6 +138,7 @@ def test_pooled_hidden_states_are_means_over_the_users_tokens(
         assert own.user_turns == tuple(i for i, t in enumerate(talk.turns) if t.role == "user")
         ref, policy = (slow_pooled(model, stirred, talk) for model in (base, stirred.model))
         assert np.abs(ref - policy).max() > 0.01
+        assert ref.shape == (len(own.user_turns), 2, 2 * stirred.hidden_size)
         np.testing.assert_allclose(own.hidden_ref, ref, atol=1e-4)
         np.testing.assert_allclose(own.hidden_policy, policy, atol=1e-4)
 
@@ -148,13 +153,48 @@ def test_trace_does_not_depend_on_the_batch(
     assert_equal_traces(turned[::-1], together)
 
 
+@pytest.mark.parametrize("max_tokens", [4096, 300])
+def test_trace_does_not_depend_on_the_side_of_the_padding(
+    stirred: Policy, conversations: list[Conversation], max_tokens: int
+) -> None:
+    arguments = (stirred, conversations, NORM_LAYERS, PROBE_LAYERS, critic, max_tokens)
+    assert_equal_traces(trace(*arguments, padding="left"), trace(*arguments, padding="right"))
+
+
+def passes(policy: Policy, conversations: list[Conversation]) -> list[tuple[int, ...]]:
+    """Rows and tokens of each forward pass that a trace needs."""
+    shapes: list[tuple[int, ...]] = []
+
+    def count(_module: torch.nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+        shapes.append(tuple(kwargs["input_ids"].shape))
+
+    hook = policy.trunk.register_forward_pre_hook(count, with_kwargs=True)
+    trace(policy, conversations, NORM_LAYERS, PROBE_LAYERS, critic)
+    hook.remove()
+    return shapes
+
+
+def test_the_conversations_are_read_once_per_model_and_so_is_their_prefix(
+    stirred: Policy, conversations: list[Conversation]
+) -> None:
+    streams = [stirred.encode(talk) for talk in conversations]
+    shared = shared_prefix(streams)
+    whole = (3, max(len(s.ids) for s in streams) - shared)
+    once = [(1, shared), whole] if shared else [whole]
+    assert passes(stirred, conversations) == once * 2
+    with stirred.reference():
+        assert passes(stirred, conversations) == once
+
+
 def test_within_reference_the_policy_is_its_own_reference(
     stirred: Policy, conversations: list[Conversation]
 ) -> None:
     outside = trace(stirred, conversations, NORM_LAYERS, PROBE_LAYERS)
     with stirred.reference():
         within = trace(stirred, conversations, NORM_LAYERS, PROBE_LAYERS)
-    for own, other in zip(within, outside, strict=True):
+    base = base_model()
+    for talk, own, other in zip(conversations, within, outside, strict=True):
+        np.testing.assert_allclose(own.hidden_policy, slow_pooled(base, stirred, talk), atol=1e-4)
         assert own.kl_R.tolist() == [0.0] * len(own.kl_R)
         assert np.array_equal(own.logprob_R, own.ref_logprob_R)
         assert np.array_equal(own.hidden_policy, own.hidden_ref)
@@ -192,28 +232,57 @@ def test_progress_counts_conversations_and_tokens(
     assert told == [(n + 1, 3, length) for n, length in enumerate(lengths)]
 
 
-def test_pooled_user_turns_equal_the_hidden_ref_of_a_trace(
+def test_pooled_user_turns_are_read_by_the_policy_as_it_is(
     stirred: Policy, conversations: list[Conversation]
 ) -> None:
     found = trace(stirred, conversations, (), PROBE_LAYERS)
-    turns = [2, 0, 4]
     streams = [stirred.encode(talk) for talk in conversations]
-    pooled = pooled_user_turns(stirred, streams, turns, PROBE_LAYERS)
-    expected = [
-        own.hidden_ref[own.user_turns.index(t)] for own, t in zip(found, turns, strict=True)
-    ]
-    np.testing.assert_allclose(pooled.numpy(), np.stack(expected), atol=1e-5)
-    assert stirred.adapter_on
+    turns = [own.user_turns[at] for own, at in zip(found, (1, 0, 2), strict=True)]
+    policy = pooled_user_turns(stirred, streams, turns, PROBE_LAYERS)
+    with stirred.reference():
+        ref = pooled_user_turns(stirred, streams, turns, PROBE_LAYERS)
+    for row, (own, at) in enumerate(zip(found, (1, 0, 2), strict=True)):
+        np.testing.assert_allclose(policy[row].numpy(), own.hidden_policy[at], atol=1e-5)
+        np.testing.assert_allclose(ref[row].numpy(), own.hidden_ref[at], atol=1e-5)
+        assert (policy[row] - ref[row]).abs().max() > 0.01
+
+
+def test_pooled_user_turns_come_in_the_order_of_the_layers(
+    stirred: Policy, conversations: list[Conversation]
+) -> None:
+    streams, turns = [stirred.encode(talk) for talk in conversations], [2, 2, 2]
+    rising = pooled_user_turns(stirred, streams, turns, (1, 2))
+    falling = pooled_user_turns(stirred, streams, turns, (2, 1))
+    np.testing.assert_array_equal(rising.flip(1).numpy(), falling.numpy())
 
 
 def test_pooled_user_turn_does_not_depend_on_what_follows(
     stirred: Policy, conversations: list[Conversation]
 ) -> None:
     talk = conversations[0]
-    shorter = Conversation(talk.turns[:3])
+    second = talk.user_turns[1]
+    shorter = Conversation(talk.turns[: second + 1])
     streams = [stirred.encode(talk), stirred.encode(shorter)]
-    whole, cut = pooled_user_turns(stirred, streams, [2, 2], PROBE_LAYERS)
+    whole, cut = pooled_user_turns(stirred, streams, [second, second], PROBE_LAYERS)
     np.testing.assert_allclose(whole.numpy(), cut.numpy(), atol=1e-5)
+
+
+def test_user_turn_without_tokens_is_missing_not_zero(
+    stirred: Policy, talk: Callable[..., Conversation]
+) -> None:
+    (own,) = trace(stirred, [talk("hello", "hi", "", "no")], (), PROBE_LAYERS)
+    assert np.isfinite(own.hidden_policy[0]).all()
+    assert np.isnan(own.hidden_policy[1]).all()
+
+
+def test_silent_users_under_one_system_prompt_can_be_traced(
+    stirred: Policy, talk: Callable[..., Conversation]
+) -> None:
+    """The token before the first reply must not go into the shared prefix: it predicts it."""
+    prompt = Turn("system", "Be brief and be kind.")
+    silent = [Conversation((prompt, *talk("", reply).turns)) for reply in ("hi", "no")]
+    found = trace(stirred, silent)
+    assert_equal_traces(found, trace(stirred, silent, max_tokens=1))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,86 @@
+"""One forward pass over a batch of conversations; what all of them begin with is read once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os.path import commonprefix
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import DynamicCache
+
+from homeostat.models.adapters import Policy
+from homeostat.models.chat import TokenStream
+from homeostat.types import TokenBatch
+
+WORTH_SHARING = 8  # tokens; below that a second call costs more than it saves
+
+
+class SharedPrefix(DynamicCache):
+    """Keys and values of one prefix, lent to every row; what the rows add is never kept."""
+
+    frozen = False
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The prefix before the rows' own keys and values; the prefix itself while not frozen."""
+        if not self.frozen:
+            keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+            return keys, values
+        layer, rows = self.layers[layer_idx], len(key_states)
+        return (
+            torch.cat([layer.keys.expand(rows, -1, -1, -1), key_states], dim=-2),
+            torch.cat([layer.values.expand(rows, -1, -1, -1), value_states], dim=-2),
+        )
+
+
+def shared_prefix(streams: Sequence[TokenStream]) -> int:
+    """How many template tokens all streams begin with; 0 where sharing them is not worth it.
+
+    The system prompt, as a rule. It ends before the first turn's content, so that nothing that is
+    measured lies inside.
+    """
+    if len(streams) < 2:
+        return 0
+    first_turn = min(next(i for i, turn in enumerate(s.turn) if turn >= 0) for s in streams)
+    common = min(first_turn, len(commonprefix([s.ids for s in streams])))
+    return common if common >= WORTH_SHARING else 0
+
+
+@torch.no_grad()
+def read_prefix(policy: Policy, batch: TokenBatch) -> SharedPrefix | None:
+    """The cache of the batch's prefix under the policy as it is now; None without a prefix."""
+    if not batch.prefix:
+        return None
+    cache = SharedPrefix(config=policy.base.model.config.get_text_config())
+    ids = torch.tensor([batch.prefix], device=policy.device)
+    policy.trunk(input_ids=ids, past_key_values=cache, use_cache=True)
+    cache.frozen = True
+    return cache
+
+
+def forward(
+    policy: Policy, batch: TokenBatch, prefix: SharedPrefix | None = None
+) -> Float[Tensor, "B T D"]:
+    """Final hidden states of the batch's tokens, padded on whichever side.
+
+    Args:
+        policy: As it is now: adapter on or off.
+        batch: The tokens after the prefix.
+        prefix: From `read_prefix`, with the adapter in the same state.
+    """
+    mask = batch.attention_mask.long()
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0) + len(batch.prefix)
+    known = mask.new_ones(len(mask), len(batch.prefix))
+    output = policy.trunk(
+        input_ids=batch.input_ids,
+        attention_mask=torch.cat([known, mask], dim=1),
+        position_ids=positions,
+        past_key_values=prefix,
+        use_cache=False,
+    )
+    final: Float[Tensor, "B T D"] = output.last_hidden_state
+    return final
