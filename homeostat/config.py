@@ -150,7 +150,7 @@ class AffectConfig:
     heldout: str | None = None
     layers: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     pooling: list[str] = field(default_factory=lambda: list(POOLINGS))
-    regularisation: list[float] = field(default_factory=lambda: [0.001, 0.01, 0.1])
+    regularisation: list[float] = field(default_factory=lambda: [0.0003, 0.003, 0.03])
     perception: str = "reference"
     require: str = "weak"
     stale_auroc_drop: float = 0.05

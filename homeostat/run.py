@@ -121,7 +121,9 @@ def _run_stages(
     outcome.perception = perceive(config, policy, folder, console, watch)
     probes = outcome.perception.probes if outcome.perception else None
     reader = SignalReader(policy, config.signals, probes)
-    calibration, outcome.loop = measure_base(config, reader, outcome.perception, bots, console, watch)
+    calibration, outcome.loop = measure_base(
+        config, reader, outcome.perception, bots, console, watch
+    )
     allowed = allowed_set_points(config, outcome.perception, console)
     outcome.allowed = tuple(name for name in AFFECTS if name in allowed)
     set_points = resolve(allowed, calibration)
@@ -226,7 +228,7 @@ def measure_base(
     console: Console,
     watch: Stopwatch,
 ) -> tuple[Calibration, dict[str, Any]]:
-    """The base model's own coherent conversations: its signals, and whether it perceives the bots."""
+    """The base model's own conversations: its signals, and whether it perceives the bots."""
     policy = reader.policy
 
     def compute() -> dict[str, Any]:

@@ -3,7 +3,7 @@
 The failures are made on the model itself, as replies to the bots' openings, and set beside its
 ordinary sampled replies to the same openings:
 
-    greedy_loop      greedy decoding after the reply's first words were said twice over
+    greedy_loop      greedy decoding after the reply's first words were said four times
     shuffled_words   the words of the ordinary reply in random order
     temperature_*    sampled far above 1
     noise_*          sampled and read with Gaussian noise on the residual stream of one block, its
@@ -39,7 +39,7 @@ from homeostat.types import Conversation, Progress, Trace, Turn, silent
 TEMPERATURES = (2.0, 3.0)
 NOISE = (0.5, 1.0, 2.0)  # multiples of the residual stream's norm
 GREEDY = 1e-4  # temperature
-PRIMED = 6  # tokens that a loop begins with, said twice
+PRIME_TOKENS, PRIME_TIMES = 3, 4  # how a loop begins: half of a reply of 24 tokens
 ORDINARY, TOGETHER = "ordinary", "all, as weighted"
 SEEN = 0.7  # AUROC from which a signal counts as seeing a failure, with an interval above chance
 
@@ -96,11 +96,14 @@ class Failures:
         """Ordinary replies and every failure, in the order of ``seeds``."""
         openings = [self.bots.spawn(seed).opening() for seed in seeds]
         kinds = len(TEMPERATURES) + len(NOISE) + 2
+        prompted = self._prompted(openings)
         done = 0
 
         def sampled(temperature: float, noise: float = 0.0, primes: Any = None) -> Replies:
             nonlocal done
-            replies = self._sample(openings, seeds, temperature, noise, primes)
+            with self._noise(noise):
+                sampler = self._prompted(openings) if noise else prompted.fork()
+                replies = self._sample(sampler, seeds, temperature, primes)
             done += 1
             progress(done, kinds, sum(map(len, replies)))
             texts = [self.policy.tokenizer.decode(r, skip_special_tokens=True) for r in replies]
@@ -109,7 +112,8 @@ class Failures:
         ordinary = sampled(self.temperature)
         said = [talk.turns[1] for talk in ordinary.talks]
         end = self.policy.eos_ids
-        primes = [[i for i in t.token_ids or () if i not in end][:PRIMED] * 2 for t in said]
+        begun = [[i for i in t.token_ids or () if i not in end][:PRIME_TOKENS] for t in said]
+        primes = [ids * PRIME_TIMES for ids in begun]
         half = len(said) // 2
         made = {ORDINARY: ordinary, "greedy_loop": sampled(GREEDY, primes=primes)}
         made["shuffled_words"] = self._written(openings, said, self._shuffled(said, seeds))
@@ -122,7 +126,9 @@ class Failures:
             openings, [t.text for t in other], [list(t.token_ids or ()) for t in other]
         )
         made["empty"] = self._written(openings, said, ["" for _ in said])
-        made["one_word"] = self._written(openings, said, [" ".join(t.text.split()[:1]) for t in said])
+        made["one_word"] = self._written(
+            openings, said, [" ".join(t.text.split()[:1]) for t in said]
+        )
         return made
 
     def read(self, replies: Replies) -> list[dict[str, float]]:
@@ -141,22 +147,25 @@ class Failures:
         assert self.reader.base_norms is not None
         return intrinsic_signals(trace, 1, talk.turns[1].text, self.reader.base_norms)
 
+    def _prompted(self, openings: Sequence[Turn]) -> Sampler:
+        """A sampler that has read every opening."""
+        sampler = Sampler(self.policy, len(openings))
+        sampler.append([self.policy.encode(Conversation((turn,))).ids for turn in openings])
+        return sampler
+
     def _sample(
         self,
-        openings: Sequence[Turn],
+        sampler: Sampler,
         seeds: Sequence[int],
         temperature: float,
-        noise: float,
         primes: Sequence[list[int]] | None,
     ) -> list[list[int]]:
-        prompts = [self.policy.encode(Conversation((turn,))).ids for turn in openings]
-        primes = primes or [[] for _ in prompts]
+        if primes:
+            sampler.append(primes)
+        primes = primes or [[] for _ in seeds]
         left = self.tokens - max(map(len, primes))
         numbers = np.stack([uniforms(seed, 0, max(1, left)) for seed in seeds])
-        with self._noise(noise):
-            sampler = Sampler(self.policy, len(seeds))
-            sampler.append([[*ids, *prime] for ids, prime in zip(prompts, primes, strict=True)])
-            replies = sampler.sample(numbers, temperature)
+        replies = sampler.sample(numbers, temperature)
         return [[*prime, *reply] for prime, reply in zip(primes, replies, strict=True)]
 
     def _noise(self, scale: float) -> Any:
@@ -173,7 +182,7 @@ class Failures:
     def _written(
         self, openings: Sequence[Turn], said: Sequence[Turn], texts: Sequence[str]
     ) -> Replies:
-        """Texts as replies that end like the ordinary ones; an empty or one-word reply always ends."""
+        """Texts as replies that end where the ordinary ones do; below two words they always end."""
         end = self.policy.eos_ids[0]
         ids = []
         for turn, text in zip(said, texts, strict=True):
@@ -207,40 +216,31 @@ def separate(
     seeds: Sequence[int],
 ) -> list[dict[str, Any]]:
     """One row per signal and one for all of them together, as the valence weighs them."""
-    columns = {
-        name: tuple(np.array([row[name] for row in rows]) for rows in (ordinary, failed))
-        for name in points
-    }
-    distances = {
-        name: tuple(points[name].distance(values) for values in pair)
-        for name, pair in columns.items()
-    }
-    weighted = [name for name in points if points[name].weight > 0]
-    if weighted:
-        distances[TOGETHER] = tuple(
-            np.sum([points[name].weight * distances[name][side] for name in weighted], axis=0)
-            for side in (0, 1)
-        )
-    example = replies.talks[0]
-    rows = []
-    for name, (usual, off) in distances.items():
-        raw = columns.get(name)
-        rows.append(
-            {"failure": failure, "signal": name}
-            | _figures(usual, off, seeds)
-            | {
-                "auroc_raw": None if raw is None else _figures(*raw, seeds)["auroc"],
-                "mean": None if raw is None else float(np.nanmean(raw[1])),
-                "ordinary_mean": None if raw is None else float(np.nanmean(raw[0])),
-                "prompt": example.turns[0].text,
-                "example": example.turns[1].text,
-            }
-        )
+    example = {"prompt": replies.talks[0].turns[0].text, "example": replies.talks[0].turns[1].text}
+    rows, sums = [], [np.zeros(len(ordinary)), np.zeros(len(failed))]
+    for name, point in points.items():
+        usual, off = (np.array([found[name] for found in side]) for side in (ordinary, failed))
+        distances = [point.distance(values) for values in (usual, off)]
+        sums = [total + point.weight * d for total, d in zip(sums, distances, strict=True)]
+        raw = {
+            "auroc_raw": _figures(usual, off, seeds)["auroc"],
+            "mean": _mean(off),
+            "ordinary_mean": _mean(usual),
+        }
+        figures = _figures(distances[0], distances[1], seeds)
+        rows.append({"failure": failure, "signal": name} | figures | raw | example)
+    if any(point.weight > 0 for point in points.values()):
+        raw = {"auroc_raw": None, "mean": None, "ordinary_mean": None}
+        figures = _figures(sums[0], sums[1], seeds)
+        rows.append({"failure": failure, "signal": TOGETHER} | figures | raw | example)
     return rows
 
 
 def verdicts(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Per failure the signal that sees it best, its figures, and all signals that see it."""
+    """Per failure the signal that sees it best, its figures, and all signals that see it.
+
+    The best of several signals is picked on the same replies, so its figure leans upwards a little.
+    """
     found: dict[str, dict[str, Any]] = {}
     for failure in dict.fromkeys(row["failure"] for row in rows):
         own = [r for r in rows if r["failure"] == failure and r["signal"] != TOGETHER]
@@ -270,4 +270,10 @@ def _figures(
     interval = None
     if figure is not None:
         interval = interval95(auroc_samples(label, score[present], groups))
-    return {"auroc": figure, "ci95": interval, "n": int(label.sum()), "n_ordinary": int((label == 0).sum())}
+    failed = int(label.sum())
+    return {"auroc": figure, "ci95": interval, "n": failed, "n_ordinary": len(label) - failed}
+
+
+def _mean(values: Float[np.ndarray, " N"]) -> float | None:
+    present = values[np.isfinite(values)]
+    return float(present.mean()) if len(present) else None

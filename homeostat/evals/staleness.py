@@ -41,7 +41,9 @@ def measure_staleness(
         off = probes.read(read_states(policy, messages, probes.layers, progress))
     on = probes.read(read_states(policy, messages, probes.layers, progress))
     return {
-        affect: _compare(off[:, column], on[:, column], perception.corpus.labels(affect)[rows], config)
+        affect: _compare(
+            off[:, column], on[:, column], perception.corpus.labels(affect)[rows], config
+        )
         for column, affect in enumerate(probes.names)
     }
 

@@ -74,6 +74,8 @@ def pad(
         side: Where the padding goes, ``left`` or ``right``.
         shared: How many tokens all streams begin with; they become ``prefix``.
     """
+    if side not in ("left", "right"):
+        raise ValueError(f"side={side} of the padding is unknown; choose left or right.")
     width = max(len(stream.ids) for stream in streams) - shared
 
     def tensor(rows: list[list[Any]], fill: Any) -> torch.Tensor:

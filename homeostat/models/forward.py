@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os.path import commonprefix
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from homeostat.models.adapters import Policy
 from homeostat.models.chat import TokenStream
@@ -18,7 +18,7 @@ from homeostat.types import TokenBatch
 WORTH_SHARING = 8  # tokens; below that a second call costs more than it saves
 
 
-class SharedPrefix(DynamicCache):
+class SharedPrefix(DynamicCache):  # type: ignore[misc]
     """Keys and values of one prefix, lent to every row; what the rows add is never kept."""
 
     frozen = False
@@ -37,17 +37,38 @@ class SharedPrefix(DynamicCache):
         )
 
 
+def can_share(policy: Policy) -> bool:
+    """Whether the model attends to all that came before in every block.
+
+    A sliding window would count the padding between prefix and row, and other kinds of state cannot
+    be lent to many rows.
+    """
+    cache = DynamicCache(config=policy.base.model.config.get_text_config())
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
 def shared_prefix(streams: Sequence[TokenStream]) -> int:
     """How many template tokens all streams begin with; 0 where sharing them is not worth it.
 
-    The system prompt, as a rule. It ends before the first turn's content, so that nothing that is
-    measured lies inside.
+    The system prompt, as a rule. It ends before the first turn's content, and before the token that
+    predicts it if it is a response, so that nothing that is measured lies inside.
     """
     if len(streams) < 2:
         return 0
-    first_turn = min(next(i for i, turn in enumerate(s.turn) if turn >= 0) for s in streams)
-    common = min(first_turn, len(commonprefix([s.ids for s in streams])))
+    first_turn = min(_template_before(stream) for stream in streams)
+    common = common_length([s.ids[:first_turn] for s in streams])
     return common if common >= WORTH_SHARING else 0
+
+
+def _template_before(stream: TokenStream) -> int:
+    contents = (i - stream.response[i] for i, turn in enumerate(stream.turn) if turn >= 0)
+    return next(contents, len(stream.ids))
+
+
+def common_length(rows: Sequence[Sequence[int]]) -> int:
+    """How many ids all rows begin with."""
+    columns = enumerate(zip(*rows, strict=False))
+    return next((i for i, ids in columns if len(set(ids)) > 1), min(map(len, rows)))
 
 
 @torch.no_grad()

@@ -26,7 +26,9 @@ def draw_layers(folder: Path, reports: Reports) -> Path:
             chosen = found["layer"]
             axes.plot(chosen, by_layer[chosen], "o", mfc="none", mec=colour, ms=10, mew=1.4)
         axes.axhline(0.5, color=BASE, lw=0.8, ls=":")
-        axes.set(xlabel="decoder block", ylabel="AUROC", title="Probes by layer, validation authors")
+        axes.set(
+            xlabel="decoder block", ylabel="AUROC", title="Probes by layer, validation authors"
+        )
         axes.legend(frameon=False, fontsize=8, ncols=2)
         return save(figure, folder / "probe_layers.png")
 
@@ -41,7 +43,7 @@ def draw_controls(folder: Path, reports: Reports) -> Path:
     )
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.2, 0.9 + 0.42 * len(reports)))
-        for y, (_, found) in enumerate(reversed(reports.items())):
+        for y, (_, found) in enumerate(reversed(list(reports.items()))):
             low, high = found["ci95"] or (found["auroc"],) * 2
             axes.plot([low, high], [y, y], color=TRAINED, lw=2.4, solid_capstyle="round")
             axes.plot(found["auroc"], y, "o", color=TRAINED, ms=7, label="_" if y else "probe, 95%")
@@ -50,7 +52,7 @@ def draw_controls(folder: Path, reports: Reports) -> Path:
                     label = "_" if y else name
                     axes.plot(found["controls"][key], y, marker, color=colour, ms=5, label=label)
         axes.axvline(0.5, color=INK, lw=0.8, ls=":")
-        axes.set_yticks(range(len(reports)), list(reversed(reports)))
+        axes.set_yticks(range(len(reports)), list(reports)[::-1])
         axes.set(xlabel="AUROC on unseen authors", title="Probes beside their controls")
         axes.legend(frameon=False, fontsize=7.5, loc="upper left", bbox_to_anchor=(1, 1))
         return save(figure, folder / "probe_controls.png")

@@ -59,8 +59,9 @@ def resolve_one(name: str, point: SetPointConfig, calibration: Calibration) -> S
     automatic = tuple(k for k in ("setpoint", "tolerance") if getattr(point, k) == "auto")
     if automatic and not calibration.n[name]:
         raise HomeostatError(
-            f"{name} could not be measured on any of the base model's turns, so it has no automatic "
-            f"set point; give reward.set_points.{name} a setpoint and a tolerance, or weight=0."
+            f"{name} could not be measured on any of the base model's turns, so it has no "
+            f"automatic set point; give reward.set_points.{name} a setpoint and a tolerance, or "
+            "weight=0."
         )
     return SetPoint(
         weight=float(point.weight),

@@ -14,7 +14,12 @@ from homeostat.rollout.generate import Sampler
 from homeostat.types import Conversation, Episode, Progress, Turn, silent
 
 BATCH = 48  # episodes that share a cache
-HELD_OUT, CALIBRATION, VALIDATION, TRAINING = 0, 500_000, 750_000, 1_000_000  # first seed of each disjoint range
+HELD_OUT, CALIBRATION, VALIDATION, TRAINING = (
+    0,
+    500_000,
+    750_000,
+    1_000_000,
+)  # first seed of each disjoint range
 
 
 def held_out_seeds(count: int) -> list[int]:

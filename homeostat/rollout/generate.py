@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers import DynamicCache
 
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
+from homeostat.models.forward import WORTH_SHARING, can_share, common_length
 
 
 class Sampler:
@@ -29,6 +31,13 @@ class Sampler:
         self._unread: list[list[int]] = [[] for _ in range(rows)]
         self._hidden: Tensor | None = None
 
+    def fork(self) -> Sampler:
+        """A copy that goes on from here on its own."""
+        other = copy.copy(self)
+        other._cache = copy.deepcopy(self._cache)
+        other._unread = [list(ids) for ids in self._unread]
+        return other
+
     def append(self, ids: Sequence[Sequence[int]]) -> None:
         """Let every row read more tokens (the template and the user's next turn).
 
@@ -37,6 +46,8 @@ class Sampler:
         """
         blocks = [unread + list(new) for unread, new in zip(self._unread, ids, strict=True)]
         self._unread = [[] for _ in blocks]
+        if self._mask.shape[1] == 0:
+            blocks = self._read_once(blocks)
         width = max(map(len, blocks))
         pad = self._policy.pad_id
         tokens = [[pad] * (width - len(block)) + block for block in blocks]
@@ -82,6 +93,19 @@ class Sampler:
             pad = torch.full_like(chosen, self._policy.pad_id)
             self._forward(torch.where(alive, chosen, pad)[:, None], alive.long()[:, None])
         return replies
+
+    def _read_once(self, blocks: Sequence[list[int]]) -> list[list[int]]:
+        """Read what all rows begin with as one row and lend it to all; returns what is left."""
+        rows, shared = len(blocks), common_length(blocks)
+        shared = min(shared, min(map(len, blocks)) - 1)
+        if rows == 1 or shared < WORTH_SHARING or not can_share(self._policy):
+            return list(blocks)
+        tokens = self._tensor([blocks[0][:shared]])
+        self._mask = self._mask[:1]
+        self._forward(tokens, torch.ones_like(tokens))
+        self._cache.batch_repeat_interleave(rows)
+        self._mask = self._mask.repeat(rows, 1)
+        return [block[shared:] for block in blocks]
 
     @torch.no_grad()
     def _forward(self, tokens: Tensor, mask: Tensor) -> None:

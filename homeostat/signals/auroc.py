@@ -38,7 +38,9 @@ def auroc_samples(
     below = negative.cumsum(axis=1) - negative
     wins = (positive * (below + negative / 2)).sum(axis=1)
     pairs = positive.sum(axis=1) * negative.sum(axis=1)
-    return np.divide(wins, pairs, out=np.full(samples, np.nan), where=pairs > 0)
+    area: Float[np.ndarray, " M"] = np.full(samples, np.nan)
+    np.divide(wins, pairs, out=area, where=pairs > 0)
+    return area
 
 
 def interval95(samples: Float[np.ndarray, " M"]) -> tuple[float, float] | None:

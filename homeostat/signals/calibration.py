@@ -32,7 +32,9 @@ class Calibration:
     base_norms: Float[np.ndarray, " L"]
 
     @classmethod
-    def of(cls, values: dict[str, list[float]], base_norms: Sequence[float]) -> Calibration:
+    def of(
+        cls, values: dict[str, list[float]], base_norms: Sequence[float] | np.ndarray
+    ) -> Calibration:
         """From the values of every signal; quantiles of a signal without any are NaN."""
         quantiles = {
             name: tuple(np.quantile(found, QUANTILES).tolist())

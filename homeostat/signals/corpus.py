@@ -30,7 +30,7 @@ SENTIMENT = {
     "ambiguous": UNLABELLED,
     "mixed": UNLABELLED,
 }
-BINARY = {"0": 0, "1": 1, "false": 0, "true": 1}
+BINARY = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 MIN_GROUPS = 10
 
 
@@ -177,16 +177,20 @@ def _json_rows(text: str, source: str) -> Iterable[tuple[int, Mapping[str, Any]]
 
 def _csv_rows(text: str, source: str) -> Iterable[tuple[int, Mapping[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    for row in reader:
+    try:
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise HomeostatError(f"{source}, line {reader.line_num} is not CSV: {error}.") from error
+    for number, row in rows:
         found = {key: value for key, value in row.items() if value not in ("", None)}
         if context := found.get("context"):
             try:
                 found["context"] = json.loads(context)
             except ValueError as error:
                 raise HomeostatError(
-                    f"{source}, line {reader.line_num} has a context that is no JSON list: {error}."
+                    f"{source}, line {number} has a context that is no JSON list: {error}."
                 ) from error
-        yield reader.line_num, found
+        yield number, found
 
 
 def _utterance(

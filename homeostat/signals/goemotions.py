@@ -14,12 +14,35 @@ from typing import Any
 from homeostat.errors import HomeostatError
 
 POSITIVE = frozenset(
-    "admiration amusement approval caring desire excitement gratitude joy love optimism pride "
-    "relief".split()
+    [
+        "admiration",
+        "amusement",
+        "approval",
+        "caring",
+        "desire",
+        "excitement",
+        "gratitude",
+        "joy",
+        "love",
+        "optimism",
+        "pride",
+        "relief",
+    ]
 )
 NEGATIVE = frozenset(
-    "anger annoyance disappointment disapproval disgust embarrassment fear grief nervousness "
-    "remorse sadness".split()
+    [
+        "anger",
+        "annoyance",
+        "disappointment",
+        "disapproval",
+        "disgust",
+        "embarrassment",
+        "fear",
+        "grief",
+        "nervousness",
+        "remorse",
+        "sadness",
+    ]
 )
 FRUSTRATION = frozenset({"annoyance", "anger", "disappointment"})
 CONFIG = "simplified"
@@ -27,10 +50,9 @@ CONFIG = "simplified"
 
 def is_hub_id(path: str) -> bool:
     """Whether ``path`` has the form ``owner/name`` or ``owner/name:split`` of a hub dataset."""
-    return (
-        re.fullmatch(r"[\w-][\w.-]*/[\w-][\w-]*(\.[\w-]+)*(:\w+)?", path) is not None
-        and not path.lower().endswith((".jsonl", ".json", ".csv"))
-    )
+    return re.fullmatch(
+        r"[\w-][\w.-]*/[\w-][\w-]*(\.[\w-]+)*(:\w+)?", path
+    ) is not None and not path.lower().endswith((".jsonl", ".json", ".csv"))
 
 
 def fetch_goemotions(path: str) -> Iterator[dict[str, Any]]:
@@ -44,6 +66,7 @@ def fetch_goemotions(path: str) -> Iterator[dict[str, Any]]:
     name, _, split = path.partition(":")
     try:
         found = load_dataset(name, CONFIG, split=split or "train")
+        found = found.select_columns(["id", "text", "labels"])
         emotions = found.features["labels"].feature.names
     except Exception as error:  # every way of failing to fetch comes as a class of its own
         raise HomeostatError(

@@ -65,7 +65,7 @@ def obtain_perception(
     signals: SignalsConfig,
     progress: Progress = silent,
 ) -> Perception:
-    """Probes of this model's hidden states and their validation, fitted now or taken from the cache.
+    """Probes of this model and their validation, fitted now or taken from the cache.
 
     Args:
         policy: Read with the adapter off.

@@ -42,7 +42,8 @@ def utterance_states(
         cache: Keep the states in the cache folder, and use what lies there.
         progress: Told how many utterances are read.
     """
-    recipe = [FORMAT, policy.base.fingerprint, str(policy.dtype), corpus.digest, list(layers)]
+    model = [policy.base.fingerprint, str(policy.dtype)]
+    recipe = [FORMAT, SHARD, *model, corpus.digest, list(layers)]
     key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
     folder = cache_folder("states", key) if cache else None
     total = len(corpus.utterances)

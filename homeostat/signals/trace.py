@@ -12,7 +12,7 @@ from torch import Tensor
 
 from homeostat.models.adapters import Policy
 from homeostat.models.chat import TokenStream, pad
-from homeostat.models.forward import forward, read_prefix, shared_prefix
+from homeostat.models.forward import can_share, forward, read_prefix, shared_prefix
 from homeostat.models.hooks import read_residual
 from homeostat.models.logprobs import predicting_hidden, token_statistics
 from homeostat.types import Conversation, Progress, TokenBatch, Trace, silent
@@ -101,7 +101,8 @@ def pooled_user_turns(
 
 
 def _batch(policy: Policy, streams: Sequence[TokenStream], padding: str = "right") -> TokenBatch:
-    return pad(streams, policy.pad_id, policy.device, padding, shared_prefix(streams))
+    shared = shared_prefix(streams) if can_share(policy) else 0
+    return pad(streams, policy.pad_id, policy.device, padding, shared)
 
 
 def _trace_batch(

@@ -177,7 +177,7 @@ def judge(figures: Mapping[str, Any], moved: Mapping[str, Any] | None) -> tuple[
         doubts.append(f"on another corpus it does not pass {TRANSFER_FLOOR}")
     if doubts:
         return WEAK, "; ".join(doubts)
-    return TRUSTED, f"it beats a bag of words on unseen authors and transfers above {TRANSFER_FLOOR}"
+    return TRUSTED, f"it beats a bag of words on unseen authors, and {TRANSFER_FLOOR} elsewhere"
 
 
 def compare(
@@ -216,7 +216,9 @@ def compare(
     }
 
 
-def chance_controls(probe: Probe, own: Sample, label: np.ndarray, part: np.ndarray) -> dict[str, Any]:
+def chance_controls(
+    probe: Probe, own: Sample, label: np.ndarray, part: np.ndarray
+) -> dict[str, Any]:
     """What the same recipe reaches without a signal to find, on the test authors.
 
     ``shuffled_labels`` is the mean AUROC of probes fitted on permuted labels; ``random_direction``
@@ -281,7 +283,8 @@ def cross_corpus(affect: str, probe: Probe, samples: Sequence[Sample]) -> dict[s
         else:
             mask = pooling_mask(probe.pooling, source.states.shape[-1])
             rows = np.flatnonzero((part != TEST) & (label != UNLABELLED))
-            weight, bias = fit(source.at(probe.layer)[rows] * mask, label[rows], probe.regularisation)
+            states = source.at(probe.layer)[rows] * mask
+            weight, bias = fit(states, label[rows], probe.regularisation)
         for target in samples:
             goal = target.corpus.labels(affect)
             rows = np.flatnonzero((goal >= 0) & ((part == TEST) if target is source else True))
