@@ -46,7 +46,8 @@ def draw_controls(folder: Path, reports: Reports) -> Path:
         for y, (_, found) in enumerate(reversed(list(reports.items()))):
             low, high = found["ci95"] or (found["auroc"],) * 2
             axes.plot([low, high], [y, y], color=TRAINED, lw=2.4, solid_capstyle="round")
-            axes.plot(found["auroc"], y, "o", color=TRAINED, ms=7, label="_" if y else "probe, 95%")
+            label = "_" if y else "probe, 95% interval"
+            axes.plot(found["auroc"], y, "o", color=TRAINED, ms=7, label=label)
             for key, name, colour, marker in kinds:
                 if found["controls"][key] is not None:
                     label = "_" if y else name

@@ -127,7 +127,8 @@ def _report(
         rows = np.flatnonzero(heldout.corpus.labels(affect) >= 0)
         away = compare(heldout.corpus, affect, rows, _logit(probe, heldout)[rows], text)
     known = [s for s in (own, heldout, other) if s is not None and affect in s.corpus.affects]
-    transfer = cross_corpus(affect, probe, list({s.corpus.source: s for s in known}.values()))
+    samples = list({s.corpus.source: s for s in known}.values())
+    transfer = cross_corpus(affect, probe, samples, text)
     moved = None
     if other is not None and affect in other.corpus.affects:
         moved = transfer[f"{own.corpus.source} → {other.corpus.source}"]
@@ -256,7 +257,7 @@ def fit_text(corpus: Corpus, label: np.ndarray, part: np.ndarray) -> Any:
 
     def fitted(on: np.ndarray, strength: float) -> Any:
         words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-        model = make_pipeline(words, LogisticRegression(C=strength, max_iter=2000))
+        model = make_pipeline(words, LogisticRegression(C=strength, solver="liblinear"))
         return model.fit(texts[on], label[on])
 
     def figure(strength: float) -> float:
@@ -267,20 +268,22 @@ def fit_text(corpus: Corpus, label: np.ndarray, part: np.ndarray) -> Any:
     return fitted(np.concatenate([rows[TRAIN], rows[VALIDATION]]), best)
 
 
-def cross_corpus(affect: str, probe: Probe, samples: Sequence[Sample]) -> dict[str, dict[str, Any]]:
+def cross_corpus(
+    affect: str, probe: Probe, samples: Sequence[Sample], text: Any
+) -> dict[str, dict[str, Any]]:
     """Fitted on one corpus, tested on another: probe and bag of words, for every pair.
 
     Layer, pooling and regularisation are those of ``probe`` throughout, which belongs to the first
-    corpus and is used there as it is. On its own corpus a probe is tested on the test authors, on
-    another one on all rows.
+    corpus, as ``text`` does; both are used there as they are. On its own corpus a probe is tested
+    on the test authors, on another one on all rows.
     """
     found = {}
     for index, source in enumerate(samples):
         label, part = source.corpus.labels(affect), split_by_group(source.corpus.groups)
-        text = fit_text(source.corpus, label, part)
         if index == 0:
-            weight, bias = probe.weight, probe.bias
+            weight, bias, words = probe.weight, probe.bias, text
         else:
+            words = fit_text(source.corpus, label, part)
             mask = pooling_mask(probe.pooling, source.states.shape[-1])
             rows = np.flatnonzero((part != TEST) & (label != UNLABELLED))
             states = source.at(probe.layer)[rows] * mask
@@ -289,7 +292,7 @@ def cross_corpus(affect: str, probe: Probe, samples: Sequence[Sample]) -> dict[s
             goal = target.corpus.labels(affect)
             rows = np.flatnonzero((goal >= 0) & ((part == TEST) if target is source else True))
             reading = target.at(probe.layer)[rows] @ weight + bias
-            figures = compare(target.corpus, affect, rows, reading, text)
+            figures = compare(target.corpus, affect, rows, reading, words)
             kept = ("auroc", "ci95", "n", "text_only", "text_only_ci95")
             name = f"{source.corpus.source} → {target.corpus.source}"
             found[name] = {key: figures[key] for key in kept}

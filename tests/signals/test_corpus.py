@@ -277,7 +277,7 @@ def test_label_that_is_neither_0_nor_1_is_refused(tmp_path: Path, label: Any) ->
     content[4]["boredom"] = label
     message = refusal(write(tmp_path / "c.jsonl", content))
     assert f"c.jsonl, line 5 has boredom={label!r};" in message
-    assert "0, 1, false, true" in message
+    assert "0, 1, 0.0, 1.0, false, true" in message
 
 
 def test_unknown_word_of_sentiment_is_refused(tmp_path: Path) -> None:
