@@ -132,7 +132,7 @@ def _report(
     moved = None
     if other is not None and affect in other.corpus.affects:
         moved = transfer[f"{own.corpus.source} → {other.corpus.source}"]
-    verdict, reason = judge(figures, moved)
+    verdict, reason = judge(figures, away, moved)
     probability = 1 / (1 + np.exp(-reading))
     positive = label[test]
     rate = float(positive.mean())
@@ -157,21 +157,25 @@ def _report(
     )
 
 
-def judge(figures: Mapping[str, Any], moved: Mapping[str, Any] | None) -> tuple[str, str]:
+def judge(
+    figures: Mapping[str, Any], away: Mapping[str, Any] | None, moved: Mapping[str, Any] | None
+) -> tuple[str, str]:
     """Verdict and reason.
 
     Args:
         figures: From `compare`, on the test authors.
+        away: The same on the held-out file; None without one.
         moved: The frozen probe on a corpus from another source; None if there is none.
     """
     if figures["ci95"] is None or figures["ci95"][0] <= 0.5:
         return UNUSABLE, "on unseen authors its interval includes chance"
     if moved is not None and (moved["ci95"] is None or moved["ci95"][0] <= 0.5):
         return UNUSABLE, "on another corpus its interval includes chance"
-    gain = figures["probe_minus_text_ci95"]
     doubts = []
-    if gain is None or gain[0] <= 0:
-        doubts.append("it is not shown to beat a bag of words on unseen authors")
+    for found, where in ((figures, "unseen authors"), (away, "the held-out file")):
+        gain = found and found["probe_minus_text_ci95"]
+        if found is not None and (gain is None or gain[0] <= 0):
+            doubts.append(f"it is not shown to beat a bag of words on {where}")
     if moved is None:
         doubts.append("no corpus from another source was at hand to test transfer")
     elif moved["auroc"] <= TRANSFER_FLOOR:
