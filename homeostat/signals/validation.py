@@ -173,8 +173,10 @@ def judge(
         return UNUSABLE, "on another corpus its interval includes chance"
     doubts = []
     for found, where in ((figures, "unseen authors"), (away, "the held-out file")):
-        gain = found and found["probe_minus_text_ci95"]
-        if found is not None and (gain is None or gain[0] <= 0):
+        if found is None:
+            continue
+        gain = found["probe_minus_text_ci95"]
+        if gain is None or gain[0] <= 0:
             doubts.append(f"it is not shown to beat a bag of words on {where}")
     if moved is None:
         doubts.append("no corpus from another source was at hand to test transfer")
