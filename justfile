@@ -41,6 +41,10 @@ smoke:
 run *ARGS:
     homeostat {{ARGS}}
 
+# which signals may be trusted on this model, before training on them
+signals *ARGS:
+    homeostat trainer=none {{ARGS}}
+
 # a named experiment over three seeds
 sweep NAME *ARGS:
     homeostat -m experiment={{NAME}} seed=0,1,2 {{ARGS}}

@@ -30,6 +30,7 @@ homeostat: train a language model on homeostatic intrinsic reward, without human
 
   homeostat                                    the main job: train and evaluate the default model
   homeostat scale=smoke                        the same in seconds, to see that it works
+  homeostat trainer=none                       which signals may be trusted, before training on them
   homeostat model=qwen2.5_0.5b scale=gpu12     research size on one 12 GB GPU
   homeostat -m reward=full,intrinsic_only,relational_only seed=0,1     a sweep
   homeostat --cfg job                          the composed config, without running

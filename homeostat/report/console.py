@@ -105,8 +105,11 @@ class Console:
             "grad": metrics.get("optim/grad_norm"),
         }
         figures = "  ".join(f"{k} {v:+.3f}" for k, v in shown.items() if v is not None)
+        terms = ", ".join(f"{k} {v:+.2f}" for k, v in largest_terms(metrics).items())
         rate = metrics.get("rollout/response_tokens", 0.0) / seconds
         self.say(f"update {step}/{total}  {figures}  {rate:.0f} reply tok/s  {duration(left)} left")
+        if terms:
+            self.say(f"  valence = {terms}")
 
     def comparison(self, metrics: Mapping[str, Estimate]) -> None:
         """The before/after table; a narrow window gets fewer columns."""
@@ -115,9 +118,8 @@ class Console:
         wide = self.rich.width >= 76
         for name in (["before", "after"] if wide else []) + ["difference", "95% interval"]:
             table.add_column(name, justify="right", no_wrap=True)
-        for name, found in metrics.items():
-            if name.startswith("term/"):
-                continue
+        # The summands of valence stand right below it.
+        for name, found in sorted(metrics.items(), key=lambda item: _place(item[0])):
             ends = [number(found.before), number(found.after)] if wide else []
             table.add_row(Text(name), *ends, number(found.diff, sign=True), interval(found.ci95))
         self.rich.print(table)
@@ -167,6 +169,19 @@ def number(value: float | None, sign: bool = False) -> str:
 def interval(bounds: tuple[float, float] | list[float] | None) -> str:
     """A 95% interval for a table; an em dash for a missing one."""
     return "—" if bounds is None else f"[{bounds[0]:+.3f}, {bounds[1]:+.3f}]"
+
+
+def largest_terms(metrics: Mapping[str, float], count: int = 2) -> dict[str, float]:
+    """The largest summands of valence by name, and the sum of the others as ``rest``."""
+    prefix = "reward/term/"
+    terms = {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}
+    ordered = sorted(terms, key=lambda name: terms[name])
+    found = {name: terms[name] for name in ordered[:count]}
+    return found | ({"rest": sum(terms[n] for n in ordered[count:])} if ordered[count:] else {})
+
+
+def _place(name: str) -> int:
+    return 0 if name == "valence" else 1 if name.startswith(("term/", "own/")) else 2
 
 
 def _finished(title: str, seconds: float, tokens: int) -> str:
