@@ -73,7 +73,7 @@ def draw_reliability(folder: Path, reports: Reports) -> Path:
             axes.set(title=affect, xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
             axes.tick_params(labelsize=7)
         row[0][0].set_ylabel("share that has it")
-        figure.supxlabel("probability given by the probe", fontsize=8)
+        row[0][len(reports) // 2].set_xlabel("probability given by the probe")
         figure.tight_layout()
         return save(figure, folder / "probe_reliability.png")
 
@@ -117,6 +117,8 @@ def draw_histograms(
             values = found["values"]
             if point := points.get(name):
                 low, high = (point["setpoint"] + s * point["tolerance"] for s in (-1, 1))
+                if units.get(name, "").startswith(("probability", "share")):
+                    low, high = max(0.0, low), min(1.0, high)
                 axes.axvspan(low, high, color=BAND, lw=0)
                 axes.axvline(point["setpoint"], color=GREEN, lw=1)
             if values:
