@@ -57,7 +57,12 @@ def write_report(folder: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    engine.filters |= {"number": number, "interval": interval, "duration": duration}
+    engine.filters |= {
+        "basenames": _basenames,
+        "number": number,
+        "interval": interval,
+        "duration": duration,
+    }
     page = engine.get_template("report.html.j2").render(
         summary=summary,
         environment=_json(folder / "environment.json"),
@@ -128,6 +133,11 @@ def headline(summary: dict[str, Any]) -> str:
     )
 
 
+def _basenames(pair: str) -> str:
+    """``fitted → tested`` without the folders of the files."""
+    return " → ".join(Path(name).name for name in pair.split(" → "))
+
+
 def _signals_headline(summary: dict[str, Any]) -> str:
     """Which signals may be trusted as a reward."""
     verdicts = summary["probe_verdict"]
@@ -135,8 +145,11 @@ def _signals_headline(summary: dict[str, Any]) -> str:
         verdict: [name for name, found in verdicts.items() if found == verdict]
         for verdict in ("trusted", "weak", "unusable")
     }
-    said = [f"{k}: {', '.join(names)}" for k, names in by_verdict.items() if names]
-    parts = [f"Affect probes - {'; '.join(said)}."] if said else []
+    parts = [
+        f"{verdict.capitalize()} affect probes: {', '.join(names)}."
+        for verdict, names in by_verdict.items()
+        if names
+    ]
     if failures := summary["failures"]:
         unseen = [name.replace("_", " ") for name, best in failures.items() if not best["seen_by"]]
         parts.append(
