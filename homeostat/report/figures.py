@@ -49,7 +49,7 @@ def draw_signals(
 ) -> Path:
     """Every signal over the updates, with the band of one tolerance around its set point."""
     names = [n.removeprefix("signal/") for n in estimates if n.startswith("signal/")]
-    columns = min(5, len(names))
+    columns = min(4, len(names))
     rows = -(-len(names) // columns)
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(

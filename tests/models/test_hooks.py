@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from homeostat.models.adapters import Policy
-from homeostat.models.hooks import decoder_layers, layers_at, read_residual
+from homeostat.models.hooks import decoder_layers, layers_at, noisy_residual, read_residual
 
 IDS = torch.tensor([[5, 80, 33, 12, 200], [9, 9, 41, 7, 101]])
 
@@ -18,6 +18,19 @@ class Boom(Exception):
 
 def ignore(_layer: int, _hidden: Tensor) -> None:
     pass
+
+
+@torch.no_grad()
+def read_with_noise(trunk: nn.Module, ids: Tensor, norm: float, seed: int = 0) -> list[Tensor]:
+    """The output of every block, two forward passes after one another, noise after block 1."""
+    seen: list[Tensor] = []
+    with (
+        noisy_residual(trunk, 1, norm, seed),
+        read_residual(trunk, (0, 1, 2), lambda _, hidden: seen.append(hidden)),
+    ):
+        trunk(input_ids=ids)
+        trunk(input_ids=ids)
+    return seen
 
 
 def count_runs(trunk: nn.Module) -> list[int]:
@@ -129,6 +142,72 @@ def test_stop_after_runs_no_later_block(make_policy: Callable[..., Policy]) -> N
     ran.clear()
     policy.trunk(input_ids=IDS)
     assert ran == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("norm", [0.5, 8.0])
+def test_noise_has_the_norm_that_was_asked_for(
+    make_policy: Callable[..., Policy], norm: float
+) -> None:
+    """800 positions of 32 numbers each: the standard error is 0.5%."""
+    trunk, ids = make_policy().trunk, torch.arange(800).reshape(2, 400) % 250
+    clean, noisy = (read_with_noise(trunk, ids, size)[:3] for size in (0.0, norm))
+    added = noisy[1] - clean[1]
+    assert added.pow(2).sum(dim=-1).mean().sqrt().item() == pytest.approx(norm, rel=0.03)
+    assert abs(added.mean().item()) < 0.02 * norm
+    assert torch.equal(noisy[0], clean[0])
+    assert not torch.allclose(noisy[2] - noisy[1], clean[2] - clean[1])
+
+
+def test_noise_depends_on_the_seed_and_is_new_in_every_pass(
+    make_policy: Callable[..., Policy],
+) -> None:
+    trunk = make_policy().trunk
+    one, again, other = (read_with_noise(trunk, IDS, 1.0, seed) for seed in (0, 0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    assert not torch.allclose(one[1], other[1])
+    assert not torch.allclose(one[1], one[4])
+
+
+@pytest.mark.parametrize("error", [False, True])
+@torch.no_grad()
+def test_noise_is_gone_after_the_context(make_policy: Callable[..., Policy], error: bool) -> None:
+    trunk = make_policy().trunk
+    before = trunk(input_ids=IDS).last_hidden_state
+
+    def pass_by() -> Tensor:
+        with noisy_residual(trunk, 0, 1.0, 0):
+            found = trunk(input_ids=IDS).last_hidden_state
+            if error:
+                raise Boom
+        return found
+
+    if error:
+        with pytest.raises(Boom):
+            pass_by()
+    else:
+        assert not torch.allclose(pass_by(), before)
+    assert torch.equal(trunk(input_ids=IDS).last_hidden_state, before)
+
+
+def test_noise_leaves_torchs_own_random_numbers_alone(make_policy: Callable[..., Policy]) -> None:
+    trunk = make_policy().trunk
+    before = torch.random.get_rng_state()
+    read_with_noise(trunk, IDS, 1.0)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_noise_is_added_to_the_first_of_several_outputs() -> None:
+    class Pair(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, str]:
+            return x.double(), "kept"
+
+    trunk = nn.Module()
+    trunk.layers = nn.ModuleList([Pair()])
+    with noisy_residual(trunk, 0, 3.0, 0):
+        hidden, kept = trunk.layers[0](torch.zeros(1, 900, 4))
+    assert kept == "kept"
+    assert hidden.dtype == torch.float64
+    assert hidden.pow(2).sum(dim=-1).mean().sqrt().item() == pytest.approx(3, rel=0.06)
 
 
 @pytest.mark.parametrize(
