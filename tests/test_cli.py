@@ -17,11 +17,13 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from homeostat.cli import explain
-from homeostat.config import TinyModelConfig
+from homeostat.config import AFFECTS, INTRINSIC_SIGNALS, TinyModelConfig
 from homeostat.models.tiny import load_tiny
 
 SCRIPT = Path(sys.executable).with_name("homeostat")
 SMOKE = ("model=tiny_random", "scale=smoke", "wandb.mode=disabled")
+STRICT = (*SMOKE, "trainer=none", "signals.affect.require=trusted")
+SIGNAL_FIGURES = ("set_points", "probe_controls", "probe_layers", "probe_reliability")
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,14 @@ def summary(folder: Path) -> Mapping[str, Any]:
     return found
 
 
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def figures(folder: Path) -> set[str]:
+    return {path.stem for path in (folder / "figures").iterdir()}
+
+
 def test_smoke_run_leaves_a_whole_run_folder(shared_cache: Path, tmp_path: Path) -> None:
     done = homeostat(*SMOKE[:2], "hydra.run.dir=run", cache=shared_cache, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -66,18 +76,18 @@ def test_smoke_run_leaves_a_whole_run_folder(shared_cache: Path, tmp_path: Path)
     assert set(found["eval"]["valence"]) == {"before", "after", "diff", "ci95", "n"}
     assert found["eval"]["valence"]["n"] == 3
     assert sum(found["time_share"].values()) == pytest.approx(1)
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2]
-    assert all(value is not None for row in rows for value in row.values())
-    assert len((folder / "episodes.jsonl").read_text().splitlines()) == 2 * 4
-    assert len((folder / "evals" / "homeostasis.jsonl").read_text().splitlines()) == 2 * 3
+    steps = rows(folder / "metrics.jsonl")
+    assert [row["step"] for row in steps] == [1, 2]
+    assert all(value is not None for row in steps for value in row.values())
+    assert len(rows(folder / "episodes.jsonl")) == 2 * 4
+    assert len(rows(folder / "evals" / "homeostasis.jsonl")) == 2 * 3
     for name in ("config.yaml", "environment.json", "set_points.json", "report.html"):
         assert (folder / name).stat().st_size > 0, name
-    assert {p.name for p in (folder / "figures").iterdir()} == {
-        "valence.png",
-        "effects.png",
-        "signals.png",
-    }
+    assert figures(folder) == {"valence", "effects", "signals", *SIGNAL_FIGURES}
+    usable = [name for name, found in found["probe_verdict"].items() if found != "unusable"]
+    assert sorted(found["rewarded_affects"]) == sorted(usable)
+    assert set(found["staleness"]) == set(AFFECTS)
+    assert found["failures"] is None
     assert list(folder.glob("wandb/offline-run-*"))
     assert not list(folder.glob(".*")), "a temporary file was left behind"
     import torch
@@ -86,6 +96,92 @@ def test_smoke_run_leaves_a_whole_run_folder(shared_cache: Path, tmp_path: Path)
     PeftModel.from_pretrained(base.model, str(folder / "adapters"))
     weights = load_file(folder / "adapters" / "adapter_model.safetensors")
     assert any(w.abs().sum() > 0 for name, w in weights.items() if "lora_B" in name)
+
+
+@pytest.fixture(scope="module")
+def validation(
+    shared_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A run without training that asks for more than any probe of a random model can show."""
+    here = tmp_path_factory.mktemp("validation")
+    return here, homeostat(*STRICT, "hydra.run.dir=run", cache=shared_cache, cwd=here)
+
+
+def test_run_without_training_validates_the_signals(
+    validation: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, done = validation[0] / "run", validation[1]
+    assert done.returncode == 0, done.stderr
+    found = summary(folder)
+    assert (found["status"], found["steps"], found["eval"]) == ("finished", 0, {})
+    assert set(found["probe_verdict"]) == set(AFFECTS)
+    assert set(found["probe_verdict"].values()) <= {"weak", "unusable"}
+    failures = rows(folder / "evals" / "failures.jsonl")
+    assert list(found["failures"]) == list(dict.fromkeys(row["failure"] for row in failures))
+    assert len(failures) == 10 * (len(INTRINSIC_SIGNALS) + 1)
+    assert all(row["n"] == row["n_ordinary"] == 4 for row in failures)
+    assert {"greedy_loop", "noise_2", "irrelevant", "empty"} <= set(found["failures"])
+    report = json.loads((folder / "probes" / "report.json").read_text())
+    assert {name: report[name]["verdict"] for name in report} == found["probe_verdict"]
+    keys = ("layer", "pooling", "auroc", "ci95", "controls", "transfer", "reason")
+    for probe in report.values():
+        assert [key for key in keys if probe[key] is None] == []
+        assert probe["heldout_auroc"] is None
+    assert figures(folder) == {"failures", *SIGNAL_FIGURES}
+    page = (folder / "report.html").read_text()
+    assert "Affect probes" in page
+    assert "What the intrinsic signals see" in page
+    for name in ("metrics.jsonl", "adapters"):
+        assert not (folder / name).exists()
+    for title in ("Affect probes on unseen authors", "Failures against ordinary replies"):
+        assert title in done.stdout
+
+
+def test_affects_that_are_not_trusted_are_left_out_and_named(
+    validation: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, done = validation[0] / "run", validation[1]
+    found = summary(folder)
+    assert found["rewarded_affects"] == []
+    for affect, verdict in found["probe_verdict"].items():
+        assert f"{affect} is left out of the reward: it is {verdict} (" in done.stdout
+    points = json.loads((folder / "set_points.json").read_text())
+    assert set(points["set_points"]) == set(INTRINSIC_SIGNALS) - {"self_certainty"}
+    assert set(points["signals"]) == {*INTRINSIC_SIGNALS, *AFFECTS}
+
+
+def test_second_run_measures_nothing_again(
+    validation: tuple[Path, subprocess.CompletedProcess[str]], shared_cache: Path, tmp_path: Path
+) -> None:
+    def kept() -> dict[Path, int]:
+        return {p: p.stat().st_mtime_ns for p in shared_cache.rglob("*") if p.is_file()}
+
+    before = kept()
+    done = homeostat(*STRICT, "hydra.run.dir=run", cache=shared_cache, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert kept() == before
+    first, second = validation[0] / "run", tmp_path / "run"
+    assert {"generate", "trace", "failures"} <= set(summary(first)["time_s"])
+    assert set(summary(second)["time_s"]) == {"load", "probes", "report"}
+    assert "failures: replies" not in done.stdout
+    for name in ("set_points.json", "evals/failures.jsonl", "probes/report.json"):
+        assert (second / name).read_bytes() == (first / name).read_bytes(), name
+    for key in ("failures", "perception", "probe_verdict", "probe_auroc"):
+        assert summary(second)[key] == summary(first)[key]
+
+
+@pytest.mark.usefixtures("validation")
+def test_reward_of_which_nothing_is_left_is_refused(shared_cache: Path, tmp_path: Path) -> None:
+    done = homeostat(
+        *STRICT, "reward=relational_only", "hydra.run.dir=run", cache=shared_cache, cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "homeostat: signals.affect.require=trusted leaves no signal to reward; lower it, or add "
+        "intrinsic signals with reward=full."
+    ]
+    assert summary(tmp_path / "run")["status"].startswith("failed: signals.affect.require=trusted")
+    assert (tmp_path / "run" / "probes" / "report.json").is_file()
 
 
 def test_a_sweep_goes_on_when_one_job_fails(shared_cache: Path, tmp_path: Path) -> None:

@@ -26,8 +26,11 @@ from homeostat.config import (
     DEVICES,
     DTYPES,
     INTRINSIC_SIGNALS,
+    POOLINGS,
     REPLY_FEATURES,
+    SIDES,
     MixedBotConfig,
+    NoTrainerConfig,
     RewardConfig,
     RunConfig,
     register,
@@ -127,7 +130,7 @@ def test_every_option_composes_and_converts(group: str, name: str) -> None:
 def assert_fits(part: Any) -> None:
     """The first argument of what ``_target_`` names is this config's class."""
     target = getattr(part, "_target_", None)
-    if target is None:
+    if not target:
         return
     first = next(iter(inspect.signature(get_object(target)).parameters.values()))
     expected = getattr(first.annotation, "__name__", str(first.annotation))
@@ -155,6 +158,13 @@ def test_the_default_run_is_the_one_that_is_promised() -> None:
     assert names == ("smollm2_135m", "ppo", "mixed", "homeostasis")
     assert config.signals.names == (*INTRINSIC_SIGNALS, *AFFECTS)
     assert config.seed == 0
+
+
+def test_without_a_trainer_a_run_validates_the_signals() -> None:
+    config = converted(draft("trainer=none"))
+    assert isinstance(config.trainer, NoTrainerConfig)
+    assert (config.trainer.name, config.trainer._target_) == ("none", "")
+    assert config.signals.names == (*INTRINSIC_SIGNALS, *AFFECTS)
 
 
 # --- what a sweep compares ----------------------------------------------------------------------
@@ -230,12 +240,21 @@ WRONG = [
     ("signals.intrinsic.norm_layers", [1.5], ["norm_layers=1.5", "between 0 and 1"]),
     ("signals.intrinsic.norm_layers", [], ["signals.intrinsic.norm_layers", "empty"]),
     ("signals.affect.names", ["joy"], ["signals.affect.names", "joy", *AFFECTS]),
+    ("signals.affect.names", [], ["signals.affect.names is empty", "name one"]),
     ("signals.affect.layers", [-0.5], ["signals.affect.layers=-0.5", "between 0 and 1"]),
+    ("signals.affect.layers", [], ["signals.affect.layers is empty", "name one"]),
+    ("signals.affect.pooling", ["first"], ["signals.affect.pooling=first", *POOLINGS]),
+    ("signals.affect.pooling", [], ["signals.affect.pooling is empty", "name one"]),
     ("signals.affect.regularisation", [0.0], ["regularisation=0", "above 0"]),
+    ("signals.affect.regularisation", [], ["signals.affect.regularisation is empty", "name one"]),
+    ("signals.affect.require", "good", ["affect.require=good", "trusted", "weak", "any"]),
+    ("signals.affect.stale_auroc_drop", 0, ["affect.stale_auroc_drop=0", "above 0"]),
+    ("signals.affect.stale_distance", -0.1, ["affect.stale_distance=-0.1", "above 0"]),
     ("signals.affect.perception", "both", ["perception=both", "reference", "policy"]),
     ("signals.author_groups", 9, ["signals.author_groups=9", "at least 10", "null"]),
     ("signals.calibration_episodes", 3, ["signals.calibration_episodes=3", "at least 4"]),
     ("signals.calibration_temperature", 0, ["calibration_temperature=0", "above 0"]),
+    ("signals.validation_replies", 0, ["signals.validation_replies=0", "above 0"]),
     (f"{POINT}tolerance", -1, ["tolerance=-1", "above 0", "auto"]),
     (f"{POINT}tolerance", 0, ["tolerance=0", "above 0", "auto"]),
     (f"{POINT}tolerance", "narrow", ["tolerance=narrow", "number", "auto"]),
@@ -246,6 +265,10 @@ WRONG = [
     (f"{POINT}weight", -0.5, ["weight=-0.5", "0 or above"]),
     (f"{POINT}weight", float("nan"), ["weight=nan", "0 or above"]),
     (f"{POINT}min_tolerance", 0, ["min_tolerance=0", "above 0"]),
+    (f"{POINT}side", "left", ["side of a set point=left", *SIDES]),
+    (f"{POINT}dead_zone", -0.1, ["dead_zone=-0.1", "0 or above"]),
+    (f"{POINT}dead_zone", float("nan"), ["dead_zone=nan", "0 or above"]),
+    (f"{POINT}dead_zone", float("inf"), ["dead_zone=inf", "0 or above"]),
     ("reward.terms.mine", {"weight": 1.0}, ["reward.terms.mine", "_target_"]),
     ("bot.initial.joy", 0.5, ["curious", "joy", *AFFECTS]),
     ("bot.gains.joy", {"relevance": 1.0}, ["curious", "joy", *AFFECTS]),
@@ -297,6 +320,12 @@ def test_a_wrong_value_is_refused(
         (f"{POINT}setpoint", 0),
         (f"{POINT}setpoint", -3.5),
         (f"{POINT}tolerance", 1e-9),
+        (f"{POINT}dead_zone", 0.0),
+        (f"{POINT}side", "below"),
+        ("signals.affect.pooling", ["last"]),
+        ("signals.affect.require", "any"),
+        ("signals.affect.stale_distance", 1e-9),
+        ("signals.validation_replies", 1),
         ("bot.initial.sentiment", -1.0),
         ("bot.initial.boredom", 0.0),
         ("bot.noise", 0.0),
@@ -351,7 +380,8 @@ def test_a_weight_on_a_signal_that_is_not_measured_is_refused(curious: DictConfi
 
 
 def test_a_signal_that_is_left_out_needs_weight_zero(curious: DictConfig) -> None:
-    shorter = changed(curious, signals__intrinsic__names=[*INTRINSIC_SIGNALS[:-1]])
+    others = [name for name in INTRINSIC_SIGNALS if name != "repetition"]
+    shorter = changed(curious, signals__intrinsic__names=others)
     with pytest.raises(ValueError, match=r"reward\.set_points\.repetition has weight 0\.2"):
         converted(shorter)
     config = converted(changed(shorter, reward__set_points__repetition__weight=0))

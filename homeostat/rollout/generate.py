@@ -49,6 +49,8 @@ class Sampler:
         if self._mask.shape[1] == 0:
             blocks = self._read_once(blocks)
         width = max(map(len, blocks))
+        if width == 0:
+            return
         pad = self._policy.pad_id
         tokens = [[pad] * (width - len(block)) + block for block in blocks]
         mask = [[0] * (width - len(block)) + [1] * len(block) for block in blocks]

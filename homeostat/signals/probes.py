@@ -212,7 +212,8 @@ def fit_calibrated(
     reading = np.full(len(y), np.nan)
     for fitted, held_out in GroupKFold(FOLDS).split(x, y, groups):
         if {0, 1} <= set(y[fitted]):
-            weight, bias = fit(x[fitted], y[fitted], strength)
+            # The penalty weighs as much against fewer rows as in the probe itself.
+            weight, bias = fit(x[fitted], y[fitted], strength * len(y) / len(fitted))
             reading[held_out] = x[held_out] @ weight + bias
     read = np.isfinite(reading)
     rows, label, row_weight = anchored(y[read])
@@ -261,10 +262,17 @@ def pooling_mask(pooling: str, width: int) -> Float[np.ndarray, " E"]:
     return mask
 
 
-def _require_classes(affect: str, label: np.ndarray, part: np.ndarray) -> None:
-    for number, name in enumerate(("training", "validation", "test")):
+def lacking_part(label: Int[np.ndarray, " U"], part: Int[np.ndarray, " U"]) -> str | None:
+    """The first part of the split that has not both classes; None if all have."""
+    for number, name in ((TRAIN, "training"), (VALIDATION, "validation"), (TEST, "test")):
         if not {0, 1} <= set(label[part == number]):
-            raise HomeostatError(
-                f"the {name} authors of the corpus have only one class of {affect}; add authors "
-                "with and without it, or leave it out with signals.affect.names."
-            )
+            return name
+    return None
+
+
+def _require_classes(affect: str, label: np.ndarray, part: np.ndarray) -> None:
+    if name := lacking_part(label, part):
+        raise HomeostatError(
+            f"the {name} authors of the corpus have only one class of {affect}; add authors "
+            "with and without it, or leave it out with signals.affect.names."
+        )

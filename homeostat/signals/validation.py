@@ -26,6 +26,7 @@ from homeostat.signals.probes import (
     AffectProbes,
     Probe,
     fit,
+    lacking_part,
     pooling_mask,
     split_by_group,
 )
@@ -200,7 +201,7 @@ def compare(
         text: The fitted bag of words, from `fit_text`.
     """
     label, groups = corpus.labels(affect)[rows], corpus.groups[rows]
-    texts = [corpus.texts[i] for i in rows]
+    texts = [corpus.utterances[i].text for i in rows]
     worded = text.decision_function(texts)
     marked = np.array([float("?" in t) for t in texts])
     own, words = (auroc_samples(label, score, groups) for score in (reading, worded))
@@ -281,13 +282,16 @@ def cross_corpus(
 
     Layer, pooling and regularisation are those of ``probe`` throughout, which belongs to the first
     corpus, as ``text`` does; both are used there as they are. On its own corpus a probe is tested
-    on the test authors, on another one on all rows.
+    on the test authors, on another one on all rows. Nothing is fitted on a corpus of which
+    a part has only one class.
     """
     found = {}
     for index, source in enumerate(samples):
         label, part = source.corpus.labels(affect), split_by_group(source.corpus.groups)
         if index == 0:
             weight, bias, words = probe.weight, probe.bias, text
+        elif lacking_part(label, part):
+            continue
         else:
             words = fit_text(source.corpus, label, part)
             mask = pooling_mask(probe.pooling, source.states.shape[-1])

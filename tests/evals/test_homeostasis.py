@@ -40,6 +40,7 @@ def trace(turn_R: Sequence[int], ref_logprob_R: Sequence[float], kl_R: Sequence[
         entropy_R=np.zeros(count, dtype=np.float32),
         ref_logprob_R=np.array(ref_logprob_R, dtype=np.float32),
         kl_R=np.array(kl_R, dtype=np.float32),
+        certainty_R=np.zeros(count, dtype=np.float32),
         value_R=None,
         norm_RL=np.zeros((count, 0), dtype=np.float32),
         user_turns=(),

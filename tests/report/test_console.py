@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from rich.console import Console as RichConsole
 
-from homeostat.report.console import Console, duration, interval, number
+from homeostat.report.console import Console, duration, interval, largest_terms, number
+from homeostat.signals.validation import ProbeReport
 from homeostat.types import Estimate
 
 MARKUP = [
@@ -158,6 +161,32 @@ def test_the_time_left_follows_the_mean_pace() -> None:
     assert left == ["0:30 left", "0:40 left", "0:30 left"]
 
 
+def test_an_update_names_the_largest_summands_of_valence() -> None:
+    out, stream = console()
+    terms = {"boredom": -0.1, "entropy": -1.25, "sentiment": 0.0, "repetition": -0.5}
+    out.update(1, 1, {f"reward/term/{name}": value for name, value in terms.items()}, 1.0)
+    assert (
+        stream.getvalue()
+        .splitlines()[1]
+        .endswith("valence = entropy -1.25, repetition -0.50, rest -0.10")
+    )
+
+
+@pytest.mark.parametrize(
+    ("terms", "expected"),
+    [
+        ({}, {}),
+        ({"a": -1.0}, {"a": -1.0}),
+        ({"a": -1.0, "b": -2.0}, {"b": -2.0, "a": -1.0}),
+        ({"a": -1.0, "b": 0.5, "c": -2.0, "d": -0.25}, {"c": -2.0, "a": -1.0, "rest": 0.25}),
+    ],
+)
+def test_largest_terms(terms: dict[str, float], expected: dict[str, float]) -> None:
+    metrics = {f"reward/term/{name}": value for name, value in terms.items()}
+    found = largest_terms({"reward/total": -9.0} | metrics)
+    assert list(found.items()) == list(expected.items())
+
+
 def test_an_update_leaves_out_what_was_not_measured() -> None:
     out, stream = console()
     out.update(4, 4, {"optim/grad_norm": 1.0}, 1.0)
@@ -185,11 +214,15 @@ def test_a_wide_table_has_every_column() -> None:
     assert cells(stream, "signal/frus")[3:] == ["-0.200", "[-0.300, -0.100]"]
 
 
-def test_the_summands_of_valence_are_left_to_the_report() -> None:
+def test_the_summands_of_valence_stand_right_below_it() -> None:
     out, stream = console()
-    out.comparison(ESTIMATES)
-    assert "term" not in stream.getvalue()
-    assert "0.139" not in stream.getvalue()
+    shuffled = ["signal/frustration", "term/entropy", "coherence/base_perplexity", "valence"]
+    out.comparison(
+        {name: ESTIMATES[name] for name in shuffled} | {"own/mine": ESTIMATES["valence"]}
+    )
+    rows = re.findall(r"^│ (\S+) ", stream.getvalue(), re.MULTILINE)
+    assert rows == ["valence", "term/entropy", "own/mine", *shuffled[0::2]]
+    assert cells(stream, "term/entropy")[1:4] == ["-0.250", "-0.111", "+0.139"]
 
 
 @pytest.mark.parametrize("width", [40, 50, 75])
@@ -216,6 +249,79 @@ def test_a_tiny_window_does_not_crash(width: int) -> None:
     out.comparison(ESTIMATES)
     out.update(1, 2, {"reward/valence": -1.0}, 1.0)
     assert "update 1/2" in stream.getvalue()
+
+
+# --- what a run without training found ----------------------------------------------------------
+
+
+def probe_report(**changes: Any) -> ProbeReport:
+    return replace(
+        ProbeReport(
+            layer=1,
+            pooling="mean",
+            regularisation=0.1,
+            validation_auroc={},
+            auroc=0.9,
+            ci95=(0.85, 0.9375),
+            n=20,
+            n_positive=5,
+            brier=0.1,
+            brier_base_rate=0.2,
+            reliability=[],
+            controls={"text_only": 0.75},
+            heldout_auroc=None,
+            heldout=None,
+            verdict="trusted",
+        ),
+        **changes,
+    )
+
+
+REPORTS = {
+    "sentiment": probe_report(),
+    "[bold]x[/bold]": probe_report(auroc=0.5, ci95=None, verdict="unusable"),
+    "boredom": probe_report(verdict="weak", controls={"text_only": None}),
+}
+FAILURES = {
+    "greedy_loop": {"best": "repetition", "auroc": 0.95, "seen_by": ["repetition"]},
+    "empty": {"best": "entropy", "auroc": 0.5, "seen_by": []},
+    "[red]one": {"best": "entropy", "auroc": None, "seen_by": []},
+}
+
+
+def test_a_wide_table_of_verdicts_has_every_column() -> None:
+    out, stream = console(width=100)
+    out.verdicts(REPORTS)
+    assert cells(stream, "affect") == ["affect", "AUROC", "verdict", "95% interval", "words alone"]
+    assert cells(stream, "senti") == ["sentiment", "0.900", "trusted", "[0.850, 0.938]", "0.750"]
+    assert cells(stream, "[bold") == ["[bold]x[/bold]", "0.500", "unusable", "—", "0.750"]
+    assert cells(stream, "bored") == ["boredom", "0.900", "weak", "[0.850, 0.938]", "—"]
+
+
+@pytest.mark.parametrize("width", [40, 75])
+def test_a_narrow_table_of_verdicts_keeps_the_verdict(width: int) -> None:
+    out, stream = console(width=width)
+    out.verdicts(REPORTS)
+    assert max(map(len, stream.getvalue().splitlines())) <= width
+    assert "words alone" not in stream.getvalue()
+    for verdict in ("trusted", "weak", "unusable"):
+        assert verdict in stream.getvalue()
+
+
+def test_failures_that_no_signal_sees_are_marked() -> None:
+    out, stream = console()
+    out.failures(FAILURES)
+    assert cells(stream, "greedy") == ["greedy_loop", "repetition", "0.950"]
+    assert cells(stream, "empty") == ["empty", "entropy", "0.500 not seen"]
+    assert cells(stream, "[red]") == ["[red]one", "entropy", "— not seen"]
+
+
+@pytest.mark.parametrize("width", [1, 20, 40])
+def test_tables_of_a_validation_survive_a_small_window(width: int) -> None:
+    out, stream = console(width=width)
+    out.verdicts(REPORTS)
+    out.failures(FAILURES)
+    assert stream.getvalue()
 
 
 # --- numbers ------------------------------------------------------------------------------------

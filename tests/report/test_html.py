@@ -18,6 +18,7 @@ SCRIPT = "<script>alert(1)</script>"
 MARKUP = "[bold]x[/bold]"
 QUOTES = "\"' onmouseover=alert(2) src=http://example.com/a.png"
 PNG = b"\x89PNG\r\n\x1a\n"
+CORPUS = "/home/me/affect_corpus.jsonl"
 
 Row = dict[str, Any]
 
@@ -60,7 +61,11 @@ def summary(**changes: Any) -> Row:
         "time_s": {"load": 30.0, "update": 90.0},
         "time_share": {"load": 0.25, "update": 0.75},
         "probe_auroc": {"boredom": 0.9},
+        "probe_verdict": {"boredom": "trusted"},
+        "rewarded_affects": ["boredom"],
         "perception": {"boredom": {"spearman": 0.4, "n": 4}},
+        "staleness": None,
+        "failures": None,
         "eval": full_eval(),
     } | changes
 
@@ -85,18 +90,77 @@ def set_points() -> Row:
     quantiles = {"0.05": 1.0, "0.25": 1.5, "0.5": 2.0, "0.75": 2.5, "0.95": 3.0}
     point = {"weight": 0.5, "setpoint": 2.0, "tolerance": 0.5, "automatic": ["tolerance"]}
     return {
-        "signals": {name: {"n": 8, "quantiles": quantiles} for name in ("entropy", "boredom")},
-        "set_points": {"entropy": point},
+        "signals": {
+            "entropy": {"n": 8, "quantiles": quantiles, "values": [1.0, 2.0, 3.0]},
+            "boredom": {"n": 0, "quantiles": dict.fromkeys(quantiles), "values": []},
+        },
+        "set_points": {"entropy": point | {"side": "above", "dead_zone": 0.25}},
         "base_norms": [1.0],
     }
 
 
-PROBES = {
-    "corpus": "affect_corpus.jsonl",
-    "affects": {
-        "boredom": {"layer": 1, "auroc": 0.9, "ci95": [0.8, 0.95], "n_positive": 5, "n": 20}
-    },
-}
+def report(**changes: Any) -> Row:
+    """What is known about one probe."""
+    return {
+        "layer": 1,
+        "pooling": "mean",
+        "regularisation": 0.003,
+        "validation_auroc": {"0": 0.6, "1": 0.88},
+        "auroc": 0.9,
+        "ci95": [0.8, 0.95],
+        "n": 20,
+        "n_positive": 5,
+        "brier": 0.11,
+        "brier_base_rate": 0.1875,
+        "reliability": [{"predicted": 0.2, "observed": 0.1, "n": 20}],
+        "controls": {
+            "shuffled_labels": 0.51,
+            "random_direction": 0.55,
+            "text_only": 0.75,
+            "text_only_ci95": [0.6, 0.85],
+            "probe_minus_text": 0.15,
+            "probe_minus_text_ci95": [0.05, 0.25],
+            "question_mark": 0.45,
+            "within_question_marks": None,
+            "text_only_within_question_marks": None,
+            "n_within_question_marks": 3,
+        },
+        "heldout_auroc": None,
+        "heldout": None,
+        "transfer": {"own.csv → own.csv": figures_of(0.9)},
+        "verdict": "trusted",
+        "reason": "it beats the words",
+    } | changes
+
+
+def figures_of(auroc: float | None) -> Row:
+    return {
+        "auroc": auroc,
+        "ci95": None if auroc is None else [auroc - 0.1, auroc + 0.05],
+        "n": 20,
+        "text_only": 0.7,
+        "text_only_ci95": [0.6, 0.8],
+    }
+
+
+def failure(
+    kind: str, signal: str, auroc: float | None, example: str = "ha ha", prompt: str = "Why?"
+) -> Row:
+    return {
+        "failure": kind,
+        "signal": signal,
+        "auroc": auroc,
+        "ci95": None if auroc is None else [auroc - 0.1, min(1, auroc + 0.1)],
+        "n": 4,
+        "n_ordinary": 4,
+        "auroc_raw": 0.25,
+        "mean": 0.5,
+        "ordinary_mean": 0.125,
+        "prompt": prompt,
+        "example": example,
+    }
+
+
 ENVIRONMENT = {
     "homeostat": "0.1.0",
     "git_revision": None,
@@ -120,6 +184,7 @@ def run_folder(
     steps: Sequence[Row] = (),
     points: Row | None = None,
     probes: Row | None = None,
+    failures: Sequence[Row] = (),
     environment: Row = ENVIRONMENT,
     config: str = "seed: 3\n",
 ) -> Path:
@@ -129,11 +194,13 @@ def run_folder(
         "environment.json": json.dumps(environment),
         "config.yaml": config,
         "set_points.json": points and json.dumps(points),
-        "probes/probes.json": probes and json.dumps(probes),
+        "probes/probes.json": probes and json.dumps({"corpus": CORPUS}),
+        "probes/report.json": probes and json.dumps(probes),
         "metrics.jsonl": "".join(json.dumps(row) + "\n" for row in steps),
         "evals/homeostasis.jsonl": "".join(
             json.dumps(row, ensure_ascii=False) + "\n" for row in episodes
         ),
+        "evals/failures.jsonl": "".join(json.dumps(row) + "\n" for row in failures),
     }
     for name, text in files.items():
         if text:
@@ -174,7 +241,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ],
         steps=STEPS,
         points=set_points(),
-        probes=PROBES,
+        probes={"boredom": report()},
         environment=ENVIRONMENT | {"command": [f"wandb.name={SCRIPT}"]},
         config=f"name: {SCRIPT}\n",
     )
@@ -232,9 +299,17 @@ def test_the_page_needs_nothing_from_outside(html: str, page: Page) -> None:
 def test_figures_are_png_files_and_part_of_the_page(finished: Path, page: Page) -> None:
     shown = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
     files = sorted((finished / "figures").iterdir())
-    assert [path.name for path in files] == ["effects.png", "signals.png", "valence.png"]
+    assert [path.stem for path in files] == [
+        "effects",
+        "probe_controls",
+        "probe_layers",
+        "probe_reliability",
+        "set_points",
+        "signals",
+        "valence",
+    ]
     embedded = {base64.b64decode(source.partition("base64,")[2]) for source in shown}
-    assert len(shown) == 3
+    assert len(shown) == 7
     assert embedded == {path.read_bytes() for path in files}
     assert all(content.startswith(PNG) and len(content) > 1000 for content in embedded)
 
@@ -261,19 +336,37 @@ def test_nothing_but_the_report_and_its_figures_is_written(finished: Path) -> No
         "term/entropy valence -1.000 -1.500 -0.500 [-0.700, -0.300] 2",
         "signal/entropy nats/token 2.000 2.500 +0.500 [+0.400, +0.600] 2",
         "signal/boredom probability — — — — 2",
-        "entropy nats/token 0.5 2.000 0.500 tolerance 1.000 1.500 2.000 2.500 3.000 8",
-        "boredom probability 0 — — — 1.000 1.500 2.000 2.500 3.000 8",
-        "boredom 1 0.900 [0.800, 0.950] 5 / 20 +0.400 4",
+        "entropy nats/token 0.5 2.000 0.500 above, beyond 0.250 tolerance 1.000 1.500 2.000 2.500 "
+        "3.000 8",
+        "boredom probability 0 — — — — — — — — — 0",
+        "boredom trusted 1 mean 0.900 [0.800, 0.950] 0.750 [0.050, 0.250] — 5 / 20 +0.400 4",
+        "boredom is trusted: it beats the words.",
+        "boredom 0.510 0.550 0.450 — — 3 0.110 0.188",
     ],
 )
 def test_tables_hold_what_was_measured(page: Page, row: str) -> None:
     assert row in page.text
 
 
-def test_only_a_clear_change_of_reward_is_coloured(html: str) -> None:
-    coloured = dict(re.findall(r'<td class="(up|down)">([^<]*)<', html))
-    assert re.findall(r'<td class="up">([^<]*)<', html) == ["+0.750", "+1.250"]
-    assert coloured["down"] == "-0.500"
+def test_only_a_clear_change_of_reward_and_a_verdict_are_coloured(html: str) -> None:
+    assert re.findall(r'<td class="up">([^<]*)<', html) == ["+0.750", "+1.250", "trusted"]
+    assert re.findall(r'<td class="down">([^<]*)<', html) == ["-0.500"]
+
+
+def test_every_row_of_a_table_has_as_many_cells_as_its_head(html: str) -> None:
+    for table in re.findall(r"<table>(.*?)</table>", html, re.DOTALL):
+        widths = {len(re.findall(r"<t[hd][ >]", row)) for row in table.split("<tr")[1:]}
+        assert len(widths) == 1, table
+
+
+def test_the_corpus_is_named_without_its_folder(page: Page) -> None:
+    assert "fitted on affect_corpus.jsonl;" in page.text
+    assert "/home/me" not in page.text
+
+
+def test_one_corpus_alone_has_no_table_of_transfer(page: Page) -> None:
+    assert "Across corpora" not in page.text
+    assert "On the held-out file" not in page.text
 
 
 def test_facts_of_the_run(page: Page) -> None:
@@ -308,10 +401,10 @@ def test_a_run_that_stopped_before_its_evaluation(tmp_path: Path) -> None:
 
 def test_a_run_that_stopped_after_its_set_points(tmp_path: Path) -> None:
     about = summary(status="interrupted", steps=0, eval={}, perception=None)
-    folder = run_folder(tmp_path, about, points=set_points(), probes=PROBES)
+    folder = run_folder(tmp_path, about, points=set_points(), probes={"boredom": report()})
     text = Page(write_report(folder).read_text("utf-8")).text
     assert "Signals and their set points" in text
-    assert "boredom 1 0.900 [0.800, 0.950] 5 / 20 — —" in text
+    assert "[0.050, 0.250] — 5 / 20 — —" in text
 
 
 def test_a_run_that_stopped_before_the_second_evaluation(tmp_path: Path) -> None:
@@ -328,7 +421,7 @@ def test_a_run_that_stopped_before_the_second_evaluation(tmp_path: Path) -> None
     assert "not measured after training" in page.text
     assert "valence valence -2.000 — — — 2" in page.text
     drawn = sorted(path.name for path in (folder / "figures").iterdir())
-    assert drawn == ["signals.png", "valence.png"]
+    assert drawn == ["set_points.png", "signals.png", "valence.png"]
     assert "nan" not in page.text.lower().split()
 
 
@@ -340,6 +433,149 @@ def test_a_reply_may_hold_any_line_separator(tmp_path: Path, separator: str) -> 
     assert "one" in text
     assert "two" in text
     assert text.count('class="pair"') == 2
+
+
+# --- a run without training ----------------------------------------------------------------------
+
+
+def best(signal: str, auroc: float | None, *seen_by: str) -> Row:
+    ci95 = None if auroc is None else [auroc - 0.1, 1.0]
+    return {"best": signal, "auroc": auroc, "ci95": ci95, "seen_by": list(seen_by)}
+
+
+def validation_summary(**changes: Any) -> Row:
+    return (
+        summary(
+            trainer="none",
+            steps=0,
+            eval={},
+            probe_verdict={"boredom": "trusted", "curiosity": "weak", "confusion": "unusable"},
+            rewarded_affects=["boredom"],
+            failures={
+                "greedy_loop": best("repetition", 0.875, "repetition", "entropy"),
+                "irrelevant": best("entropy", 0.5),
+                "one_word": best("entropy", None),
+            },
+        )
+        | changes
+    )
+
+
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Page]:
+    """Folder, page as written and page as read; what the model said wants to be markup."""
+    hostile = f"{SCRIPT} {MARKUP} {QUOTES}"
+    together = "all, as weighted"
+    folder = run_folder(
+        tmp_path_factory.mktemp("validated"),
+        validation_summary(),
+        points=set_points(),
+        probes={
+            "boredom": report(
+                heldout_auroc=0.85,
+                heldout=report()["controls"]
+                | {"auroc": 0.85, "ci95": [0.7, 0.9]}
+                | {"n": 30, "n_positive": 12, "probe_minus_text_ci95": None},
+                transfer={
+                    "/a/own.csv → /a/own.csv": figures_of(0.9),
+                    "/a/own.csv → other.jsonl": figures_of(None),
+                },
+            ),
+            "curiosity": report(verdict="weak", reason=f"why {SCRIPT}"),
+            "confusion": report(verdict="unusable", ci95=None),
+        },
+        failures=[
+            failure("greedy_loop", "repetition", 0.875, hostile, f"asked {SCRIPT}"),
+            failure("greedy_loop", "entropy", 0.75, hostile),
+            failure("greedy_loop", together, 0.625, hostile),
+            failure("irrelevant", "entropy", 0.5, "</div></body>"),
+            failure("irrelevant", together, 0.375),
+            failure("one_word", "entropy", None, ""),
+            failure("one_word", together, None),
+        ],
+    )
+    html = write_report(folder).read_text(encoding="utf-8")
+    return folder, html, Page(html)
+
+
+def test_no_text_of_a_failure_becomes_markup(validated: tuple[Path, str, Page]) -> None:
+    _, html, page = validated
+    assert "<script" not in html
+    assert html.count("</body>") == 1
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "iframe", "object", "link"})
+    assert not [name for _, attributes in page.tags for name in attributes if name[:2] == "on"]
+    said = [f"{SCRIPT} {MARKUP} {QUOTES}", f"asked {SCRIPT}", f"why {SCRIPT}", "</div></body>"]
+    assert [text for text in said if text not in page.text] == []
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "greedy loop repetition 0.875 [0.775, 1.000] 4 0.625 repetition, entropy",
+        "irrelevant entropy 0.500 [0.400, 1.000] 4 0.375 no signal",
+        "one word entropy — — 4 — no signal",
+        "greedy loop entropy 0.750 [0.650, 0.850] 0.250 0.500 0.125",
+        "one word entropy — — 0.250 0.500 0.125",
+        "one word (nothing)",
+        "boredom trusted 1 mean 0.900 [0.800, 0.950] 0.750 [0.050, 0.250] 0.850 5 / 20 +0.400 4",
+        "confusion unusable 1 mean 0.900 — 0.750 [0.050, 0.250] — 5 / 20 — —",
+        "Not part of this run's reward: curiosity, confusion.",
+        "boredom 0.850 [0.700, 0.900] 0.750 — 0.450 — — 12 / 30",
+        "boredom own.csv → own.csv 0.900 [0.800, 0.950] 0.700 20",
+        "boredom own.csv → other.jsonl — — 0.700 20",
+        "Signals of tiny",
+    ],
+)
+def test_validation_tables_hold_what_was_measured(
+    validated: tuple[Path, str, Page], row: str
+) -> None:
+    assert row in validated[2].text
+
+
+def test_a_run_without_training_shows_no_updates(validated: tuple[Path, str, Page]) -> None:
+    folder, html, page = validated
+    assert "updates" not in page.text.replace("over the updates", "")
+    assert "Before and after" not in page.text
+    assert sorted(path.stem for path in (folder / "figures").iterdir()) == [
+        "failures",
+        "probe_controls",
+        "probe_layers",
+        "probe_reliability",
+        "set_points",
+    ]
+    assert len([tag for tag, _ in page.tags if tag == "img"]) == 5
+    # what the run is about stands before the set points
+    assert html.index("Affect probes") < html.index("Signals and their set points")
+
+
+def test_a_reward_without_intrinsic_signals_has_no_figure_of_all_of_them(tmp_path: Path) -> None:
+    """As with reward=relational_only: no row of all signals together, as weighted."""
+    about = validation_summary(failures={"empty": best("entropy", 0.5)})
+    rows = [failure("empty", "entropy", 0.5)]
+    folder = run_folder(tmp_path, about, points=set_points(), failures=rows)
+    text = Page(write_report(folder).read_text("utf-8")).text
+    assert "empty entropy 0.500 [0.400, 1.000] 4 — no signal" in text
+
+
+def test_an_interrupted_validation_says_so(tmp_path: Path) -> None:
+    about = validation_summary(status="interrupted", failures=None, probe_verdict={})
+    folder = run_folder(tmp_path, about, points=set_points())
+    text = Page(write_report(folder).read_text("utf-8")).text
+    assert "This run was interrupted. The run stopped before the signals were validated." in text
+
+
+def test_stale_probes_are_shown(tmp_path: Path) -> None:
+    found = {"auroc_off": 0.9, "auroc_on": 0.7, "distance": 0.2, "n": 16, "stale": True}
+    missing = {"auroc_off": None, "auroc_on": None, "distance": 0.01, "n": 0, "stale": False}
+    about = summary(staleness={"boredom": found, "curiosity": missing})
+    folder = run_folder(
+        tmp_path, about, points=set_points(), probes={n: report() for n in about["staleness"]}
+    )
+    html = write_report(folder).read_text("utf-8")
+    text = Page(html).text
+    assert "boredom 0.900 0.700 0.200 16 stale" in text
+    assert "curiosity — — 0.010 0 no" in text
+    assert '<td class="down">stale' in html
 
 
 # --- the headline -------------------------------------------------------------------------------
@@ -387,6 +623,38 @@ def test_the_headline_without_a_second_evaluation() -> None:
     text = headline(summary(eval={"valence": estimate(-2.345)}))
     assert "-2.3" in text
     assert "The trained model was not measured" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {},
+            "Trusted affect probes: boredom. Weak affect probes: curiosity. Unusable affect "
+            "probes: confusion. Of 3 kinds of failure no intrinsic signal sees: irrelevant, one "
+            "word.",
+        ),
+        (
+            {
+                "probe_verdict": {"boredom": "weak", "curiosity": "weak"},
+                "failures": {"empty": best("entropy", 1.0, "entropy")},
+            },
+            "Weak affect probes: boredom, curiosity. Every one of 1 kinds of failure is seen by an "
+            "intrinsic signal.",
+        ),
+        (
+            {"probe_verdict": {}, "failures": {"empty": best("entropy", 0.5)}},
+            "Of 1 kinds of failure no intrinsic signal sees: empty.",
+        ),
+        ({"failures": None, "probe_verdict": {"boredom": "weak"}}, "Weak affect probes: boredom."),
+        (
+            {"failures": None, "probe_verdict": {}},
+            "The run stopped before the signals were validated.",
+        ),
+    ],
+)
+def test_the_headline_of_a_run_without_training(changes: Row, expected: str) -> None:
+    assert headline(validation_summary(**changes)) == expected
 
 
 # --- which episodes are shown -------------------------------------------------------------------

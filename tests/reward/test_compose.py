@@ -72,6 +72,7 @@ def trace(
         entropy_R=np.zeros(count, dtype=np.float32),
         ref_logprob_R=np.array(ref_logprob_R or logprob_R, dtype=np.float32),
         kl_R=np.zeros(count, dtype=np.float32),
+        certainty_R=np.zeros(count, dtype=np.float32),
         value_R=None,
         norm_RL=np.zeros((count, 0), dtype=np.float32),
         user_turns=(),

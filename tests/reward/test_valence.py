@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from homeostat.config import SetPointConfig
-from homeostat.reward.valence import SetPoint, resolve, valence
+from homeostat.errors import HomeostatError
+from homeostat.reward.valence import SetPoint, resolve, resolve_one, valence
 from homeostat.signals.calibration import Calibration
 from homeostat.types import SignalTable
 
@@ -31,7 +32,8 @@ def calibration() -> Calibration:
         "sentiment": (-0.9, -0.4, 0.1, 0.2, 0.9),
         "boredom": (0.2, 0.2, 0.2, 0.2, 0.2),
     }
-    return Calibration(quantiles, dict.fromkeys(quantiles, 20), np.ones(1))
+    values = {name: [found[2]] * 20 for name, found in quantiles.items()}
+    return Calibration(quantiles, dict.fromkeys(quantiles, 20), values, np.ones(1))
 
 
 # --- valence ------------------------------------------------------------------------------------
@@ -89,6 +91,66 @@ def test_without_set_points_every_reply_is_worth_the_same() -> None:
     found = valence(table((2.4, -0.5, 0.1), (9.0, 1.0, 0.2)), {})
     assert found.total_N.tolist() == [0.0, 0.0]
     assert found.terms_NS.shape == (2, 0)
+
+
+# --- sides and dead zones ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("side", "dead_zone", "expected"),
+    [
+        # values 0, 1, 1.5, 2, 3.5 around a set point of 1.5; a tolerance is 0.5
+        ("both", 0.0, [3.0, 1.0, 0.0, 1.0, 4.0]),
+        ("above", 0.0, [0.0, 0.0, 0.0, 1.0, 4.0]),
+        ("below", 0.0, [3.0, 1.0, 0.0, 0.0, 0.0]),
+        ("both", 0.75, [1.5, 0.0, 0.0, 0.0, 2.5]),
+        ("above", 0.75, [0.0, 0.0, 0.0, 0.0, 2.5]),
+        ("below", 0.75, [1.5, 0.0, 0.0, 0.0, 0.0]),
+        ("both", 0.5, [2.0, 0.0, 0.0, 0.0, 3.0]),
+        ("both", 9.0, [0.0, 0.0, 0.0, 0.0, 0.0]),
+    ],
+)
+def test_distance_by_hand(side: str, dead_zone: float, expected: list[float]) -> None:
+    point = SetPoint(2.0, 1.5, 0.5, side=side, dead_zone=dead_zone)
+    assert point.distance(np.array([0.0, 1.0, 1.5, 2.0, 3.5])).tolist() == expected
+
+
+@pytest.mark.parametrize("side", ["both", "above", "below"])
+@pytest.mark.parametrize("dead_zone", [0.0, 0.3])
+def test_missing_value_has_no_distance(side: str, dead_zone: float) -> None:
+    point = SetPoint(1.0, 0.0, 1.0, side=side, dead_zone=dead_zone)
+    assert np.isnan(point.distance(np.array([float("nan"), float("nan")]))).all()
+
+
+def test_side_and_dead_zone_are_two_sided_and_empty_by_default() -> None:
+    point = SetPoint(1.0, 2.0, 1.0)
+    assert point.distance(np.array([1.5, 2.5])).tolist() == [0.5, 0.5]
+
+
+def test_valence_with_sides_and_dead_zones_by_hand() -> None:
+    """Only entropy above 2.5 and sentiment more than 0.25 below -0.5 cost anything."""
+    points = {
+        "entropy": SetPoint(0.5, 2.0, 0.5, side="above", dead_zone=0.5),
+        "sentiment": SetPoint(2.0, -0.5, 0.25, side="below", dead_zone=0.25),
+    }
+    rows = (3.0, -1.0, 0.0), (2.5, -0.75, 0.0), (0.0, 1.0, 0.0), (9.0, float("nan"), 0.0)
+    found = valence(table(*rows), points)
+    expected = [[-0.5, -2.0], [0.0, 0.0], [0.0, 0.0], [-6.5, float("nan")]]
+    np.testing.assert_allclose(found.terms_NS, expected)
+    np.testing.assert_allclose(found.total_N, [-2.5, 0.0, 0.0, float("nan")])
+
+
+def test_terms_with_sides_and_dead_zones_sum_to_the_total() -> None:
+    points = {
+        "entropy": SetPoint(0.5, 0.1, 0.4, side="above"),
+        "sentiment": SetPoint(2.0, -0.5, 0.25, side="below", dead_zone=0.1),
+        "boredom": SetPoint(1.0, 0.0, 0.5, dead_zone=0.7),
+    }
+    found = valence(table(*np.random.default_rng(1).normal(size=(30, 3)).tolist()), points)
+    assert (found.terms_NS <= 0).all()
+    assert ((found.terms_NS < 0).sum(axis=0) < 30).all()
+    for row in range(30):
+        assert found.total_N[row] == pytest.approx(sum(float(t) for t in found.terms_NS[row]))
 
 
 # --- resolve ------------------------------------------------------------------------------------
@@ -155,3 +217,38 @@ def test_a_signal_with_weight_zero_is_ignored(calibration: Calibration) -> None:
 
 def test_weight_zero_needs_no_calibration(calibration: Calibration) -> None:
     assert resolve({"repetition": SetPointConfig(weight=0.0)}, calibration) == {}
+
+
+def test_side_and_dead_zone_are_kept(calibration: Calibration) -> None:
+    config = SetPointConfig(side="above", dead_zone=0.2)
+    point = resolve({"entropy": config}, calibration)["entropy"]
+    assert (point.side, point.dead_zone) == ("above", 0.2)
+    # The dead zone is in the signal's unit, the tolerance is 1 and the set point 2.2.
+    assert point.distance(np.array([1.0, 2.3, 2.9])).tolist() == pytest.approx([0.0, 0.0, 0.5])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [SetPointConfig(), SetPointConfig(setpoint=0.1), SetPointConfig(tolerance=0.1)],
+)
+def test_signal_that_was_never_there_has_no_automatic_set_point(config: SetPointConfig) -> None:
+    never = Calibration.of({"boredom": []}, np.ones(1))
+    with pytest.raises(HomeostatError) as caught:
+        resolve_one("boredom", config, never)
+    assert str(caught.value) == (
+        "boredom could not be measured on any of the base model's turns, so it has no automatic "
+        "set point; give reward.set_points.boredom a setpoint and a tolerance, or weight=0."
+    )
+
+
+def test_signal_that_was_never_there_may_have_an_explicit_set_point() -> None:
+    never = Calibration.of({"boredom": []}, np.ones(1))
+    found = resolve_one("boredom", SetPointConfig(setpoint=0.1, tolerance=0.2), never)
+    assert found == SetPoint(1.0, 0.1, 0.2)
+
+
+def test_one_signal_is_resolved_whatever_its_weight(calibration: Calibration) -> None:
+    """The failures are measured for signals without weight, too."""
+    found = resolve_one("entropy", SetPointConfig(weight=0.0), calibration)
+    assert (found.weight, found.setpoint) == (0.0, 2.2)
+    assert found.tolerance == pytest.approx(1.0)

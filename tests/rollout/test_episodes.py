@@ -13,14 +13,16 @@ import torch
 from homeostat.bots.scripted import MixedBots
 from homeostat.config import MixedBotConfig, RolloutConfig, ScriptedBotConfig
 from homeostat.models.adapters import Policy
-from homeostat.rollout import episodes
+from homeostat.rollout import episodes, generate
 from homeostat.rollout.episodes import (
     calibration_seeds,
     held_out_seeds,
     play,
     training_seeds,
     uniforms,
+    validation_seeds,
 )
+from homeostat.rollout.generate import Sampler
 from homeostat.types import Conversation, Episode
 
 ROLLOUT = RolloutConfig(turns=2, max_new_tokens=5)
@@ -87,16 +89,17 @@ def slow_reply(
 
 
 def test_seed_ranges_are_disjoint() -> None:
-    ranges = [held_out_seeds(2000), calibration_seeds(2000)]
+    ranges = [held_out_seeds(2000), calibration_seeds(2000), validation_seeds(2000)]
     ranges += [training_seeds(s, u, 64) for s in (0, 1, 2, 999) for u in (0, 1, 2, 50, 999)]
     together = [seed for part in ranges for seed in part]
-    assert len(together) == 2000 + 2000 + 20 * 64
+    assert len(together) == 3 * 2000 + 20 * 64
     assert len(set(together)) == len(together)
 
 
-def test_held_out_and_calibration_seeds_are_the_same_whatever_their_count() -> None:
+def test_fixed_seeds_are_the_same_whatever_their_count() -> None:
     assert held_out_seeds(8)[:4] == held_out_seeds(4)
     assert calibration_seeds(8)[:4] == calibration_seeds(4)
+    assert validation_seeds(8)[:4] == validation_seeds(4)
 
 
 def test_updates_follow_each_other_without_a_gap() -> None:
@@ -194,6 +197,29 @@ def test_the_order_of_seeds_does_not_matter(
     policy: Policy, bots: MixedBots, played: list[Episode]
 ) -> None:
     assert play(policy, bots, SEEDS[::-1], ROLLOUT) == played[::-1]
+
+
+def test_reading_the_common_template_once_changes_no_episode(
+    policy: Policy,
+    bots: MixedBots,
+    played: list[Episode],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(generate, "WORTH_SHARING", 1)
+    read: list[int] = []
+    forward = Sampler._forward
+
+    def counted(self: Sampler, tokens: torch.Tensor, mask: torch.Tensor) -> None:
+        read.append(len(tokens))
+        forward(self, tokens, mask)
+
+    monkeypatch.setattr(Sampler, "_forward", counted)
+    assert play(policy, bots, SEEDS, ROLLOUT) == played
+    assert (read[0], set(read[1:])) == (1, {len(SEEDS)})
+    monkeypatch.setattr(generate, "can_share", lambda _policy: False)
+    read.clear()
+    assert play(policy, bots, SEEDS, ROLLOUT) == played
+    assert set(read) == {len(SEEDS)}
 
 
 def test_different_seeds_give_different_replies(played: list[Episode]) -> None:

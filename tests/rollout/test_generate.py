@@ -10,6 +10,7 @@ import torch
 
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
+from homeostat.rollout import generate
 from homeostat.rollout.generate import Sampler, _inverse_cdf
 
 LIMIT = 6
@@ -237,6 +238,159 @@ def test_only_the_tokens_of_a_row_count_not_the_padding(short_policy: Policy) ->
     sampler.append([some_ids(3, 1), some_ids(4, 10)])  # 20 columns, 11 tokens in either row
     with pytest.raises(HomeostatError, match="13 tokens"):
         sampler.append([some_ids(5, 1), some_ids(6, 2)])
+
+
+# --- what all rows begin with -------------------------------------------------------------------
+
+COMMON = some_ids(20, 12)
+
+
+def shapes_read(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Filled with the shape of every block of tokens that the model reads."""
+    read: list[tuple[int, ...]] = []
+    forward = sampler._forward
+
+    def noted(tokens: torch.Tensor, mask: torch.Tensor) -> None:
+        read.append(tuple(tokens.shape))
+        forward(tokens, mask)
+
+    monkeypatch.setattr(sampler, "_forward", noted)
+    return read
+
+
+@pytest.mark.parametrize(
+    ("own", "shared", "left"),
+    [
+        ([[1, 2, 3], [4], [5, 6, 7, 8, 9]], 12, 5),
+        ([[1, 2], [1, 3], [1]], 12, 2),  # each row keeps a token of its own
+        ([[], [1, 2, 3], [4]], 11, 4),  # one prompt begins the others
+        ([[], [], []], 11, 1),  # all prompts are the same
+    ],
+)
+def test_a_shared_prefix_is_read_once_and_changes_no_reply(
+    policy: Policy,
+    monkeypatch: pytest.MonkeyPatch,
+    own: list[list[int]],
+    shared: int,
+    left: int,
+) -> None:
+    prompts = [COMMON + ids for ids in own]
+    later = [some_ids(30 + row, count) for row, count in enumerate((9, 2, 4))]
+    first, second = np.random.default_rng(7).random((2, 3, LIMIT))
+    found = []
+    for share in (True, False):
+        monkeypatch.setattr(generate, "can_share", lambda _policy, share=share: share)
+        sampler = Sampler(policy, 3)
+        read = shapes_read(sampler, monkeypatch)
+        sampler.append(prompts)
+        expected = [(1, shared), (3, left)] if share else [(3, len(COMMON) + max(map(len, own)))]
+        assert read == expected
+        replies = sampler.sample(first)
+        sampler.append(later)
+        found.append([replies, sampler.sample(second)])
+    assert found[0] == found[1]
+    seen = [*zip(prompts, found[0][0], later, strict=True)]
+    assert found[0][0] == [
+        slow_reply(policy, ids, n) for ids, n in zip(prompts, first, strict=True)
+    ]
+    assert found[0][1] == [
+        slow_reply(policy, ids + reply + new, numbers)
+        for (ids, reply, new), numbers in zip(seen, second, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("prompts", [[[*COMMON[:7], 1], [*COMMON[:7], 2]], [COMMON], [[1], []]])
+def test_a_short_prefix_and_a_single_row_are_read_as_they_are(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, prompts: list[list[int]]
+) -> None:
+    sampler = Sampler(policy, len(prompts))
+    read = shapes_read(sampler, monkeypatch)
+    sampler.append(prompts)
+    assert read == [(len(prompts), len(prompts[0]))]
+
+
+def test_only_the_first_block_is_shared(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later blocks follow different replies, even where they are the same tokens."""
+    sampler = Sampler(policy, 2)
+    sampler.append([some_ids(1, 3), some_ids(2, 5)])
+    read = shapes_read(sampler, monkeypatch)
+    sampler.append([COMMON, COMMON])
+    assert read == [(2, len(COMMON))]
+
+
+def test_the_reference_shares_its_own_prefix(
+    make_policy: Callable[..., Policy], policy: Policy
+) -> None:
+    prompts, numbers = [[*COMMON, 1], [*COMMON, 2]], np.random.default_rng(1).random((2, LIMIT))
+    with policy.reference():
+        sampler = Sampler(policy, 2)
+        sampler.append(prompts)
+        replies = sampler.sample(numbers)
+    base = make_policy()
+    assert replies == [slow_reply(base, *row) for row in zip(prompts, numbers, strict=True)]
+
+
+def test_a_shared_prefix_that_outgrows_the_context_is_refused(short_policy: Policy) -> None:
+    with pytest.raises(HomeostatError, match=r"13 tokens.*12"):
+        Sampler(short_policy, 2).append([[*COMMON, 1], [*COMMON, 2]])
+
+
+# --- copies -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("replied", [False, True])
+def test_a_fork_goes_on_alone_and_leaves_the_original_as_it_was(
+    policy: Policy, replied: bool
+) -> None:
+    """With ``replied`` the newest tokens of both are not read yet when the copy is made."""
+    rng = np.random.default_rng(8)
+    prompts, before = [some_ids(1, 5), [*COMMON, 3]], rng.random((2, 3))
+    own, others = ([some_ids(seed, 4), some_ids(seed + 1, 2)] for seed in (40, 50))
+    first, second, third = rng.random((3, 2, LIMIT))
+
+    def begun() -> Sampler:
+        sampler = Sampler(policy, 2)
+        sampler.append(prompts)
+        if replied:
+            sampler.sample(before)
+        return sampler
+
+    def goes_on(sampler: Sampler, blocks: list[list[int]]) -> list[list[list[int]]]:
+        sampler.append(blocks)
+        replies = [sampler.sample(first)]
+        sampler.append(blocks)
+        return [*replies, sampler.sample(second, temperature=0.5)]
+
+    undisturbed, other = goes_on(begun(), own), goes_on(begun(), others)
+    assert undisturbed != other
+    sampler = begun()
+    fork, late = sampler.fork(), sampler.fork()
+    assert goes_on(fork, others) == other
+    assert goes_on(sampler, own) == undisturbed
+    assert goes_on(late, own) == undisturbed  # made before, used after
+    assert fork.sample(third) != sampler.sample(third)
+
+
+def test_a_fork_may_be_sampled_at_once(policy: Policy) -> None:
+    """As the failures do: one prompt, many replies."""
+    prompts = [[*COMMON, 1], [*COMMON, 2, 3]]
+    sampler = Sampler(policy, 2)
+    sampler.append(prompts)
+    for temperature in (1e-4, 0.7, 2.0):
+        numbers = np.random.default_rng(3).random((2, LIMIT))
+        assert sampler.fork().sample(numbers, temperature) == [
+            slow_reply(policy, ids, row, temperature)
+            for ids, row in zip(prompts, numbers, strict=True)
+        ]
+
+
+def test_a_fork_of_a_sampler_that_has_read_nothing(policy: Policy) -> None:
+    sampler = Sampler(policy, 1)
+    fork = sampler.fork()
+    fork.append([some_ids(1, 5)])
+    assert len(fork.sample(np.array([[0.3]]))[0]) == 1
+    with pytest.raises(ValueError, match="append"):
+        sampler.sample(np.array([[0.3]]))
 
 
 # --- inverse of the cumulative distribution -----------------------------------------------------

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 
@@ -32,6 +33,7 @@ def with_norms(*norms: list[float]) -> Trace:
         entropy_R=np.zeros(n),
         ref_logprob_R=np.zeros(n),
         kl_R=np.zeros(n),
+        certainty_R=np.zeros(n),
         value_R=None,
         norm_RL=np.array(norms),
         user_turns=(),
@@ -71,9 +73,45 @@ class FixedReader(SignalReader):
 
 
 def test_median_and_spread_by_hand() -> None:
-    calibration = Calibration({"entropy": (0.0, 1.0, 2.5, 4.0, 9.0)}, {"entropy": 40}, np.ones(1))
+    calibration = Calibration(
+        {"entropy": (0.0, 1.0, 2.5, 4.0, 9.0)}, {"entropy": 40}, {"entropy": [2.5] * 40}, np.ones(1)
+    )
     assert calibration.median("entropy") == 2.5
     assert calibration.spread("entropy") == pytest.approx(3 / 1.349)
+
+
+def test_calibration_of_values_by_hand() -> None:
+    """Eleven values, so that every quantile but the outer ones lies between two of them."""
+    values = {"entropy": [float(x) for x in (7, 3, 0, 10, 1, 9, 2, 8, 4, 6, 5)], "boredom": [0.25]}
+    found = Calibration.of(values, [1.0, 2.0])
+    assert found.quantiles["entropy"] == pytest.approx((0.5, 2.5, 5.0, 7.5, 9.5))
+    assert found.quantiles["boredom"] == (0.25,) * 5
+    assert found.n == {"entropy": 11, "boredom": 1}
+    assert found.values == values
+    assert found.base_norms.tolist() == [1.0, 2.0]
+    assert found.base_norms.dtype == np.float64
+    assert found.spread("entropy") == pytest.approx(5 / 1.349)
+    assert found.spread("boredom") == 0.0
+
+
+def test_signal_that_is_never_there_has_no_quantiles() -> None:
+    found = Calibration.of({"boredom": [], "entropy": [2.0]}, np.ones(1))
+    assert (found.n, found.values["boredom"]) == ({"boredom": 0, "entropy": 1}, [])
+    assert len(found.quantiles["boredom"]) == 5
+    assert all(math.isnan(x) for x in found.quantiles["boredom"])
+    assert math.isnan(found.median("boredom"))
+    assert math.isnan(found.spread("boredom"))
+    assert found.median("entropy") == 2.0
+
+
+def test_calibration_survives_json() -> None:
+    """The cache keeps values and base norms; everything else follows from them."""
+    found = Calibration.of({"entropy": [0.1, 1 / 3, 2.0], "boredom": []}, [1 / 7])
+    values, norms = json.loads(json.dumps([found.values, found.base_norms.tolist()]))
+    again = Calibration.of(values, norms)
+    assert again.quantiles["entropy"] == found.quantiles["entropy"]
+    assert again.base_norms.tolist() == found.base_norms.tolist()
+    assert again.n == found.n
 
 
 def test_calibration_by_hand(
@@ -89,6 +127,7 @@ def test_calibration_by_hand(
     assert calibration.quantiles["entropy"] == pytest.approx((1.2, 2.0, 3.0, 4.0, 4.8))
     assert calibration.quantiles["boredom"] == pytest.approx((0.11, 0.15, 0.2, 0.35, 0.47))
     assert calibration.n == {"entropy": 5, "boredom": 3}
+    assert calibration.values == {"entropy": [4, 1, 2, 5, 3], "boredom": [0.5, 0.1, 0.2]}
     assert calibration.median("entropy") == 3
     assert calibration.spread("entropy") == pytest.approx(2 / 1.349)
     assert calibration.spread("boredom") == pytest.approx(0.2 / 1.349)

@@ -9,7 +9,7 @@ import pytest
 
 from homeostat.config import AffectConfig, IntrinsicConfig, SignalsConfig
 from homeostat.models.adapters import Policy
-from homeostat.signals.probes import AffectProbes, ProbeScore
+from homeostat.signals.probes import AffectProbes, Probe
 from homeostat.signals.reader import Readings, SignalReader, episode_record
 from homeostat.types import Conversation, Episode, Turn
 
@@ -19,27 +19,25 @@ PROBE_LAYERS = (1, 2)
 BASE_NORMS = np.array([2.0, 3.0, 4.0])
 
 
-def made_probes() -> AffectProbes:
+def made_probes(names: Sequence[str] = AFFECT_NAMES) -> AffectProbes:
     rng = np.random.default_rng(0)
-    return AffectProbes(
-        {n: ProbeScore(layer, 0.1, 0.8, (0.7, 0.9), 5, 10, {}) for n, layer in LAYER_OF.items()},
-        {name: rng.normal(size=32) for name in AFFECT_NAMES},
-        {"sentiment": 0.2, "boredom": -0.1},
-        PROBE_LAYERS,
-        "fingerprint",
-        "made up",
-    )
+    bias = {"sentiment": 0.2, "boredom": -0.1}
+    made = {
+        name: Probe(LAYER_OF[name], "both", 0.1, rng.normal(size=64) / 8, bias[name], {})
+        for name in AFFECT_NAMES
+    }
+    return AffectProbes({name: made[name] for name in names}, "fingerprint", "made up")
 
 
 def by_hand(hidden: np.ndarray) -> list[list[float]]:
-    """The readings of pooled states [U, P, D], number by number."""
-    probes = made_probes()
+    """The readings of pooled states [U, P, E], number by number."""
+    probes = made_probes().probes
     rows = []
     for turn in hidden.tolist():
         row = []
         for name in AFFECT_NAMES:
-            state, weight = turn[PROBE_LAYERS.index(LAYER_OF[name])], probes.weights[name].tolist()
-            logit = sum(x * w for x, w in zip(state, weight, strict=True)) + probes.biases[name]
+            state, weight = turn[PROBE_LAYERS.index(LAYER_OF[name])], probes[name].weight.tolist()
+            logit = sum(x * w for x, w in zip(state, weight, strict=True)) + probes[name].bias
             p = 1 / (1 + math.exp(-logit))
             row.append(2 * p - 1 if name == "sentiment" else p)
         rows.append(row)
@@ -60,7 +58,7 @@ def measure(reader: SignalReader, talks: Sequence[Conversation]) -> Readings:
 @pytest.fixture
 def talks(talk: Callable[..., Conversation]) -> list[Conversation]:
     """Two answered replies; one answered and one that nobody answers."""
-    return [talk("hi", "yo", "what?", "er", "bye"), talk("so", "aaaa", "I am bored", "no")]
+    return [talk("hi", "yo", "what?", "er", "bye"), talk("so", "aaaaaaaaaa", "I am bored", "no")]
 
 
 @pytest.fixture
@@ -80,10 +78,11 @@ def test_one_row_per_assistant_turn(stirred: Policy, talks: list[Conversation]) 
         "base_perplexity",
         "activation_norm",
         "repetition",
+        "self_certainty",
         "sentiment",
         "boredom",
     )
-    assert table.values.shape == (4, 7)
+    assert table.values.shape == (4, 8)
     assert table.conversation_N.tolist() == [0, 0, 1, 1]
     assert table.turn_N.tolist() == [1, 3, 1, 3]
 
@@ -112,8 +111,8 @@ def test_reply_that_nobody_answers_keeps_its_intrinsic_signals(
     stirred: Policy, talks: list[Conversation]
 ) -> None:
     table = measure(make_reader(stirred), talks).table
-    assert np.isnan(table.values[3, 5:]).all()
-    assert np.isfinite(table.values[3, :5]).all()
+    assert np.isnan(table.values[3, 6:]).all()
+    assert np.isfinite(table.values[3, :6]).all()
     assert np.isfinite(table.values[:3]).all()
 
 
@@ -135,7 +134,9 @@ def test_intrinsic_signals_are_those_of_the_turns_own_tokens(
         assert table.values[row, :4].tolist() == pytest.approx(
             [entropy, math.exp(surprise), math.exp(base_surprise), ratio], rel=1e-5
         )
-    assert table.column("repetition").tolist() == [0.0, 0.0, 1.0, 0.0]
+        certainty = sum(found.certainty_R[r] for r in own) / len(own)
+        assert table.column("self_certainty")[row] == pytest.approx(certainty, rel=1e-5)
+    assert table.column("repetition").tolist() == [0.0, 0.0, 0.9, 0.0]
 
 
 def test_drift_of_a_fresh_adapter_is_0(
@@ -163,7 +164,7 @@ def test_drift_is_the_mean_distance_over_all_user_turns(
 
 def test_nothing_is_read_from_no_conversations(stirred: Policy) -> None:
     readings = make_reader(stirred).read([], [])
-    assert readings.table.values.shape == (0, 7)
+    assert readings.table.values.shape == (0, 8)
     assert readings.drift == {}
 
 
@@ -180,8 +181,41 @@ def test_only_affect(stirred: Policy, talks: list[Conversation]) -> None:
     table = measure(reader, talks).table
     assert reader.affects == table.names == AFFECT_NAMES
     assert np.array_equal(
-        table.values, measure(make_reader(stirred), talks).table.values[:, 5:], equal_nan=True
+        table.values, measure(make_reader(stirred), talks).table.values[:, 6:], equal_nan=True
     )
+
+
+def test_names_are_those_of_the_probes_that_exist(
+    stirred: Policy, talks: list[Conversation]
+) -> None:
+    """The config names an affect that no corpus labelled, so there is no probe of it."""
+    affect = AffectConfig(names=["curiosity", "sentiment", "boredom"])
+    config = SignalsConfig(IntrinsicConfig(names=["repetition"]), affect)
+    reader = SignalReader(stirred, config, made_probes(["boredom"]))
+    reader.base_norms = BASE_NORMS
+    readings = measure(reader, talks)
+    assert reader.names == readings.table.names == ("repetition", "boredom")
+    assert reader.affects == tuple(readings.drift) == ("boredom",)
+    assert reader.probe_layers == (1,)
+    whole = measure(make_reader(stirred), talks)
+    for name in reader.names:
+        assert readings.table.column(name).tolist() == pytest.approx(
+            whole.table.column(name).tolist(), nan_ok=True
+        )
+    assert [p[:, 0].tolist() for p in readings.perceived] == [
+        pytest.approx(p[:, 1].tolist()) for p in whole.perceived
+    ]
+
+
+def test_without_any_probe_nothing_is_perceived(stirred: Policy, talks: list[Conversation]) -> None:
+    config = SignalsConfig(IntrinsicConfig(), AffectConfig(names=list(AFFECT_NAMES)))
+    reader = SignalReader(stirred, config, AffectProbes({}, "fingerprint", "made up"))
+    reader.base_norms = BASE_NORMS
+    readings = measure(reader, talks)
+    assert reader.affects == reader.probe_layers == ()
+    assert reader.names == tuple(IntrinsicConfig().names)
+    assert [p.shape for p in readings.perceived] == [(3, 0), (2, 0)]
+    assert readings.drift == {}
 
 
 def only_intrinsic(policy: Policy) -> SignalReader:
@@ -195,7 +229,7 @@ def test_only_intrinsic(stirred: Policy, talks: list[Conversation]) -> None:
     readings = measure(reader, talks)
     assert reader.affects == ()
     assert readings.drift == {}
-    expected = measure(make_reader(stirred), talks).table.values[:, :5]
+    expected = measure(make_reader(stirred), talks).table.values[:, :6]
     assert np.allclose(readings.table.values, expected)
 
 
@@ -235,7 +269,7 @@ def test_episode_record(stirred: Policy, talks: list[Conversation]) -> None:
     )
     # the answer's perceived affect is the reply's relational signal
     assert first["turns"][3]["signals"]["boredom"] == first["turns"][4]["perceived"]["boredom"]
-    assert second["turns"][1]["signals"]["repetition"] == 1.0
+    assert second["turns"][1]["signals"]["repetition"] == 0.9
     assert math.isnan(second["turns"][3]["signals"]["boredom"])
 
 
