@@ -32,14 +32,14 @@ from homeostat.interrupt import Interrupt
 from homeostat.models.adapters import Policy
 from homeostat.models.cache import remembered
 from homeostat.models.load import resolve_device, resolve_dtype
-from homeostat.report.console import Console
+from homeostat.report.console import Console, number
 from homeostat.report.html import write_report
 from homeostat.report.metrics import MetricsLog, plain, write_rows
 from homeostat.reward.compose import Reward
-from homeostat.reward.valence import SetPoint, resolve, resolve_one
+from homeostat.reward.valence import resolve, resolve_one
 from homeostat.rollout.episodes import calibration_seeds, play
 from homeostat.signals.calibration import QUANTILES, Calibration, calibrate
-from homeostat.signals.perception import Perception, obtain_perception
+from homeostat.signals.perception import Perception, obtain_perception, what_is_measured
 from homeostat.signals.reader import SignalReader, episode_record
 from homeostat.timing import Stopwatch
 from homeostat.types import EvalResult
@@ -131,9 +131,9 @@ def _run_stages(
     if stop.requested:
         return
     if isinstance(config.trainer, NoTrainerConfig):
-        measured = {n: p for n, p in config.reward.set_points.items() if n in reader.names}
-        points = {n: resolve_one(n, p, calibration) for n, p in measured.items()}
-        outcome.failures = validate_intrinsic(config, reader, bots, points, folder, console, watch)
+        outcome.failures = validate_intrinsic(
+            config, reader, bots, calibration, folder, console, watch
+        )
         return
     reward = Reward(config.reward, set_points)
     evaluation: Homeostasis = build(
@@ -199,7 +199,7 @@ def allowed_set_points(
     """The set points that the probes' verdicts allow; says which are left out.
 
     Raises:
-        HomeostatError: Nothing is left to reward.
+        HomeostatError: Nothing is left to reward, and the run is to train.
     """
     points = {n: p for n, p in config.reward.set_points.items() if p.weight > 0}
     affect = config.signals.affect
@@ -212,7 +212,8 @@ def allowed_set_points(
         why = f"is {report.verdict} ({report.reason})" if report else "has no probe"
         console.say(f"{name} is left out of the reward: it {why}")
     kept = {name: point for name, point in points.items() if name not in left_out}
-    if not kept and not config.reward.terms:
+    validating = isinstance(config.trainer, NoTrainerConfig)
+    if not kept and not config.reward.terms and not validating:
         raise HomeostatError(
             f"signals.affect.require={affect.require} leaves no signal to reward; lower it, or "
             "add intrinsic signals with reward=full."
@@ -246,7 +247,8 @@ def measure_base(
             "loop": perception_validity(records),
         }
 
-    found = _remembered(config, policy, perception, "set_points", compute)
+    digest = perception.corpus.digest if perception else None
+    found = _remembered(config, policy, digest, "set_points", compute)
     calibration = Calibration.of(found["values"], found["base_norms"])
     reader.base_norms = calibration.base_norms
     return calibration, found["loop"]
@@ -256,7 +258,7 @@ def validate_intrinsic(
     config: RunConfig,
     reader: SignalReader,
     bots: Any,
-    points: Mapping[str, SetPoint],
+    calibration: Calibration,
     folder: Path,
     console: Console,
     watch: Stopwatch,
@@ -264,17 +266,21 @@ def validate_intrinsic(
     """Failures made on the model, and which signals see them; None without intrinsic signals."""
     if config.signals.intrinsic is None:
         return None
-    names = config.signals.intrinsic.names
+    points = {
+        name: resolve_one(name, config.reward.set_points[name], calibration)
+        for name in config.signals.intrinsic.names
+        if name in config.reward.set_points and calibration.n[name]
+    }
     failures = Failures(
         reader, bots, config.signals.calibration_temperature, config.rollout.max_new_tokens
     )
 
     def compute() -> list[dict[str, Any]]:
         with console.stage("failures: replies") as progress, watch("failures"):
-            kept = {name: point for name, point in points.items() if name in names}
-            return failures.measure(config.signals.validation_replies, kept, progress)
+            return failures.measure(config.signals.validation_replies, points, progress)
 
-    rows = _remembered(config, reader.policy, None, "failures", compute)
+    judged = {name: asdict(point) for name, point in points.items()}
+    rows = _remembered(config, reader.policy, judged, "failures", compute)
     write_rows(folder / "evals" / "failures.jsonl", rows)
     found = verdicts(rows)
     console.failures(found)
@@ -295,15 +301,14 @@ def watch_probes(
         found = measure_staleness(policy, perception, config.signals.affect, progress)
     for affect in stale(found):
         console.say(
-            f"the probe of {affect} has gone stale: AUROC {found[affect]['auroc_off']:.2f} → "
-            f"{found[affect]['auroc_on']:.2f}, its reading moved by {found[affect]['distance']:.2f}"
+            f"the probe of {affect} has gone stale: AUROC {number(found[affect]['auroc_off'])} → "
+            f"{number(found[affect]['auroc_on'])}, its reading moved by "
+            f"{number(found[affect]['distance'])}"
         )
     return found
 
 
-def _remembered(
-    config: RunConfig, policy: Policy, perception: Perception | None, kind: str, compute: Any
-) -> Any:
+def _remembered(config: RunConfig, policy: Policy, depends_on: Any, kind: str, compute: Any) -> Any:
     """What ``compute`` finds out about the base model, from the cache where nothing has changed."""
     if not config.signals.cache:
         return compute()
@@ -311,8 +316,9 @@ def _remembered(
         policy.base.fingerprint,
         str(policy.dtype),
         policy.device.type,
-        perception.corpus.digest if perception else None,
-        *(asdict(part) for part in (config.signals, config.bot, config.rollout, config.reward)),
+        depends_on,
+        what_is_measured(config.signals),
+        *(asdict(part) for part in (config.bot, config.rollout)),
     ]
     return remembered(kind, recipe, compute)
 

@@ -161,7 +161,7 @@ def test_second_run_measures_nothing_again(
     assert done.returncode == 0, done.stderr
     assert kept() == before
     first, second = validation[0] / "run", tmp_path / "run"
-    assert {"generate", "trace", "failures"} <= set(summary(first)["time_s"])
+    assert "failures" in summary(first)["time_s"]
     assert set(summary(second)["time_s"]) == {"load", "probes", "report"}
     assert "failures: replies" not in done.stdout
     for name in ("set_points.json", "evals/failures.jsonl", "probes/report.json"):
@@ -172,9 +172,8 @@ def test_second_run_measures_nothing_again(
 
 @pytest.mark.usefixtures("validation")
 def test_reward_of_which_nothing_is_left_is_refused(shared_cache: Path, tmp_path: Path) -> None:
-    done = homeostat(
-        *STRICT, "reward=relational_only", "hydra.run.dir=run", cache=shared_cache, cwd=tmp_path
-    )
+    strict = (*SMOKE, "signals.affect.require=trusted", "reward=relational_only")
+    done = homeostat(*strict, "hydra.run.dir=run", cache=shared_cache, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         "homeostat: signals.affect.require=trusted leaves no signal to reward; lower it, or add "

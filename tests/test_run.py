@@ -117,7 +117,7 @@ def test_reward_with_nothing_left_is_refused(
     [
         (
             {"auroc_off": 0.912, "auroc_on": 0.75, "distance": 0.2, "stale": True},
-            "the probe of boredom has gone stale: AUROC 0.91 → 0.75, its reading moved by 0.20",
+            "the probe of boredom has gone stale: AUROC 0.912 → 0.750, its reading moved by 0.200",
         ),
         (
             {"auroc_off": None, "auroc_on": None, "distance": 0.2, "stale": True},

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from homeostat.config import SignalsConfig
 from homeostat.files import replace_folder, write_text
@@ -84,10 +85,9 @@ def obtain_perception(
         code_digest(),
         policy.base.fingerprint,
         str(policy.dtype),
-        [c and c.digest for c in (corpus, heldout)],
-        author_groups,
+        [c and c.digest for c in (corpus, heldout, packaged)],
         layers,
-        asdict(config),
+        what_is_measured(signals),
     ]
     key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
     folder = cache_folder("probes") / key
@@ -106,6 +106,14 @@ def obtain_perception(
     found = Perception(probes, reports, corpus, notices)
     if signals.cache:
         replace_folder(folder, found.save)
+    return found
+
+
+def what_is_measured(signals: SignalsConfig) -> dict[str, Any]:
+    """The config of the signals, less what only decides how their figures are used."""
+    found = asdict(signals)
+    for key in ("require", "stale_auroc_drop", "stale_distance"):
+        (found["affect"] or {}).pop(key, None)
     return found
 
 
