@@ -132,9 +132,9 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) 
 
 
 def test_a_folder_is_used_by_one_at_a_time(tmp_path: Path) -> None:
-    with alone_in(tmp_path):
-        with pytest.raises(HomeostatError, match="still going on"), alone_in(tmp_path):
-            pass
+    still_on = pytest.raises(HomeostatError, match="still going on")
+    with alone_in(tmp_path), still_on, alone_in(tmp_path):
+        pass
     with pytest.raises(RuntimeError, match="crash"), alone_in(tmp_path):
         raise RuntimeError("crash")
     with alone_in(tmp_path):
