@@ -71,7 +71,11 @@ def test_smoke_run_leaves_a_whole_run_folder(shared_cache: Path, tmp_path: Path)
     assert all(value is not None for row in rows for value in row.values())
     assert len((folder / "episodes.jsonl").read_text().splitlines()) == 2 * 4
     assert len((folder / "evals" / "homeostasis.jsonl").read_text().splitlines()) == 2 * 3
-    for name in ("config.yaml", "environment.json", "set_points.json", "report.html"):
+    timing = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in timing] == [1, 2]
+    assert timing[1]["time/update_s"] > timing[0]["time/update_s"] > 0
+    written = ("config.yaml", "overrides.yaml", "environment.json", "set_points.json")
+    for name in (*written, "report.html"):
         assert (folder / name).stat().st_size > 0, name
     assert {p.name for p in (folder / "figures").iterdir()} == {
         "valence.png",
