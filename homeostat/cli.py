@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from homeostat.checks import refuse_unknown_keys
 from homeostat.config import RunConfig, register
 from homeostat.errors import HomeostatError
+from homeostat.resume import is_finished, refuse_changes, with_kept_overrides
 
 PACKAGE = Path(__file__).resolve().parent
 # In a source tree conf/ lies beside the package, in a wheel inside it.
@@ -33,6 +34,7 @@ homeostat: train a language model on homeostatic intrinsic reward, without human
   homeostat trainer=none                       which signals may be trusted, before training on them
   homeostat model=qwen2.5_0.5b scale=gpu12     research size on one 12 GB GPU
   homeostat -m reward=full,intrinsic_only,relational_only seed=0,1     a sweep
+  homeostat resume=outputs/2026-01-31/12-00-00 continue a run that was stopped or killed
   homeostat --cfg job                          the composed config, without running
 """
 AFTERWORD = """\
@@ -59,10 +61,15 @@ def _run(composed: DictConfig) -> None:
     if not isinstance(config, RunConfig):
         raise HomeostatError("the config was composed without its schema; start with config.yaml.")
     refuse_unknown_keys(config)
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    if config.resume and not refuse_changes(config, folder) and is_finished(folder):
+        print(f"The run in {folder} is finished; nothing is left to resume.")
+        return
     from homeostat.report.console import Console
     from homeostat.run import run
 
-    if run(config, Path(HydraConfig.get().runtime.output_dir), Console()) == "interrupted":
+    if run(config, folder, Console(), list(hydra_config.overrides.task)) == "interrupted":
         sys.exit(INTERRUPTED)
 
 
@@ -73,10 +80,12 @@ def main() -> None:
         return
     register()
     if WANTS_TRACEBACK:
+        sys.argv[1:] = with_kept_overrides(sys.argv[1:])
         _job()
         return
     os.environ[FULL_ERROR] = "1"  # makes Hydra raise instead of printing a traceback of its own
     try:
+        sys.argv[1:] = with_kept_overrides(sys.argv[1:])
         _job()
     except KeyboardInterrupt:
         print("homeostat: stopped.", file=sys.stderr)

@@ -470,6 +470,8 @@ class RunConfig:
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
+    resume: str | None = None
+    resume_override: bool = False
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 1000, f"seed={self.seed} must lie between 0 and 999.")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from homeostat.errors import HomeostatError
 
 
 @contextmanager
@@ -27,7 +31,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a folder beside ``folder``, then put it in its place.
+    """Let ``write`` fill a folder beside ``folder``, then put it in its place, safe on the disk.
 
     Between the two renames the old content lies in ``.<name>.old``; nothing is ever half written,
     and a call after a kill right there first puts the old content back.
@@ -40,10 +44,57 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     fresh.mkdir(parents=True)
     try:
         write(fresh)
+        for path in (*fresh.rglob("*"), fresh):
+            _sync(path)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
     if folder.exists():
         folder.rename(old)
     fresh.rename(folder)
+    _sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what `writing` left below ``folder`` in a process that was killed meanwhile."""
+    for path in folder.rglob(".*"):
+        if re.fullmatch(r"\..+\.\d+", path.name) and path.is_file():
+            path.unlink()
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep every other process that asks for the same folder out while the block runs.
+
+    The lock is on the folder itself and ends with the process, however that ends.
+
+    Raises:
+        HomeostatError: Another process is in there.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(handle, folder)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, folder: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise HomeostatError(
+            f"{folder} is in use by a run that is still going on; wait for it, or stop it first."
+        ) from error
+    except OSError:
+        # Some network file systems have no locks; a run there is as good, only unguarded.
+        return
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

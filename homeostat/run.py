@@ -10,24 +10,23 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from omegaconf import OmegaConf
 
 import homeostat
+from homeostat.checkpoint import Checkpoints, checkpoints_in, seed_generators
 from homeostat.config import AFFECTS, NoTrainerConfig, RunConfig, SetPointConfig, build
 from homeostat.errors import HomeostatError
 from homeostat.evals.failures import Failures, verdicts
 from homeostat.evals.homeostasis import Homeostasis, perception_validity
 from homeostat.evals.staleness import measure_staleness, stale
-from homeostat.files import replace_folder, write_text
+from homeostat.files import alone_in, remove_leftovers, replace_folder, write_text
 from homeostat.interrupt import Interrupt
 from homeostat.models.adapters import Policy
 from homeostat.models.cache import remembered
@@ -35,6 +34,7 @@ from homeostat.models.load import resolve_device, resolve_dtype
 from homeostat.report.console import Console, number
 from homeostat.report.html import write_report
 from homeostat.report.metrics import MetricsLog, plain, write_rows
+from homeostat.resume import resume_command, save_config
 from homeostat.reward.compose import Reward
 from homeostat.reward.valence import resolve, resolve_one
 from homeostat.rollout.episodes import calibration_seeds, play
@@ -61,8 +61,14 @@ class Outcome:
     staleness: Mapping[str, Any] | None = None
 
 
-def run(config: RunConfig, folder: Path, console: Console) -> str:
-    """Do one run in ``folder``.
+def run(config: RunConfig, folder: Path, console: Console, overrides: Sequence[str] = ()) -> str:
+    """Do one run in ``folder``, or with ``config.resume`` what is left of the run in there.
+
+    Args:
+        config: Of the run.
+        folder: Made if absent.
+        console: Told how the run is getting on.
+        overrides: What the config was composed from, for a later resume.
 
     Returns:
         ``finished`` or ``interrupted``; whatever was measured is in the folder either way.
@@ -70,9 +76,14 @@ def run(config: RunConfig, folder: Path, console: Console) -> str:
     Raises:
         HomeostatError: The run could not go on; ``summary.json`` then says ``failed`` and why.
     """
-    started = time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone_in(folder):
+        prepare_folder(config, folder, overrides)
+        return _run_in(config, folder, console, overrides)
+
+
+def _run_in(config: RunConfig, folder: Path, console: Console, overrides: Sequence[str]) -> str:
     watch, outcome = Stopwatch(), Outcome()
-    prepare_folder(config, folder)
     console.say(
         f"{config.trainer.name} on {config.model.name}, bot {config.bot.name}, seed {config.seed}"
         f" → {folder}"
@@ -81,26 +92,28 @@ def run(config: RunConfig, folder: Path, console: Console) -> str:
     try:
         with Interrupt() as stop:
             log = MetricsLog(folder, config.wandb, asdict(config))
-            _run_stages(config, folder, console, watch, outcome, log, stop)
+            _run_stages(config, folder, console, overrides, watch, outcome, log, stop)
         outcome.status = "interrupted" if stop.requested else "finished"
     except BaseException as error:
         outcome.status = f"failed: {error or type(error).__name__}"
+        if outcome.steps:
+            console.say(f"continue with {resume_command(folder)}")
         raise
     finally:
-        summary = summarise(config, outcome, watch, started)
-        write_text(folder / "summary.json", json.dumps(plain(summary), indent=2))
+        summary = save_summary(config, outcome, watch, folder)
         if log is not None:
             log.close(summary)
         _free_memory()
     with console.stage("report"), watch("report"):
         write_report(folder)
-    summary = summarise(config, outcome, watch, started)
-    write_text(folder / "summary.json", json.dumps(plain(summary), indent=2))
+    save_summary(config, outcome, watch, folder)
     if outcome.comparison is not None and outcome.status == "finished":
         console.comparison(outcome.comparison.metrics)
     if isinstance(config.trainer, NoTrainerConfig) and outcome.perception is not None:
         console.verdicts(outcome.perception.reports)
     console.say(f"{outcome.status}: {folder / 'report.html'}")
+    if outcome.status == "interrupted":
+        console.say(f"continue with {resume_command(folder)}")
     return outcome.status
 
 
@@ -108,14 +121,14 @@ def _run_stages(
     config: RunConfig,
     folder: Path,
     console: Console,
+    overrides: Sequence[str],
     watch: Stopwatch,
     outcome: Outcome,
     log: MetricsLog,
     stop: Interrupt,
 ) -> None:
     """Load, fit probes, calibrate, measure, train, measure again."""
-    torch.manual_seed(config.seed)
-    np.random.seed(config.seed)
+    seed_generators(config.seed)
     policy = load_policy(config, console, watch)
     bots = build(config.bot)
     outcome.perception = perceive(config, policy, folder, console, watch)
@@ -124,6 +137,8 @@ def _run_stages(
     calibration, outcome.loop = measure_base(
         config, reader, outcome.perception, bots, console, watch
     )
+    # What the cache has spared so far must not shift what is drawn from here on.
+    seed_generators(config.seed)
     allowed = allowed_set_points(config, outcome.perception, console)
     outcome.allowed = tuple(name for name in AFFECTS if name in allowed)
     set_points = resolve(allowed, calibration)
@@ -153,21 +168,40 @@ def _run_stages(
         seed=config.seed,
         watch=watch,
     )
-    total = config.trainer.max_steps
+    names = {"trainer": config.trainer.name, "model": config.model.name}
+    checkpoints = Checkpoints(folder / "checkpoint", names, trainer, policy, log, watch)
+    if config.resume is not None:
+        outcome.steps = checkpoints.restore(config.resume_override, console.say)
+        save_config(config, overrides, folder)
+    train(trainer, checkpoints, config.trainer.max_steps, folder, console, outcome, stop)
+    if stop.requested:
+        return
+    after = evaluate(evaluation, "trained", console, watch)
+    save_evaluation(folder, evaluation, outcome, before, after)
+    outcome.staleness = watch_probes(config, policy, outcome.perception, console, watch)
+
+
+def train(
+    trainer: Any,
+    checkpoints: Checkpoints,
+    total: int,
+    folder: Path,
+    console: Console,
+    outcome: Outcome,
+    stop: Interrupt,
+) -> None:
+    """Every update that is left, up to ``total``; each is logged, then saved, then checkpointed."""
     clock = time.perf_counter()
     for result in trainer.steps():
         seconds, clock = time.perf_counter() - clock, time.perf_counter()
-        timing = {f"time/{stage}_s": spent for stage, spent in watch.seconds.items()}
-        log.step(result.step, {**result.metrics, **timing}, result.episodes)
-        replace_folder(folder / "adapters", policy.save_adapter)
+        timing = {f"time/{name}_s": spent for name, spent in checkpoints.watch.seconds.items()}
+        checkpoints.log.step(result.step, result.metrics, result.episodes, timing)
+        replace_folder(folder / "adapters", checkpoints.policy.save_adapter)
+        checkpoints.save(result.step)
         console.update(result.step, total, result.metrics, seconds)
         outcome.steps = result.step
         if stop.requested:
             return
-
-    after = evaluate(evaluation, "trained", console, watch)
-    save_evaluation(folder, evaluation, outcome, before, after)
-    outcome.staleness = watch_probes(config, policy, outcome.perception, console, watch)
 
 
 def load_policy(config: RunConfig, console: Console, watch: Stopwatch) -> Policy:
@@ -332,10 +366,22 @@ def evaluate(
         return evaluation.measure(arm, playing=progress)
 
 
-def prepare_folder(config: RunConfig, folder: Path) -> None:
-    """Write what the run is: config.yaml and environment.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+def prepare_folder(config: RunConfig, folder: Path, overrides: Sequence[str]) -> None:
+    """Write what the run is: config.yaml, overrides.yaml and environment.json.
+
+    Raises:
+        HomeostatError: The folder holds the updates of another run.
+    """
+    if config.resume is not None:
+        remove_leftovers(folder)
+    elif (folder / "metrics.jsonl").exists():
+        raise HomeostatError(
+            f"{folder} already holds a run; choose another folder, or continue that run with "
+            f"{resume_command(folder)}."
+        )
+    # Changed values that its checkpoint turns out not to fit must not become the run's own.
+    if not checkpoints_in(folder / "checkpoint"):
+        save_config(config, overrides, folder)
     environment = {
         "homeostat": homeostat.__version__,
         "git_revision": _git_revision(),
@@ -375,9 +421,16 @@ def save_evaluation(
     write_rows(folder / "evals" / f"{outcome.comparison.name}.jsonl", outcome.comparison.rows)
 
 
-def summarise(
-    config: RunConfig, outcome: Outcome, watch: Stopwatch, started: float
+def save_summary(
+    config: RunConfig, outcome: Outcome, watch: Stopwatch, folder: Path
 ) -> dict[str, Any]:
+    """Write summary.json; returns what it holds."""
+    summary = summarise(config, outcome, watch)
+    write_text(folder / "summary.json", json.dumps(plain(summary), indent=2))
+    return summary
+
+
+def summarise(config: RunConfig, outcome: Outcome, watch: Stopwatch) -> dict[str, Any]:
     """What summary.json holds."""
     found = outcome.comparison
     reports = outcome.perception.reports if outcome.perception else {}
@@ -389,7 +442,7 @@ def summarise(
         "seed": config.seed,
         "steps": outcome.steps,
         "max_steps": config.trainer.max_steps,
-        "wall_s": time.perf_counter() - started,
+        "wall_s": watch.wall_s,
         "peak_rss_mb": peak_rss_mb(),
         "time_s": dict(watch.seconds),
         "time_share": watch.shares(),

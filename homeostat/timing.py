@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -12,6 +12,18 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._started = time.perf_counter()
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds since the run began, stages or not."""
+        return time.perf_counter() - self._started
+
+    def add(self, seconds: Mapping[str, float], wall_s: float) -> None:
+        """Count what an earlier process has spent on the same run."""
+        for stage, spent in seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+        self._started -= wall_s
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:

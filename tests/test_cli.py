@@ -81,7 +81,11 @@ def test_smoke_run_leaves_a_whole_run_folder(shared_cache: Path, tmp_path: Path)
     assert all(value is not None for row in steps for value in row.values())
     assert len(rows(folder / "episodes.jsonl")) == 2 * 4
     assert len(rows(folder / "evals" / "homeostasis.jsonl")) == 2 * 3
-    for name in ("config.yaml", "environment.json", "set_points.json", "report.html"):
+    timing = rows(folder / "timing.jsonl")
+    assert [row["step"] for row in timing] == [1, 2]
+    assert timing[1]["time/update_s"] > timing[0]["time/update_s"] > 0
+    written = ("config.yaml", "overrides.yaml", "environment.json", "set_points.json")
+    for name in (*written, "report.html"):
         assert (folder / name).stat().st_size > 0, name
     assert figures(folder) == {"valence", "effects", "signals", *SIGNAL_FIGURES}
     usable = [name for name, found in found["probe_verdict"].items() if found != "unusable"]

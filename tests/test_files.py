@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from homeostat.files import replace_folder, write_text, writing
+from homeostat.errors import HomeostatError
+from homeostat.files import alone_in, remove_leftovers, replace_folder, write_text, writing
 
 
 def names(folder: Path) -> list[str]:
@@ -116,3 +117,25 @@ def test_replace_folder_takes_nothing_from_what_a_killed_run_left(tmp_path: Path
     replace_folder(folder, lambda fresh: (fresh / "a").write_text("1") and None)
     assert names(folder) == ["a"]
     assert names(tmp_path) == ["adapters"]
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    kept = ["a.txt", ".hidden", ".a.txt.new", "a.123"]
+    for name in kept:
+        (tmp_path / name).write_text("kept")
+    (tmp_path / "evals").mkdir()
+    for leftover in (tmp_path / ".summary.json.123", tmp_path / "evals" / ".a.jsonl.4"):
+        leftover.write_text("half of it")
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == sorted([*kept, "evals"])
+    assert names(tmp_path / "evals") == []
+
+
+def test_a_folder_is_used_by_one_at_a_time(tmp_path: Path) -> None:
+    still_on = pytest.raises(HomeostatError, match="still going on")
+    with alone_in(tmp_path), still_on, alone_in(tmp_path):
+        pass
+    with pytest.raises(RuntimeError, match="crash"), alone_in(tmp_path):
+        raise RuntimeError("crash")
+    with alone_in(tmp_path):
+        assert names(tmp_path) == []

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from peft import LoraConfig as PeftLoraConfig
-from peft import get_peft_model
+from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from homeostat.config import LoraConfig
+from homeostat.errors import HomeostatError
 from homeostat.models.chat import TokenStream, encode
 from homeostat.models.hooks import decoder_layers
 from homeostat.models.load import BaseModel
@@ -114,6 +116,21 @@ class Policy:
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter so that plain ``PeftModel.from_pretrained`` loads it."""
         self.model.save_pretrained(str(folder))
+
+    def load_adapter(self, folder: Path) -> None:
+        """Take over the weights that `save_adapter` wrote.
+
+        Raises:
+            HomeostatError: They belong to an adapter of another shape.
+        """
+        saved = load_file(folder / "adapter_model.safetensors")
+        own = get_peft_model_state_dict(self.model)
+        if {n: w.shape for n, w in saved.items()} != {n: w.shape for n, w in own.items()}:
+            raise HomeostatError(
+                f"the adapter in {folder} does not fit this model; the model and lora.* must be "
+                "those that it was trained with."
+            )
+        set_peft_model_state_dict(self.model, saved)
 
 
 def _peft_config(model: Any, lora: LoraConfig, blocks: int) -> PeftLoraConfig:

@@ -1,4 +1,4 @@
-"""Metrics and episodes as JSON lines; wandb is a mirror of them."""
+"""Metrics, episodes and timing as JSON lines; wandb is a mirror of them."""
 
 from __future__ import annotations
 
@@ -13,22 +13,55 @@ from homeostat.config import WandbConfig
 from homeostat.errors import HomeostatError
 from homeostat.files import writing
 
+LOGS = ("metrics.jsonl", "episodes.jsonl", "timing.jsonl")
+
 
 class MetricsLog:
-    """Appends to metrics.jsonl and episodes.jsonl, and mirrors the metrics to wandb."""
+    """Appends to the three logs of a run, and mirrors metrics and timing to wandb.
+
+    Seconds have a file of their own, so that the other two are the same whenever the run is.
+    """
 
     def __init__(self, folder: Path, config: WandbConfig, settings: Mapping[str, Any]) -> None:
         self._folder = folder
         self._wandb = _start_wandb(folder, config, settings)
 
     def step(
-        self, step: int, metrics: Mapping[str, float], episodes: Iterable[Mapping[str, Any]]
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        episodes: Iterable[Mapping[str, Any]],
+        timing: Mapping[str, float],
     ) -> None:
-        """Log one update."""
+        """Log one update; ``timing`` is seconds, keyed ``time/<stage>_s``."""
         append_rows(self._folder / "metrics.jsonl", [{"step": step, **metrics}])
         append_rows(self._folder / "episodes.jsonl", episodes)
+        append_rows(self._folder / "timing.jsonl", [{"step": step, **timing}])
         if self._wandb is not None:
-            self._wandb.log(dict(metrics), step=step)
+            self._wandb.log({**metrics, **timing}, step=step)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes in each log; 0 for one that was never written to."""
+        paths = {name: self._folder / name for name in LOGS}
+        return {name: p.stat().st_size if p.exists() else 0 for name, p in paths.items()}
+
+    def truncate(self, sizes: Mapping[str, int]) -> None:
+        """Cut every log back to an earlier size in bytes; a log of size 0 is removed.
+
+        Raises:
+            HomeostatError: A log is shorter than that.
+        """
+        for name, found in self.sizes().items():
+            path, size = self._folder / name, sizes[name]
+            if found < size:
+                raise HomeostatError(
+                    f"{path} has {found} bytes, but its checkpoint was taken at {size}; put the "
+                    "lost rows back, or start the run anew."
+                )
+            if size:
+                os.truncate(path, size)
+            else:
+                path.unlink(missing_ok=True)
 
     def close(self, summary: Mapping[str, Any]) -> None:
         """Finish the mirror; the files are complete after every step."""

@@ -10,6 +10,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from homeostat.config import TinyModelConfig
+from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.load import BaseModel
 from homeostat.models.tiny import load_tiny
@@ -195,3 +196,19 @@ def test_end_tokens_are_those_of_the_model_and_of_the_tokenizer(
     assert policy.tokenizer.eos_token_id == 256
     policy.base.model.generation_config.eos_token_id = generation
     assert policy.eos_ids == expected
+
+
+def test_a_saved_adapter_is_taken_over_to_the_bit_by_one_of_its_shape(
+    make_policy: Callable[..., Policy], stir: Callable[[Policy], None], tmp_path: Path
+) -> None:
+    policy = make_policy()
+    stir(policy)
+    policy.save_adapter(tmp_path)
+    other = make_policy(seed=1)
+    optimised = other.adapter_parameters()
+    other.load_adapter(tmp_path)
+    assert torch.equal(policy_logits(other), policy_logits(policy))
+    assert all(a is b for a, b in zip(optimised, other.adapter_parameters(), strict=True))
+    for misfit in (make_policy(rank=2), make_policy(layers=(0.5, 1.0))):
+        with pytest.raises(HomeostatError, match=r"lora\.\*"):
+            misfit.load_adapter(tmp_path)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from homeostat.config import WandbConfig
-from homeostat.report.metrics import MetricsLog, append_rows, plain, write_rows
+from homeostat.errors import HomeostatError
+from homeostat.report.metrics import LOGS, MetricsLog, append_rows, plain, write_rows
 
 NAN, INF = float("nan"), float("inf")
 
@@ -117,12 +118,31 @@ def test_write_rows_is_whole_or_not(tmp_path: Path) -> None:
 
 def test_the_log_writes_metrics_and_episodes_of_every_step(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, WandbConfig(mode="disabled"), {"seed": 0})
-    log.step(1, {"reward/valence": -2.0, "optim/grad_norm": NAN}, [{"seed": 5}, {"seed": 6}])
+    first = {"reward/valence": -2.0, "optim/grad_norm": NAN}
+    log.step(1, first, [{"seed": 5}, {"seed": 6}], {"time/update_s": 0.5})
     assert lines(tmp_path / "metrics.jsonl") == [
         {"step": 1, "reward/valence": -2.0, "optim/grad_norm": None}
     ]
-    log.step(2, {"reward/valence": -1.0}, [{"seed": 7}])
+    log.step(2, {"reward/valence": -1.0}, [{"seed": 7}], {"time/update_s": 1.5})
     log.close({"status": "finished"})
     assert [row["step"] for row in lines(tmp_path / "metrics.jsonl")] == [1, 2]
     assert lines(tmp_path / "episodes.jsonl") == [{"seed": 5}, {"seed": 6}, {"seed": 7}]
-    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "episodes.jsonl"}
+    assert lines(tmp_path / "timing.jsonl") == [
+        {"step": 1, "time/update_s": 0.5},
+        {"step": 2, "time/update_s": 1.5},
+    ]
+    assert {path.name for path in tmp_path.iterdir()} == set(LOGS)
+
+
+def test_the_logs_can_be_cut_back_to_an_earlier_step(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, WandbConfig(mode="disabled"), {"seed": 0})
+    assert log.sizes() == dict.fromkeys(LOGS, 0)
+    log.step(1, {"a": 1.0}, [{"seed": 5}], {"time/update_s": 0.5})
+    sizes, kept = log.sizes(), [(tmp_path / name).read_bytes() for name in LOGS]
+    log.step(2, {"a": 2.0}, [{"seed": 6}], {"time/update_s": 1.5})
+    log.truncate(sizes)
+    assert [(tmp_path / name).read_bytes() for name in LOGS] == kept
+    log.truncate(dict.fromkeys(LOGS, 0))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(HomeostatError, match=r"metrics\.jsonl has 0 bytes"):
+        log.truncate(sizes)

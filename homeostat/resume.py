@@ -1,0 +1,139 @@
+"""Continuing a run: ``homeostat resume=<run folder>`` means the same config in the same folder.
+
+A run folder keeps the command line's overrides in ``overrides.yaml`` and what they composed to in
+``config.yaml``. Resuming puts the kept overrides in front of those typed now, lets Hydra compose
+them as ever, and compares the outcome with the kept config. No torch import.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from homeostat.config import RunConfig
+from homeostat.errors import HomeostatError
+from homeostat.files import write_text
+
+CONFIG, OVERRIDES = "config.yaml", "overrides.yaml"
+OWN_KEYS = ("resume", "resume_override")
+
+
+def resume_command(folder: Path) -> str:
+    """What to type in a shell to continue the run in ``folder``."""
+    return f"homeostat {shlex.quote(_assignment('resume', folder))}"
+
+
+def save_config(config: RunConfig, overrides: Sequence[str], folder: Path) -> None:
+    """Write what `with_kept_overrides` and `changed_values` read."""
+    kept = [o for o in overrides if o.partition("=")[0].lstrip("+") not in OWN_KEYS]
+    write_text(folder / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(kept)))
+    write_text(folder / CONFIG, _yaml(config))
+
+
+def with_kept_overrides(arguments: Sequence[str]) -> list[str]:
+    """The command line, with what the resumed run was started with in front of what is typed now.
+
+    Raises:
+        HomeostatError: There is no run to resume, or the arguments ask for a sweep.
+    """
+    own = [a for a in arguments if a.lstrip("+").startswith("resume=")]
+    value = OverridesParser.create().parse_override(own[-1]).value() if own else None
+    if value is None:
+        return list(arguments)
+    if {"-m", "--multirun"} & set(arguments) or not isinstance(value, str | int):
+        raise HomeostatError("resume takes one run folder, and no sweep: resume=<run folder>.")
+    folder = Path(str(value)).expanduser().resolve()
+    kept = [o for o in kept_overrides(folder) if o not in arguments]
+    # Side by side: Hydra's parser takes no override after a flag that follows an override.
+    first = next(i for i, a in enumerate(arguments) if re.match(r"~|[^-].*=", a))
+    typed = list(arguments)
+    last = len(typed) - 1 - typed[::-1].index(own[-1])
+    typed[last : last + 1] = [_assignment("resume", folder), _assignment("hydra.run.dir", folder)]
+    return [*typed[:first], *kept, *typed[first:]]
+
+
+def kept_overrides(folder: Path) -> list[str]:
+    """The overrides that the run in ``folder`` was started with.
+
+    Raises:
+        HomeostatError: There is no such folder, or no run in it.
+    """
+    if not folder.is_dir():
+        raise HomeostatError(f"resume={folder}: there is no such folder.")
+    for name in (CONFIG, OVERRIDES):
+        if not (folder / name).is_file():
+            raise HomeostatError(
+                f"resume={folder}: {name} is missing, so this is no run folder, or one whose run "
+                "was stopped before it began; start the run anew."
+            )
+    return [str(override) for override in OmegaConf.load(folder / OVERRIDES)]
+
+
+def changed_values(config: RunConfig, folder: Path) -> dict[str, tuple[Any, Any]]:
+    """Keys whose value is another than in the run in ``folder``: the value then and now."""
+    before = _flat(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
+    now = _flat(OmegaConf.to_container(OmegaConf.create(_yaml(config))))
+    keys = [*now, *(key for key in before if key not in now)]
+    values = {key: (before.get(key, "absent"), now.get(key, "absent")) for key in keys}
+    return {key: pair for key, pair in values.items() if pair[0] != pair[1]}
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in ``folder`` has nothing left to do."""
+    path = folder / "summary.json"
+    if not path.is_file():
+        return False
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    # The time of the report is the last thing to be known: without it the run was killed there.
+    return summary["status"] == "finished" and "report" in summary["time_s"]
+
+
+def refuse_changes(config: RunConfig, folder: Path) -> bool:
+    """Whether the config differs from that of the run in ``folder`` and may.
+
+    Raises:
+        HomeostatError: It differs and ``resume_override`` is not set.
+    """
+    changed = changed_values(config, folder)
+    if changed and not config.resume_override:
+        listed = "; ".join(f"{key} was {old} and is {new}" for key, (old, new) in changed.items())
+        raise HomeostatError(
+            f"resume={folder}: {listed}. A resumed run keeps its config; leave these values as "
+            "they were, or set resume_override=true to go on with the new ones."
+        )
+    return bool(changed)
+
+
+def _yaml(config: RunConfig) -> str:
+    """The config of a run; how it was started is no part of it."""
+    return OmegaConf.to_yaml(
+        OmegaConf.structured(replace(config, resume=None, resume_override=False))
+    )
+
+
+def _assignment(key: str, folder: Path) -> str:
+    """``key=folder`` in Hydra's grammar."""
+    text = str(folder)
+    if re.fullmatch(r"[\w./-]+", text):
+        return f"{key}={text}"
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{key}="{escaped}"'
+
+
+def _flat(node: Any, path: str = "") -> dict[str, Any]:
+    """Every leaf by its dotted path; a list is a leaf."""
+    if not isinstance(node, Mapping) or not node:
+        return {path: node}
+    return {
+        name: leaf
+        for key, item in node.items()
+        for name, leaf in _flat(item, f"{path}.{key}" if path else str(key)).items()
+    }
