@@ -14,7 +14,7 @@ from homeostat.config import RewardConfig
 from homeostat.errors import HomeostatError
 from homeostat.reward.valence import SetPoint, valence
 from homeostat.signals.reader import Readings
-from homeostat.types import Conversation, Trace, Valence
+from homeostat.types import Conversation, SignalTable, Trace, Valence
 
 TermFunction = Callable[..., Sequence[float]]
 
@@ -24,8 +24,8 @@ class Rewards:
     """The reward of every assistant turn, row by row as in the signal table.
 
     Attributes:
-        total_N: Valence plus weighted own terms.
-        valence: Its homeostatic part.
+        total_N: Valence, or its gain since the turn before, plus weighted own terms.
+        valence: Its homeostatic part, as a level.
         own_terms: Each own term, already weighted.
     """
 
@@ -43,6 +43,7 @@ class Reward:
     """
 
     def __init__(self, config: RewardConfig, set_points: Mapping[str, SetPoint]) -> None:
+        self.mode = config.mode
         self.set_points = dict(set_points)
         self._terms = {name: _own_term(name, term) for name, term in config.terms.items()}
 
@@ -57,7 +58,9 @@ class Reward:
             name: weight * self._evaluate(name, function, conversations, readings)
             for name, (function, weight) in self._terms.items()
         }
-        total = homeostatic.total_N + sum(own.values(), np.zeros_like(homeostatic.total_N))
+        level = homeostatic.total_N
+        paid = level if self.mode == "level" else drive_reduction(level, readings.table)
+        total = paid + sum(own.values(), np.zeros_like(level))
         if not np.isfinite(total).all():
             row = int(np.flatnonzero(~np.isfinite(total))[0])
             bad = [n for n in homeostatic.names if not np.isfinite(readings.table.column(n)[row])]
@@ -89,30 +92,69 @@ class Reward:
         return result
 
 
+def drive_reduction(
+    level_N: Float[np.ndarray, " N"], table: SignalTable
+) -> Float[np.ndarray, " N"]:
+    """How much each turn has raised the valence over the turn before it in its conversation.
+
+        r_1 = v_1,   r_n = v_n - v_{n-1}
+
+    The first turn is compared with perfect homeostasis, v_0 = 0, so an episode's rewards sum to its
+    last valence. Were the first turn free, they would sum to v_N - v_1, and a policy could earn by
+    beginning badly in order to recover.
+
+    Source: Keramati & Gutkin 2014 (eLife 3:e04811), with drive = -valence.
+    """
+    before = np.zeros_like(level_N)
+    before[1:] = level_N[:-1]
+    first = np.ones(len(level_N), dtype=bool)
+    first[1:] = table.conversation_N[1:] != table.conversation_N[:-1]
+    before[first] = 0.0
+    gain: Float[np.ndarray, " N"] = level_N - before
+    return gain
+
+
 def token_rewards(
     trace: Trace,
     turns: Sequence[int],
     turn_rewards: Float[np.ndarray, " N"],
     kl_coef: float,
+    estimator: str = "k1",
 ) -> Float[np.ndarray, " R"]:
     """Reward per response token: the turn's reward at its last token, a KL penalty at each.
-
-    The penalty is ``kl_coef`` times the log-ratio of policy and reference at the sampled token, the
-    one-sample estimate of the KL (k1 in Schulman's note "Approximating KL divergence").
 
     Args:
         trace: Trace of the conversation.
         turns: Its assistant turns.
         turn_rewards: Their rewards.
         kl_coef: Reward units per nat, >= 0.
+        estimator: ``k1`` or ``k3``, see `kl_estimate`.
     """
-    rewards: Float[np.ndarray, " R"] = -kl_coef * (trace.logprob_R - trace.ref_logprob_R).astype(
-        np.float64
+    rewards: Float[np.ndarray, " R"] = -kl_coef * kl_estimate(
+        trace.logprob_R.astype(np.float64), trace.ref_logprob_R.astype(np.float64), estimator
     )
     for turn, reward in zip(turns, turn_rewards, strict=True):
         own = np.flatnonzero(trace.turn_R == turn)
         rewards[own[-1]] += reward
     return rewards
+
+
+def kl_estimate(
+    logprob: Float[np.ndarray, " R"], ref_logprob: Float[np.ndarray, " R"], estimator: str
+) -> Float[np.ndarray, " R"]:
+    """One-sample estimates of KL(policy || reference) at each sampled token, nats.
+
+        k1 = - log r,   k3 = r - 1 - log r,   r = reference / policy
+
+    Both are unbiased. k3 is never negative and varies less near the reference. As a reward only k1
+    leaves the gradient unbiased: k3 depends on the policy through its value too, and the policy
+    gradient does not see that part.
+
+    Source: Schulman 2020, "Approximating KL divergence" (joschu.net/blog/kl-approx.html).
+    """
+    log_r = ref_logprob - logprob
+    estimate: Float[np.ndarray, " R"] = -log_r if estimator == "k1" else np.expm1(log_r) - log_r
+    return estimate
 
 
 def _own_term(name: str, term: Mapping[str, Any]) -> tuple[TermFunction, float]:

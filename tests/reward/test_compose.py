@@ -10,7 +10,7 @@ import pytest
 
 from homeostat.config import RewardConfig, SetPointConfig
 from homeostat.errors import HomeostatError
-from homeostat.reward.compose import Reward, token_rewards
+from homeostat.reward.compose import Reward, drive_reduction, kl_estimate, token_rewards
 from homeostat.reward.valence import SetPoint
 from homeostat.signals.reader import Readings
 from homeostat.types import Conversation, SignalTable, Trace, Turn
@@ -72,6 +72,7 @@ def trace(
         entropy_R=np.zeros(count, dtype=np.float32),
         ref_logprob_R=np.array(ref_logprob_R or logprob_R, dtype=np.float32),
         kl_R=np.zeros(count, dtype=np.float32),
+        certainty_R=np.zeros(count, dtype=np.float32),
         value_R=None,
         norm_RL=np.zeros((count, 0), dtype=np.float32),
         user_turns=(),
@@ -201,6 +202,36 @@ def test_a_missing_signal_without_weight_is_not_blamed_for_another_signal() -> N
     assert "boredom" not in str(caught.value)
 
 
+# --- drive reduction ----------------------------------------------------------------------------
+
+
+def test_drive_reduction_by_hand() -> None:
+    """Two turns, one, three; a first turn is compared with perfect homeostasis."""
+    table = SignalTable(
+        (), np.zeros((6, 0)), np.array([0, 0, 1, 2, 2, 2]), np.array([1, 3, 1, 1, 3, 5])
+    )
+    found = drive_reduction(np.array([-4.0, -1.0, -2.0, 0.0, -3.0, -3.5]), table)
+    assert found.tolist() == [-4.0, 3.0, -2.0, 0.0, -3.0, -0.5]
+
+
+def test_rewards_of_an_episode_sum_to_its_last_valence_under_drive_reduction() -> None:
+    own = {"boredom_twice": {"_target_": f"{__name__}.twice_boredom"}}
+    config = RewardConfig(set_points={"entropy": SetPointConfig()}, terms=own, mode="reduction")
+    found = Reward(config, POINTS).score(TALKS, readings())
+    # Valence 0, -2, -4; own terms 0.2, 0.4, 0.6 come on top, as they are.
+    np.testing.assert_allclose(found.total_N, [0.0 + 0.2, -2.0 + 0.4, -4.0 + 0.6])
+    np.testing.assert_allclose(found.valence.total_N, [0.0, -2.0, -4.0])
+
+
+def test_beginning_badly_does_not_pay_under_drive_reduction() -> None:
+    config = RewardConfig(set_points={"entropy": SetPointConfig()}, mode="reduction")
+    totals = [
+        Reward(config, POINTS).score(TALKS, readings(entropy=(first, 1.0, 1.0))).total_N[:2].sum()
+        for first in (1.0, 3.0)
+    ]
+    assert totals[1] <= totals[0]
+
+
 # --- tokens -------------------------------------------------------------------------------------
 
 
@@ -246,3 +277,28 @@ def test_token_rewards_leave_the_trace_alone() -> None:
     token_rewards(found, (1,), np.array([3.0]), kl_coef=0.5)
     assert found.logprob_R.tolist() == [-1.0, -2.0]
     assert found.ref_logprob_R.tolist() == [-2.0, -2.0]
+
+
+def test_k1_and_k3_by_hand() -> None:
+    logprob, reference = np.log([0.5, 0.25]), np.log([0.25, 0.5])
+    k1 = kl_estimate(logprob, reference, "k1")
+    k3 = kl_estimate(logprob, reference, "k3")
+    np.testing.assert_allclose(k1, [np.log(2), -np.log(2)])
+    np.testing.assert_allclose(k3, [0.5 - 1 + np.log(2), 2 - 1 - np.log(2)])
+
+
+def test_both_estimators_average_to_the_kl_and_k3_is_never_negative() -> None:
+    policy, reference = np.array([0.7, 0.2, 0.1]), np.array([0.3, 0.3, 0.4])
+    kl = sum(p * np.log(p / q) for p, q in zip(policy, reference, strict=True))
+    for estimator in ("k1", "k3"):
+        each = kl_estimate(np.log(policy), np.log(reference), estimator)
+        assert (policy * each).sum() == pytest.approx(kl)
+        assert estimator == "k1" or (each >= 0).all()
+
+
+def test_token_rewards_with_k3() -> None:
+    found = token_rewards(
+        trace([1, 1], [-1.0, -2.0], [-2.0, -1.0]), (1,), np.array([3.0]), 0.5, "k3"
+    )
+    # k3 of log r = -1 and 1: exp(-1) and exp(1) - 2.
+    np.testing.assert_allclose(found, [-0.5 * np.exp(-1), 3 - 0.5 * (np.e - 2)], rtol=1e-6)
