@@ -243,7 +243,7 @@ def test_samples_of_a_seed_share_the_bot_and_not_the_replies(
     found = play(policy, bots, seeds, ROLLOUT, samples=samples)
     assert [(e.seed, e.sample) for e in found] == list(zip(seeds, samples, strict=True))
     assert found[0] == played[0]
-    assert len({e.conversation.turns[0] for e in found[:3]}) == 1
+    assert len({e.conversation.turns[0].text for e in found[:3]}) == 1
     assert len({e.conversation.turns[1].token_ids for e in found}) == 4
     assert play(policy, bots, [3], ROLLOUT, samples=[2]) == [found[2]]
 

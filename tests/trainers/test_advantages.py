@@ -157,7 +157,7 @@ def whole_episode(
     """Advantage [episode, decision] as the trainers give it: one number for all decisions."""
 
     def advantages(lengths: list[int], paid: list[float]) -> np.ndarray:
-        found = compare(np.array([sum(paid[:n]) for n in lengths]), len(lengths))
+        found = compare(np.array([sum(paid[:n], 0.0) for n in lengths]), len(lengths))
         return np.repeat(found[:, None], len(paid), axis=1)
 
     return advantages

@@ -104,7 +104,7 @@ def test_a_group_shares_its_bot_and_not_its_replies(
     assert [e.sample for e in episodes] == [0, 1, 2, 3] * 2
     assert [len({e.seed for e in part}) for part in (episodes[:4], episodes[4:])] == [1, 1]
     assert episodes[0].seed != episodes[4].seed
-    assert len({e.conversation for e in episodes}) == 8
+    assert len({e.conversation.turns[1].token_ids for e in episodes}) == 8
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ class TwoParrots:
     """Even and odd seeds begin differently."""
 
     def spawn(self, seed: int) -> Parrot:
-        return Parrot(("aaaa", "zzzz")[seed % 2])
+        return Parrot(("a" * 12, "z" * 12)[seed % 2])
 
 
 def replies(conversation: Conversation) -> list[tuple[int, ...]]:
@@ -70,7 +70,7 @@ def share_the_opening_asks_for(
     trace: Trace,  # noqa: ARG001
 ) -> list[float]:
     """Share of ids below 128 after one opening, above after the other: blindly one half."""
-    low = conversation.turns[0].text == "aaaa"
+    low = conversation.turns[0].text[0] == "a"
     return [sum((t < 128) == low for t in reply) / len(reply) for reply in replies(conversation)]
 
 
