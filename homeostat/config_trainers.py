@@ -74,7 +74,10 @@ class KLConfig:
 
 @dataclass
 class PolicyGradientConfig(TrainerConfig):
-    """What PPO, GRPO and RLOO share; see `homeostat.trainers.policy_gradient`."""
+    """What PPO, GRPO and RLOO share; see `homeostat.trainers.policy_gradient`.
+
+    ``kl_estimator`` puts the price of KL into the reward (``k1``) or into the loss (``k3``).
+    """
 
     epochs: int = 1
     minibatches: int = 4

@@ -119,42 +119,25 @@ def token_rewards(
     turns: Sequence[int],
     turn_rewards: Float[np.ndarray, " N"],
     kl_coef: float,
-    estimator: str = "k1",
 ) -> Float[np.ndarray, " R"]:
     """Reward per response token: the turn's reward at its last token, a KL penalty at each.
+
+    The penalty is ``kl_coef`` times the log-ratio of policy and reference at the sampled token, the
+    one-sample estimate of the KL (k1 in Schulman's note "Approximating KL divergence").
 
     Args:
         trace: Trace of the conversation.
         turns: Its assistant turns.
         turn_rewards: Their rewards.
         kl_coef: Reward units per nat, >= 0.
-        estimator: ``k1`` or ``k3``, see `kl_estimate`.
     """
-    rewards: Float[np.ndarray, " R"] = -kl_coef * kl_estimate(
-        trace.logprob_R.astype(np.float64), trace.ref_logprob_R.astype(np.float64), estimator
+    rewards: Float[np.ndarray, " R"] = -kl_coef * (trace.logprob_R - trace.ref_logprob_R).astype(
+        np.float64
     )
     for turn, reward in zip(turns, turn_rewards, strict=True):
         own = np.flatnonzero(trace.turn_R == turn)
         rewards[own[-1]] += reward
     return rewards
-
-
-def kl_estimate(
-    logprob: Float[np.ndarray, " R"], ref_logprob: Float[np.ndarray, " R"], estimator: str
-) -> Float[np.ndarray, " R"]:
-    """One-sample estimates of KL(policy || reference) at each sampled token, nats.
-
-        k1 = - log r,   k3 = r - 1 - log r,   r = reference / policy
-
-    Both are unbiased. k3 is never negative and varies less near the reference. As a reward only k1
-    leaves the gradient unbiased: k3 depends on the policy through its value too, and the policy
-    gradient does not see that part.
-
-    Source: Schulman 2020, "Approximating KL divergence" (joschu.net/blog/kl-approx.html).
-    """
-    log_r = ref_logprob - logprob
-    estimate: Float[np.ndarray, " R"] = -log_r if estimator == "k1" else np.expm1(log_r) - log_r
-    return estimate
 
 
 def _own_term(name: str, term: Mapping[str, Any]) -> tuple[TermFunction, float]:

@@ -61,3 +61,26 @@ def value_loss(
     error, near_error = (value - returns) ** 2, (near - returns) ** 2
     loss = 0.5 * torch.maximum(error, near_error).sum()
     return loss, {"critic/mean_squared_error": float(error.detach().sum())}
+
+
+def k3_loss(
+    logprob: Float[Tensor, " R"], ref_logprob: Float[Tensor, " R"]
+) -> tuple[Float[Tensor, ""], Metrics]:
+    """The estimate k3 of KL(policy || reference), summed over tokens.
+
+        sum_t (r_t - 1 - log r_t),  r_t = reference / policy,  each summand >= 0
+
+    Its expected gradient on the policy's own samples is that of KL(reference || policy), which
+    agrees with that of KL(policy || reference) near the reference. As a reward k3 would pull
+    nowhere: there the two gradients are subtracted from each other. k1 = - log r is the other way
+    round: its expected gradient as a loss is 0, and as a reward it is exact.
+
+    Returns:
+        The loss, and the same sum as a metric.
+
+    Source: Shao et al. 2024, arXiv 2402.03300, equation 4, after Schulman 2020, "Approximating KL
+    divergence" (joschu.net/blog/kl-approx.html).
+    """
+    log_r = ref_logprob - logprob
+    loss = (torch.expm1(log_r) - log_r).sum()
+    return loss, {"policy/k3_nats_per_token": float(loss.detach())}

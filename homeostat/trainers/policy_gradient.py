@@ -3,16 +3,17 @@
     repeat max_steps times:
         play a batch of episodes against the bots                     policy + adapter, sampled at 1
         trace them once: log-probs, values, signals                   and once with the adapter off
-        reward of a token = - kl_coef * KL estimate, plus the turn's reward at its end
+        reward of a token = - kl_coef * k1, plus the turn's reward at its end
         advantages of the tokens                                      ppo.py, grpo.py, rloo.py
         for each epoch, for each minibatch of episodes:
-            clipped surrogate + the critic's loss, if there is one - entropy_coef * entropy
+            clipped surrogate + critic's loss, if there is one - entropy_coef * entropy
         stop the epochs early once the policy has moved target_kl away
         move the price of KL
 
 Departures that all three share: old log-probs come from the tracing pass rather than from sampling,
-so that the first ratio is 1 up to rounding; the KL penalty is part of the reward; the loss of a
-minibatch is averaged over its tokens, not over its episodes.
+so that the first ratio is 1 up to rounding; the loss of a minibatch is averaged over its tokens,
+not over its episodes. With kl_estimator=k3 the penalty is part of the loss instead of the reward,
+and so in units of the advantage: each estimator stands where its gradient is that of a KL.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from homeostat.signals.reader import Readings, SignalReader, episode_record
 from homeostat.signals.trace import Critic, batches_by_length
 from homeostat.timing import Stopwatch
 from homeostat.trainers.controllers import lr_factor, make_kl_controller
-from homeostat.trainers.losses import Metrics, policy_loss
+from homeostat.trainers.losses import Metrics, k3_loss, policy_loss
 from homeostat.types import Episode, Progress, StepResult, TokenBatch, silent
 
 Ragged = Sequence[Float[np.ndarray, " _"]]  # one array per episode, over its response tokens
@@ -160,6 +161,7 @@ class PolicyGradient(ABC):
             )
         talks = [episode.conversation for episode in episodes]
         streams = [self.policy.encode(talk) for talk in talks]
+        in_reward = self.kl.coef if self.config.kl_estimator == "k1" else 0.0
         with self.watch("trace"):
             traces = self.reader.trace(talks, critic=self.trace_critic())
             readings = self.reader.read(talks, traces)
@@ -169,8 +171,7 @@ class PolicyGradient(ABC):
                     found,
                     talk.assistant_turns,
                     rewards.total_N[readings.table.conversation_N == i],
-                    self.kl.coef,
-                    self.config.kl_estimator,
+                    in_reward,
                 )
                 for i, (talk, found) in enumerate(zip(talks, traces, strict=True))
             ]
@@ -241,10 +242,14 @@ class PolicyGradient(ABC):
             self.config.clip_range,
         )
         critic_loss, critic_metrics = self.critic_loss(hidden, inputs, batch, rows)
-        loss = loss + critic_loss
+        loss, metrics = loss + critic_loss, metrics | critic_metrics
+        if self.config.kl_estimator == "k3":
+            references = [found.ref_logprob_R for found in batch.readings.traces]
+            price, price_metrics = k3_loss(stats.logprob, gathered(references, rows, hidden.device))
+            loss, metrics = loss + self.kl.coef * price, metrics | price_metrics
         if self.config.entropy_coef:
             loss = loss - self.config.entropy_coef * stats.entropy.sum()
-        return loss, metrics | critic_metrics | {"optim/loss": float(loss.detach())}
+        return loss, metrics | {"optim/loss": float(loss.detach())}
 
     def _records(self, batch: Batch) -> list[dict[str, Any]]:
         """The episodes of a batch as they go to episodes.jsonl."""

@@ -10,7 +10,7 @@ import pytest
 
 from homeostat.config import RewardConfig, SetPointConfig
 from homeostat.errors import HomeostatError
-from homeostat.reward.compose import Reward, drive_reduction, kl_estimate, token_rewards
+from homeostat.reward.compose import Reward, drive_reduction, token_rewards
 from homeostat.reward.valence import SetPoint
 from homeostat.signals.reader import Readings
 from homeostat.types import Conversation, SignalTable, Trace, Turn
@@ -277,28 +277,3 @@ def test_token_rewards_leave_the_trace_alone() -> None:
     token_rewards(found, (1,), np.array([3.0]), kl_coef=0.5)
     assert found.logprob_R.tolist() == [-1.0, -2.0]
     assert found.ref_logprob_R.tolist() == [-2.0, -2.0]
-
-
-def test_k1_and_k3_by_hand() -> None:
-    logprob, reference = np.log([0.5, 0.25]), np.log([0.25, 0.5])
-    k1 = kl_estimate(logprob, reference, "k1")
-    k3 = kl_estimate(logprob, reference, "k3")
-    np.testing.assert_allclose(k1, [np.log(2), -np.log(2)])
-    np.testing.assert_allclose(k3, [0.5 - 1 + np.log(2), 2 - 1 - np.log(2)])
-
-
-def test_both_estimators_average_to_the_kl_and_k3_is_never_negative() -> None:
-    policy, reference = np.array([0.7, 0.2, 0.1]), np.array([0.3, 0.3, 0.4])
-    kl = sum(p * np.log(p / q) for p, q in zip(policy, reference, strict=True))
-    for estimator in ("k1", "k3"):
-        each = kl_estimate(np.log(policy), np.log(reference), estimator)
-        assert (policy * each).sum() == pytest.approx(kl)
-        assert estimator == "k1" or (each >= 0).all()
-
-
-def test_token_rewards_with_k3() -> None:
-    found = token_rewards(
-        trace([1, 1], [-1.0, -2.0], [-2.0, -1.0]), (1,), np.array([3.0]), 0.5, "k3"
-    )
-    # k3 of log r = -1 and 1: exp(-1) and exp(1) - 2.
-    np.testing.assert_allclose(found, [-0.5 * np.exp(-1), 3 - 0.5 * (np.e - 2)], rtol=1e-6)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from homeostat.trainers.losses import policy_loss, value_loss
+from homeostat.trainers.losses import k3_loss, policy_loss, value_loss
 
 CLIP = 0.2
 RATIOS = (0.5, 0.79, 0.81, 1.0, 1.19, 1.21, 2.0)
@@ -170,3 +170,60 @@ def test_value_loss_equals_a_loop_over_tokens() -> None:
         squared += (v - r) ** 2
     assert float(loss) == pytest.approx(total, rel=1e-5)
     assert metrics["critic/mean_squared_error"] == pytest.approx(squared, rel=1e-5)
+
+
+# --- KL -----------------------------------------------------------------------------------------
+
+
+def test_k3_by_hand() -> None:
+    # r = 1/2 and r = 2.
+    loss, metrics = k3_loss(torch.tensor([0.5, 0.25]).log(), torch.tensor([0.25, 0.5]).log())
+    expected = (0.5 - 1 + log(2)) + (2 - 1 - log(2))
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert metrics == {"policy/k3_nats_per_token": pytest.approx(expected, rel=1e-5)}
+
+
+def expected_k3(logits: Tensor, reference: Tensor) -> Tensor:
+    """Mean over the policy's own samples of each token's k3, with the samples held fixed."""
+    log_p = logits.log_softmax(-1)
+    each = [k3_loss(log_p[i : i + 1], reference.log()[i : i + 1])[0] for i in range(len(logits))]
+    return (log_p.exp().detach() * torch.stack(each)).sum()
+
+
+def test_k3_averages_to_the_kl_and_its_gradient_is_that_of_the_reverse_kl() -> None:
+    logits = torch.tensor([0.9, -0.4, 0.1], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([0.3, 0.3, 0.4], dtype=torch.float64)
+    found = expected_k3(logits, reference)
+    p = logits.softmax(-1)
+    assert float(found.detach()) == pytest.approx(float((p * (p / reference).log()).sum()))
+    (slope,) = torch.autograd.grad(found, logits)
+    (expected,) = torch.autograd.grad((reference * (reference / p).log()).sum(), logits)
+    torch.testing.assert_close(slope, expected)
+
+
+def test_k1_pulls_as_a_reward_and_k3_does_not() -> None:
+    """Why each stands where it stands: exact policy gradients of E[estimate], estimate held fixed.
+
+    Near the reference, k3 as a reward hardly pulls at all.
+    """
+    reference = torch.tensor([0.3, 0.3, 0.4], dtype=torch.float64)
+    logits = (reference.log() + torch.tensor([0.05, -0.02, 0.0])).requires_grad_()
+    log_p = logits.log_softmax(-1)
+    p, log_r = log_p.exp().detach(), (reference.log() - log_p).detach()
+    (kl,) = torch.autograd.grad((log_p.exp() * (log_p - reference.log())).sum(), logits)
+    pulls = []
+    for estimate in (-log_r, log_r.exp() - 1 - log_r):
+        log_p = logits.log_softmax(-1)
+        pulls.append(torch.autograd.grad((p * estimate * log_p).sum(), logits)[0])
+    torch.testing.assert_close(pulls[0], kl)
+    assert float(pulls[1].norm()) < 0.05 * float(kl.norm())
+
+
+@pytest.mark.parametrize(("ratio", "sign"), [(2.0, 1), (0.5, -1)])
+def test_k3_pulls_towards_the_reference(ratio: float, sign: int) -> None:
+    """A token that became likelier than under the reference is made less likely again."""
+    logprob = torch.tensor([log(0.2 * ratio)], requires_grad=True)
+    loss, _ = k3_loss(logprob, torch.tensor([log(0.2)]))
+    loss.backward()
+    assert logprob.grad is not None
+    assert float(logprob.grad[0]) * sign > 0
