@@ -18,6 +18,13 @@ from hydra.utils import get_object
 from omegaconf import MISSING
 
 from homeostat.checks import require, require_fraction, require_one_of, require_positive
+from homeostat.config_trainers import (
+    GRPOConfig,
+    NoTrainerConfig,
+    PPOConfig,
+    RLOOConfig,
+    TrainerConfig,
+)
 
 INTRINSIC_SIGNALS = (
     "entropy",
@@ -29,6 +36,7 @@ INTRINSIC_SIGNALS = (
 )
 POOLINGS = ("mean", "last", "both")
 AFFECTS = ("sentiment", "curiosity", "frustration", "confusion", "boredom")
+REWARD_MODES = ("level", "reduction")
 SIDES = ("both", "above", "below")
 REPLY_FEATURES = (
     "relevance",
@@ -269,12 +277,16 @@ class RewardConfig:
 
     ``terms`` maps a name to ``{_target_: package.function, weight: 1.0, ...}``: a callable that
     gets the conversation, its signals and its trace and returns one number per assistant turn.
+    ``mode`` pays a turn its valence (``level``) or the gain in valence since the turn before
+    (``reduction``).
     """
 
     set_points: dict[str, SetPointConfig] = field(default_factory=dict)
     terms: dict[str, Any] = field(default_factory=dict)
+    mode: str = "level"
 
     def __post_init__(self) -> None:
+        require_one_of("reward.mode", self.mode, REWARD_MODES)
         total = sum(point.weight for point in self.set_points.values())
         require(
             total > 0 or bool(self.terms),
@@ -351,75 +363,6 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         require_positive("rollout", turns=self.turns, max_new_tokens=self.max_new_tokens)
-
-
-# --- trainer ----------------------------------------------------------------------------------
-
-
-@dataclass
-class TrainerConfig:
-    """What every trainer has; one step is one update or round, a batch is that many episodes."""
-
-    _target_: str = MISSING
-    name: str = MISSING
-    lr: float = 1e-3
-    batch_size: int = 16
-    max_steps: int = 4
-
-    def __post_init__(self) -> None:
-        require_positive(
-            "trainer", lr=self.lr, batch_size=self.batch_size, max_steps=self.max_steps
-        )
-
-
-@dataclass
-class NoTrainerConfig(TrainerConfig):
-    """No training: the run validates every signal on the chosen model (Phase A)."""
-
-    _target_: str = ""
-
-
-@dataclass
-class PPOConfig(TrainerConfig):
-    """Proximal policy optimisation over whole episodes; see `homeostat.trainers.ppo`."""
-
-    _target_: str = "homeostat.trainers.ppo.PPO"
-    epochs: int = 1
-    minibatches: int = 4
-    micro_batch_tokens: int = 1200
-    clip_range: float = 0.2
-    value_clip_range: float = 0.2
-    value_coef: float = 0.1
-    value_lr: float = 1e-3
-    entropy_coef: float = 0.0
-    kl_coef: float = 0.02
-    target_kl: float | None = 0.1
-    gamma: float = 1.0
-    gae_lambda: float = 0.95
-    whiten_advantages: bool = True
-    max_grad_norm: float = 1.0
-    warmup_steps: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(
-            "trainer",
-            epochs=self.epochs,
-            minibatches=self.minibatches,
-            micro_batch_tokens=self.micro_batch_tokens,
-            clip_range=self.clip_range,
-            value_clip_range=self.value_clip_range,
-            value_lr=self.value_lr,
-            max_grad_norm=self.max_grad_norm,
-        )
-        require_fraction("trainer", gamma=self.gamma, gae_lambda=self.gae_lambda)
-        for name in ("value_coef", "entropy_coef", "kl_coef", "warmup_steps"):
-            value = getattr(self, name)
-            require(value >= 0, f"trainer.{name}={value} must be 0 or above.")
-        require(
-            self.target_kl is None or self.target_kl > 0,
-            f"trainer.target_kl={self.target_kl} must be above 0, or null for no early stop.",
-        )
 
 
 # --- eval, logging, root ----------------------------------------------------------------------
@@ -500,6 +443,8 @@ SCHEMAS: dict[str, type] = {
     "schema/reward/valence": RewardConfig,
     "schema/trainer/none": NoTrainerConfig,
     "schema/trainer/ppo": PPOConfig,
+    "schema/trainer/grpo": GRPOConfig,
+    "schema/trainer/rloo": RLOOConfig,
     "schema/bot/scripted": ScriptedBotConfig,
     "schema/bot/mixed": MixedBotConfig,
     "schema/eval/homeostasis": EvalConfig,

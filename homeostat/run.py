@@ -21,7 +21,8 @@ import torch
 
 import homeostat
 from homeostat.checkpoint import Checkpoints, checkpoints_in, seed_generators
-from homeostat.config import AFFECTS, NoTrainerConfig, RunConfig, SetPointConfig, build
+from homeostat.config import AFFECTS, RunConfig, SetPointConfig, build
+from homeostat.config_trainers import NoTrainerConfig
 from homeostat.errors import HomeostatError
 from homeostat.evals.failures import Failures, verdicts
 from homeostat.evals.homeostasis import Homeostasis, perception_validity

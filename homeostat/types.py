@@ -67,11 +67,15 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Episode:
-    """A conversation between the policy and a bot, and where it came from."""
+    """A conversation between the policy and a bot, and where it came from.
+
+    Episodes of one ``seed`` have the same bot and differ in the ``sample`` of the policy's replies.
+    """
 
     seed: int
     bot: str
     conversation: Conversation
+    sample: int = 0
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,10 @@ def composed() -> Callable[..., RunConfig]:
 def make_policy() -> Callable[..., Policy]:
     """A fresh tiny policy; the adapter does nothing until it is trained or `stir`red."""
 
-    def make(seed: int = 0, rank: int = 4, layers: Sequence[float] = (0.0, 1.0)) -> Policy:
-        config = TinyModelConfig(name="tiny_random")
+    def make(
+        seed: int = 0, rank: int = 4, layers: Sequence[float] = (0.0, 1.0), num_layers: int = 4
+    ) -> Policy:
+        config = TinyModelConfig(name="tiny_random", num_layers=num_layers)
         base = load_tiny(config, torch.device("cpu"), torch.float32)
         return Policy(base, LoraConfig(rank=rank, alpha=8.0, layers=list(layers)), seed)
 

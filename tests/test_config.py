@@ -222,7 +222,20 @@ WRONG = [
     ("trainer.max_grad_norm", 0, ["trainer.max_grad_norm=0", "above 0"]),
     ("trainer.gamma", 1.5, ["trainer.gamma=1.5", "between 0 and 1"]),
     ("trainer.gae_lambda", -0.1, ["trainer.gae_lambda=-0.1", "between 0 and 1"]),
-    ("trainer.kl_coef", -1, ["trainer.kl_coef=-1", "0 or above"]),
+    ("trainer.kl.coef", -1, ["trainer.kl.coef=-1", "0 or above"]),
+    ("trainer.kl.kind", "loose", ["trainer.kl.kind=loose", "fixed", "adaptive", "pid"]),
+    ("trainer.kl.target", 0, ["trainer.kl.target=0", "above 0"]),
+    ("trainer.kl.gain", 0, ["trainer.kl.gain=0", "above 0"]),
+    ("trainer.kl.integral", 0, ["trainer.kl.integral=0", "above 0"]),
+    ("trainer.kl.derivative", -1, ["trainer.kl.derivative=-1", "0 or above"]),
+    ("trainer.kl.relax", 2, ["trainer.kl.relax=2", "between 0 and 1"]),
+    ("trainer.kl.max_factor", 1, ["trainer.kl.max_factor=1", "above 1"]),
+    ("trainer.kl", {"kind": "pid", "coef": 0.0}, ["trainer.kl.coef=0", "kind=fixed"]),
+    ("trainer.kl_estimator", "k2", ["trainer.kl_estimator=k2", "k1", "k3"]),
+    ("trainer.lr_decay", "step", ["trainer.lr_decay=step", "constant", "linear", "cosine"]),
+    ("trainer.critic", "own", ["trainer.critic=own", "shared", "lora"]),
+    ("trainer.value_coef", -1, ["trainer.value_coef=-1", "0 or above"]),
+    ("reward.mode", "slope", ["reward.mode=slope", "level", "reduction"]),
     ("trainer.entropy_coef", -1, ["trainer.entropy_coef=-1", "0 or above"]),
     ("trainer.target_kl", 0, ["trainer.target_kl=0", "above 0", "null"]),
     ("rollout.turns", 0, ["rollout.turns=0", "above 0"]),
@@ -310,8 +323,10 @@ def test_a_wrong_value_is_refused(
         ("lora.layers", [0.0, 1.0]),
         ("trainer.gamma", 0.0),
         ("trainer.gamma", 1.0),
-        ("trainer.kl_coef", 0.0),
+        ("trainer.kl.coef", 0.0),
         ("trainer.target_kl", None),
+        ("trainer.kl.relax", 0.0),
+        ("trainer.kl.kind", "adaptive"),
         ("eval.episodes", 2),
         ("signals.author_groups", 10),
         ("signals.author_groups", None),
@@ -346,6 +361,16 @@ def test_every_trainer_refuses_zero(trainer: str, key: str) -> None:
 
 
 # --- what spans several fields ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trainer", ["grpo", "rloo"])
+def test_a_batch_holds_whole_groups(trainer: str) -> None:
+    config = chosen("trainer", trainer)
+    with pytest.raises(ValueError, match=r"trainer\.batch_size=10 must be a multiple of .*size=4"):
+        converted(changed(config, trainer__batch_size=10))
+    with pytest.raises(ValueError, match=r"trainer\.group_size=1 .*at least 2"):
+        converted(changed(config, trainer__group_size=1))
+    converted(changed(config, trainer__batch_size=10, trainer__group_size=5))
 
 
 def without_weights(config: DictConfig) -> DictConfig:

@@ -1,4 +1,7 @@
-"""The policy: frozen base weights plus a LoRA; the reference is the same object, adapter off."""
+"""The policy: frozen base weights plus a LoRA; the reference is the same object, adapter off.
+
+A critic may have a second LoRA on the same base.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,8 @@ from homeostat.models.chat import TokenStream, encode
 from homeostat.models.hooks import decoder_layers
 from homeostat.models.load import BaseModel
 from homeostat.types import Conversation
+
+POLICY, CRITIC = "default", "critic"  # the adapters, as peft names them
 
 
 class Policy:
@@ -110,12 +115,35 @@ class Policy:
         return int(self._text_config.hidden_size)
 
     def adapter_parameters(self) -> list[nn.Parameter]:
-        """The parameters that training moves."""
-        return [p for p in self.model.parameters() if p.requires_grad]
+        """The parameters of the policy that training moves; a critic's are not among them."""
+        return self._parameters_of(POLICY)
+
+    def add_critic(self, seed: int) -> list[nn.Parameter]:
+        """A second adapter of the same shape, which is on only within `critic`; its parameters."""
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            torch.manual_seed(seed)
+            self.model.add_adapter(CRITIC, self.model.peft_config[POLICY])
+        return self._parameters_of(CRITIC)
+
+    @contextmanager
+    def critic(self) -> Iterator[None]:
+        """Within this context the critic's adapter is on instead of the policy's."""
+        self.model.set_adapter(CRITIC)
+        try:
+            yield
+        finally:
+            self.model.set_adapter(POLICY)
+            # peft freezes an adapter that is switched off; a backward pass may still be to come.
+            for parameter in self._parameters_of(CRITIC):
+                parameter.requires_grad_(True)
+
+    def _parameters_of(self, adapter: str) -> list[nn.Parameter]:
+        return [p for name, p in self.model.named_parameters() if f".{adapter}." in name]
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the adapter so that plain ``PeftModel.from_pretrained`` loads it."""
-        self.model.save_pretrained(str(folder))
+        """Write the policy's adapter so that plain ``PeftModel.from_pretrained`` loads it."""
+        self.model.save_pretrained(str(folder), selected_adapters=[POLICY])
 
     def load_adapter(self, folder: Path) -> None:
         """Take over the weights that `save_adapter` wrote.

@@ -14,7 +14,7 @@ from homeostat.config import RewardConfig
 from homeostat.errors import HomeostatError
 from homeostat.reward.valence import SetPoint, valence
 from homeostat.signals.reader import Readings
-from homeostat.types import Conversation, Trace, Valence
+from homeostat.types import Conversation, SignalTable, Trace, Valence
 
 TermFunction = Callable[..., Sequence[float]]
 
@@ -24,8 +24,8 @@ class Rewards:
     """The reward of every assistant turn, row by row as in the signal table.
 
     Attributes:
-        total_N: Valence plus weighted own terms.
-        valence: Its homeostatic part.
+        total_N: Valence, or its gain since the turn before, plus weighted own terms.
+        valence: Its homeostatic part, as a level.
         own_terms: Each own term, already weighted.
     """
 
@@ -43,6 +43,7 @@ class Reward:
     """
 
     def __init__(self, config: RewardConfig, set_points: Mapping[str, SetPoint]) -> None:
+        self.mode = config.mode
         self.set_points = dict(set_points)
         self._terms = {name: _own_term(name, term) for name, term in config.terms.items()}
 
@@ -57,7 +58,9 @@ class Reward:
             name: weight * self._evaluate(name, function, conversations, readings)
             for name, (function, weight) in self._terms.items()
         }
-        total = homeostatic.total_N + sum(own.values(), np.zeros_like(homeostatic.total_N))
+        level = homeostatic.total_N
+        paid = level if self.mode == "level" else drive_reduction(level, readings.table)
+        total = paid + sum(own.values(), np.zeros_like(level))
         if not np.isfinite(total).all():
             row = int(np.flatnonzero(~np.isfinite(total))[0])
             bad = [n for n in homeostatic.names if not np.isfinite(readings.table.column(n)[row])]
@@ -87,6 +90,28 @@ class Reward:
                 )
             result[rows] = values
         return result
+
+
+def drive_reduction(
+    level_N: Float[np.ndarray, " N"], table: SignalTable
+) -> Float[np.ndarray, " N"]:
+    """How much each turn has raised the valence over the turn before it in its conversation.
+
+        r_1 = v_1,   r_n = v_n - v_{n-1}
+
+    The first turn is compared with perfect homeostasis, v_0 = 0, so an episode's rewards sum to its
+    last valence. Were the first turn free, they would sum to v_N - v_1, and a policy could earn by
+    beginning badly in order to recover.
+
+    Source: Keramati & Gutkin 2014 (eLife 3:e04811), with drive = -valence.
+    """
+    before = np.zeros_like(level_N)
+    before[1:] = level_N[:-1]
+    first = np.ones(len(level_N), dtype=bool)
+    first[1:] = table.conversation_N[1:] != table.conversation_N[:-1]
+    before[first] = 0.0
+    gain: Float[np.ndarray, " N"] = level_N - before
+    return gain
 
 
 def token_rewards(

@@ -50,10 +50,12 @@ def play(
     config: RolloutConfig,
     temperature: float = 1.0,
     progress: Progress = silent,
+    samples: Sequence[int] | None = None,
 ) -> list[Episode]:
     """One episode per seed; each begins and ends with a turn of its bot.
 
-    The episode of a seed depends on the seed and the policy alone, not on the batch it is in.
+    The episode of a seed and sample depends on these and the policy alone, not on the batch it is
+    in.
 
     Args:
         policy: Plays the assistant, as it is now.
@@ -63,10 +65,14 @@ def play(
         temperature: Of the sampling, > 0; training and evaluation use 1, where the policy's own
             log-probabilities are those of the sampling.
         progress: Told how many replies are done, and their tokens.
+        samples: Number of each episode among those of its seed, which share the bot but not the
+            sampling; 0 for all if left out.
     """
+    samples = [0] * len(seeds) if samples is None else samples
+    draws = list(zip(seeds, samples, strict=True))
     episodes: list[Episode] = []
-    for start in range(0, len(seeds), BATCH):
-        part = seeds[start : start + BATCH]
+    for start in range(0, len(draws), BATCH):
+        part = draws[start : start + BATCH]
         before = len(episodes) * config.turns
 
         def report(done: int, tokens: int, before: int = before) -> None:
@@ -76,36 +82,36 @@ def play(
     return episodes
 
 
-def uniforms(seed: int, turn: int, count: int) -> Float[np.ndarray, " N"]:
-    """The random numbers behind one reply."""
-    return np.random.default_rng([seed, turn]).random(count)
+def uniforms(seed: int, turn: int, count: int, sample: int = 0) -> Float[np.ndarray, " N"]:
+    """The random numbers behind one reply of one of a seed's episodes."""
+    key = [seed, turn, sample] if sample else [seed, turn]
+    return np.random.default_rng(key).random(count)
 
 
 def _play_batch(
     policy: Policy,
     bots: Bots,
-    seeds: Sequence[int],
+    draws: Sequence[tuple[int, int]],
     config: RolloutConfig,
     temperature: float,
     report: Callable[[int, int], None],
 ) -> list[Episode]:
-    players = [bots.spawn(seed) for seed in seeds]
+    players = [bots.spawn(seed) for seed, _ in draws]
     talks = [Conversation((player.opening(),)) for player in players]
-    sampler = Sampler(policy, len(seeds))
-    read = [0] * len(seeds)
+    sampler = Sampler(policy, len(draws))
+    read = [0] * len(draws)
     for turn in range(config.turns):
         streams = [policy.encode(talk).ids for talk in talks]
         sampler.append([ids[done:] for ids, done in zip(streams, read, strict=True)])
-        replies = sampler.sample(
-            np.stack([uniforms(seed, turn, config.max_new_tokens) for seed in seeds]), temperature
-        )
+        numbers = [uniforms(seed, turn, config.max_new_tokens, sample) for seed, sample in draws]
+        replies = sampler.sample(np.stack(numbers), temperature)
         read = [len(ids) + len(reply) for ids, reply in zip(streams, replies, strict=True)]
         for row, (player, ids) in enumerate(zip(players, replies, strict=True)):
             text = policy.tokenizer.decode(ids, skip_special_tokens=True).strip()
             said = (Turn("assistant", text, token_ids=tuple(ids)), player.answer(text))
             talks[row] = Conversation((*talks[row].turns, *said))
-        report((turn + 1) * len(seeds), sum(map(len, replies)))
+        report((turn + 1) * len(draws), sum(map(len, replies)))
     return [
-        Episode(seed, player.name, talk)
-        for seed, player, talk in zip(seeds, players, talks, strict=True)
+        Episode(seed, player.name, talk, sample)
+        for (seed, sample), player, talk in zip(draws, players, talks, strict=True)
     ]

@@ -47,3 +47,39 @@ def whiten(values: Float[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:
     """Values shifted and scaled to mean 0 and standard deviation 1."""
     whitened: Float[np.ndarray, " R"] = (values - values.mean()) / (values.std() + 1e-8)
     return whitened
+
+
+def group_relative(returns: Float[np.ndarray, " B"], group_size: int) -> Float[np.ndarray, " B"]:
+    """Returns of whole episodes, shifted and scaled to mean 0 and deviation 1 within each group.
+
+        A_i = (R_i - mean(R)) / std(R)        0 where all episodes of a group are worth the same
+
+    Args:
+        returns: Return of each episode; those of one group stand side by side.
+        group_size: Episodes per group.
+
+    Source: Shao et al. 2024, arXiv 2402.03300, section 4.1.2 (outcome supervision).
+    """
+    groups = returns.reshape(-1, group_size)
+    centred = groups - groups.mean(axis=1, keepdims=True)
+    scaled: Float[np.ndarray, " B"] = centred / (groups.std(axis=1, keepdims=True) + 1e-8)
+    return scaled.reshape(-1)
+
+
+def leave_one_out(returns: Float[np.ndarray, " B"], group_size: int) -> Float[np.ndarray, " B"]:
+    """Return of each whole episode minus the mean return of the others in its group.
+
+        A_i = R_i - 1/(G - 1) sum_{j != i} R_j
+
+    The baseline does not know the episode's own actions, so it leaves the gradient unbiased.
+
+    Args:
+        returns: Return of each episode; those of one group stand side by side.
+        group_size: Episodes per group, at least 2.
+
+    Source: Kool et al. 2019 and Ahmadian et al. 2024, arXiv 2402.14740.
+    """
+    groups = returns.reshape(-1, group_size)
+    others = (groups.sum(axis=1, keepdims=True) - groups) / (group_size - 1)
+    advantages: Float[np.ndarray, " B"] = (groups - others).reshape(-1)
+    return advantages

@@ -1,4 +1,7 @@
-"""Losses: pure functions of tensors that return (loss, metrics)."""
+"""Losses: pure functions of tensors that return (loss, metrics), both summed over tokens.
+
+The names of the metrics are those of the means that the trainer makes of them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from torch import Tensor
 Metrics = dict[str, float]
 
 
-def ppo_policy_loss(
+def policy_loss(
     logprob: Float[Tensor, " R"],
     old_logprob: Float[Tensor, " R"],
     advantage: Float[Tensor, " R"],
@@ -22,8 +25,8 @@ def ppo_policy_loss(
     Summed rather than averaged, so that gradients of micro-batches add up to the minibatch's.
 
     Returns:
-        The loss, and sums over the tokens: ``ratio``, ``clipped``, ``approx_kl`` (nats, the
-        non-negative estimate rho - 1 - log rho of KL(old || new)).
+        The loss, and sums over the tokens: ratio, whether it is out of range, and approx_kl (nats,
+        the non-negative estimate rho - 1 - log rho of KL(old || new)).
 
     Source: Schulman et al. 2017, arXiv 1707.06347, equation 7.
     """
@@ -33,14 +36,14 @@ def ppo_policy_loss(
     loss = -torch.minimum(ratio * advantage, clipped * advantage).sum()
     with torch.no_grad():
         metrics = {
-            "ratio": float(ratio.sum()),
-            "clipped": float(((ratio - 1).abs() > clip_range).float().sum()),
-            "approx_kl": float((ratio - 1 - log_ratio).sum()),
+            "policy/ratio": float(ratio.sum()),
+            "policy/clip_fraction": float(((ratio - 1).abs() > clip_range).float().sum()),
+            "policy/approx_kl": float((ratio - 1 - log_ratio).sum()),
         }
     return loss, metrics
 
 
-def ppo_value_loss(
+def value_loss(
     value: Float[Tensor, " R"],
     old_value: Float[Tensor, " R"],
     returns: Float[Tensor, " R"],
@@ -49,7 +52,7 @@ def ppo_value_loss(
     """Half the larger of the squared errors of the new and of the clipped value, summed.
 
     Returns:
-        The loss, and the summed squared error of the unclipped value as ``squared_error``.
+        The loss, and the summed squared error of the unclipped value, which the caller averages.
 
     Source: Schulman et al. 2016's clipped form as in OpenAI baselines' ppo2; it keeps one update
     from moving the critic further than ``clip_range`` away from where advantages were computed.
@@ -57,4 +60,27 @@ def ppo_value_loss(
     near = old_value + (value - old_value).clamp(-clip_range, clip_range)
     error, near_error = (value - returns) ** 2, (near - returns) ** 2
     loss = 0.5 * torch.maximum(error, near_error).sum()
-    return loss, {"squared_error": float(error.detach().sum())}
+    return loss, {"critic/mean_squared_error": float(error.detach().sum())}
+
+
+def k3_loss(
+    logprob: Float[Tensor, " R"], ref_logprob: Float[Tensor, " R"]
+) -> tuple[Float[Tensor, ""], Metrics]:
+    """The estimate k3 of KL(policy || reference), summed over tokens.
+
+        sum_t (r_t - 1 - log r_t),  r_t = reference / policy,  each summand >= 0
+
+    Its expected gradient on the policy's own samples is that of KL(reference || policy), which
+    agrees with that of KL(policy || reference) near the reference. As a reward k3 would pull
+    nowhere: there the two gradients are subtracted from each other. k1 = - log r is the other way
+    round: its expected gradient as a loss is 0, and as a reward it is exact.
+
+    Returns:
+        The loss, and the same sum as a metric.
+
+    Source: Shao et al. 2024, arXiv 2402.03300, equation 4, after Schulman 2020, "Approximating KL
+    divergence" (joschu.net/blog/kl-approx.html).
+    """
+    log_r = ref_logprob - logprob
+    loss = (torch.expm1(log_r) - log_r).sum()
+    return loss, {"policy/k3_nats_per_token": float(loss.detach())}

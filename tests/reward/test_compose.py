@@ -10,7 +10,7 @@ import pytest
 
 from homeostat.config import RewardConfig, SetPointConfig
 from homeostat.errors import HomeostatError
-from homeostat.reward.compose import Reward, token_rewards
+from homeostat.reward.compose import Reward, drive_reduction, token_rewards
 from homeostat.reward.valence import SetPoint
 from homeostat.signals.reader import Readings
 from homeostat.types import Conversation, SignalTable, Trace, Turn
@@ -200,6 +200,36 @@ def test_a_missing_signal_without_weight_is_not_blamed_for_another_signal() -> N
         reward().score(TALKS, readings(entropy=(NAN, 1.0, 1.0), boredom=(NAN, NAN, NAN)))
     assert "entropy" in str(caught.value)
     assert "boredom" not in str(caught.value)
+
+
+# --- drive reduction ----------------------------------------------------------------------------
+
+
+def test_drive_reduction_by_hand() -> None:
+    """Two turns, one, three; a first turn is compared with perfect homeostasis."""
+    table = SignalTable(
+        (), np.zeros((6, 0)), np.array([0, 0, 1, 2, 2, 2]), np.array([1, 3, 1, 1, 3, 5])
+    )
+    found = drive_reduction(np.array([-4.0, -1.0, -2.0, 0.0, -3.0, -3.5]), table)
+    assert found.tolist() == [-4.0, 3.0, -2.0, 0.0, -3.0, -0.5]
+
+
+def test_rewards_of_an_episode_sum_to_its_last_valence_under_drive_reduction() -> None:
+    own = {"boredom_twice": {"_target_": f"{__name__}.twice_boredom"}}
+    config = RewardConfig(set_points={"entropy": SetPointConfig()}, terms=own, mode="reduction")
+    found = Reward(config, POINTS).score(TALKS, readings())
+    # Valence 0, -2, -4; own terms 0.2, 0.4, 0.6 come on top, as they are.
+    np.testing.assert_allclose(found.total_N, [0.0 + 0.2, -2.0 + 0.4, -4.0 + 0.6])
+    np.testing.assert_allclose(found.valence.total_N, [0.0, -2.0, -4.0])
+
+
+def test_beginning_badly_does_not_pay_under_drive_reduction() -> None:
+    config = RewardConfig(set_points={"entropy": SetPointConfig()}, mode="reduction")
+    totals = [
+        Reward(config, POINTS).score(TALKS, readings(entropy=(first, 1.0, 1.0))).total_N[:2].sum()
+        for first in (1.0, 3.0)
+    ]
+    assert totals[1] <= totals[0]
 
 
 # --- tokens -------------------------------------------------------------------------------------

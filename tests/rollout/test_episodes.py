@@ -116,6 +116,14 @@ def test_uniforms_follow_from_seed_and_turn() -> None:
     assert uniforms(5, 1, 10).tolist() == found[:10].tolist()
 
 
+def test_samples_of_a_seed_have_numbers_of_their_own() -> None:
+    plain = uniforms(5, 1, 40)
+    assert uniforms(5, 1, 40, sample=0).tolist() == plain.tolist()
+    assert plain.tolist() == np.random.default_rng([5, 1]).random(40).tolist()
+    together = [x for sample in range(4) for x in uniforms(5, 1, 40, sample).tolist()]
+    assert len(set(together)) == 160
+
+
 # --- who speaks ---------------------------------------------------------------------------------
 
 
@@ -252,6 +260,18 @@ def test_progress_counts_replies_and_tokens(
         len(turn.token_ids or ()) for episode in found for turn in episode.conversation.turns
     )
     assert sum(tokens for _, _, tokens in seen) == sampled
+
+
+def test_samples_of_a_seed_share_the_bot_and_not_the_replies(
+    policy: Policy, bots: MixedBots, played: list[Episode]
+) -> None:
+    seeds, samples = [3, 3, 3, 6], [0, 1, 2, 1]
+    found = play(policy, bots, seeds, ROLLOUT, samples=samples)
+    assert [(e.seed, e.sample) for e in found] == list(zip(seeds, samples, strict=True))
+    assert found[0] == played[0]
+    assert len({e.conversation.turns[0].text for e in found[:3]}) == 1
+    assert len({e.conversation.turns[1].token_ids for e in found}) == 4
+    assert play(policy, bots, [3], ROLLOUT, samples=[2]) == [found[2]]
 
 
 def test_no_seeds_no_episodes(policy: Policy, bots: MixedBots) -> None:

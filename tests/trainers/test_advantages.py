@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import product
+from math import prod
+
 import numpy as np
 import pytest
 
-from homeostat.trainers.advantages import gae, whiten
+from homeostat.trainers.advantages import gae, group_relative, leave_one_out, whiten
 
 
 def slow_advantages(
@@ -91,3 +95,144 @@ def test_whitened_values_have_mean_zero_deviation_one_and_the_same_order() -> No
 
 def test_whiten_of_equal_values_is_zero() -> None:
     assert whiten(np.array([3.0, 3.0, 3.0])).tolist() == [0.0, 0.0, 0.0]
+
+
+# --- groups -------------------------------------------------------------------------------------
+
+
+def test_leave_one_out_by_hand() -> None:
+    # The others' means are 4, 3, 2 in the first group and 0, 0, 6 in the second.
+    found = leave_one_out(np.array([1.0, 3.0, 5.0, 6.0, 6.0, -6.0]), 3)
+    np.testing.assert_allclose(found, [-3, 0, 3, 6, 6, -12])
+
+
+def test_group_relative_by_hand() -> None:
+    # Mean 3 and deviation sqrt(8 / 3); then a group of equals, which says nothing.
+    found = group_relative(np.array([1.0, 3.0, 5.0, 7.0, 7.0, 7.0]), 3)
+    np.testing.assert_allclose(found, [-2 / (8 / 3) ** 0.5, 0, 2 / (8 / 3) ** 0.5, 0, 0, 0])
+
+
+@pytest.mark.parametrize("compare", [group_relative, leave_one_out])
+def test_what_a_whole_group_shares_gives_no_advantage(
+    compare: Callable[[np.ndarray, int], np.ndarray],
+) -> None:
+    returns = np.random.default_rng(0).normal(size=12)
+    shifted = returns + np.repeat([5.0, -3.0, 100.0], 4)
+    np.testing.assert_allclose(compare(shifted, 4), compare(returns, 4), atol=1e-6)
+    assert (compare(returns, 4)[returns == returns.max()] > 0).all()
+
+
+# A toy: before each turn the policy goes on with probability p or stops for good. The exact
+# expected gradient of an estimator comes from listing every group that can happen.
+
+
+def outcomes(p: list[float]) -> list[tuple[float, list[float]]]:
+    """Probability of each number of turns played, and the gradient of its log-prob by decision.
+
+    In log-odds: going on gives 1 - p, stopping gives -p, a decision never reached gives 0.
+    """
+    found = []
+    for played in range(len(p) + 1):
+        stopped = played < len(p)
+        probability = prod(p[:played]) * (1 - p[played] if stopped else 1)
+        slope = [1 - x for x in p[:played]] + ([-p[played]] if stopped else [])
+        found.append((probability, slope + [0.0] * (len(p) - len(slope))))
+    return found
+
+
+def true_gradient(p: list[float], paid: list[float]) -> np.ndarray:
+    """Of the expected return, decision by decision."""
+    return np.sum(
+        [
+            chance * sum(paid[:played]) * np.array(slope)
+            for played, (chance, slope) in enumerate(outcomes(p))
+        ],
+        axis=0,
+    )
+
+
+def whole_episode(
+    compare: Callable[[np.ndarray, int], np.ndarray],
+) -> Callable[[list[int], list[float]], np.ndarray]:
+    """Advantage [episode, decision] as the trainers give it: one number for all decisions."""
+
+    def advantages(lengths: list[int], paid: list[float]) -> np.ndarray:
+        found = compare(np.array([sum(paid[:n], 0.0) for n in lengths]), len(lengths))
+        return np.repeat(found[:, None], len(paid), axis=1)
+
+    return advantages
+
+
+def baseline_per_turn(lengths: list[int], paid: list[float]) -> np.ndarray:
+    """The naive way: each turn's reward minus its mean over the episodes that played that turn."""
+    rewards = np.array([[r if k < n else np.nan for k, r in enumerate(paid)] for n in lengths])
+    played = ~np.isnan(rewards)
+    mean = np.where(played, rewards, 0).sum(axis=0) / np.maximum(played.sum(axis=0), 1)
+    centred = np.where(played, rewards - mean, 0.0)
+    return np.cumsum(centred[:, ::-1], axis=1)[:, ::-1]
+
+
+def expected_gradient(
+    p: list[float],
+    paid: list[float],
+    advantages: Callable[[list[int], list[float]], np.ndarray],
+    group_size: int = 3,
+) -> np.ndarray:
+    """Mean over all groups of the estimate that the group gives."""
+    known = outcomes(p)
+    total = np.zeros(len(p))
+    for lengths in product(range(len(known)), repeat=group_size):
+        chance = prod(known[n][0] for n in lengths)
+        slopes = np.array([known[n][1] for n in lengths])
+        total += chance * (advantages(list(lengths), paid) * slopes).mean(axis=0)
+    return total
+
+
+# What each further turn pays: worth it, not worth it, and worth it only in the end.
+STOP_OR_GO = [[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0], [-0.5, -0.5, 3.0]]
+
+
+@pytest.mark.parametrize("paid", STOP_OR_GO)
+def test_leave_one_out_is_unbiased_where_the_policy_decides_when_to_stop(paid: list[float]) -> None:
+    p = [0.5, 0.7, 0.4]
+    found = expected_gradient(p, paid, whole_episode(leave_one_out))
+    np.testing.assert_allclose(found, true_gradient(p, paid), atol=1e-12)
+
+
+@pytest.mark.parametrize("paid", STOP_OR_GO)
+def test_group_relative_points_where_the_gradient_points(paid: list[float]) -> None:
+    """Its unit varies from group to group, so that only the direction can be compared."""
+    p = [0.5, 0.7, 0.4]
+    found, expected = (
+        expected_gradient(p, paid, whole_episode(group_relative)),
+        true_gradient(p, paid),
+    )
+    cosine = found @ expected / np.linalg.norm(found) / np.linalg.norm(expected)
+    assert cosine > 0.9
+
+
+@pytest.mark.parametrize("paid", STOP_OR_GO)
+def test_a_baseline_per_turn_hides_what_going_on_is_worth(paid: list[float]) -> None:
+    """It charges each further turn what such a turn pays, so that going on is worth nothing."""
+    p = [0.5, 0.7, 0.4]
+    np.testing.assert_allclose(expected_gradient(p, paid, baseline_per_turn), 0, atol=1e-12)
+    assert np.abs(true_gradient(p, paid)).max() > 0.1
+
+
+@pytest.mark.parametrize(("paid", "best"), [(1.0, 1.0), (-1.0, 0.0)])
+def test_only_whole_episodes_learn_when_to_stop(paid: float, best: float) -> None:
+    ways = {
+        "leave one out": whole_episode(leave_one_out),
+        "group": whole_episode(group_relative),
+        "per turn": baseline_per_turn,
+    }
+    goes_on = {}
+    for name, advantages in ways.items():
+        log_odds = np.zeros(2)
+        for _ in range(60):
+            p = 1 / (1 + np.exp(-log_odds))
+            log_odds += expected_gradient(p.tolist(), [paid, paid], advantages)
+        goes_on[name] = 1 / (1 + np.exp(-log_odds[0]))
+    assert goes_on["leave one out"] == pytest.approx(best, abs=0.1)
+    assert goes_on["group"] == pytest.approx(best, abs=0.1)
+    assert goes_on["per turn"] == pytest.approx(0.5)

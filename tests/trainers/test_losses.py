@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from homeostat.trainers.losses import ppo_policy_loss, ppo_value_loss
+from homeostat.trainers.losses import k3_loss, policy_loss, value_loss
 
 CLIP = 0.2
 RATIOS = (0.5, 0.79, 0.81, 1.0, 1.19, 1.21, 2.0)
@@ -23,7 +23,7 @@ def tensors(ratios: tuple[float, ...], advantage: float) -> tuple[Tensor, Tensor
 
 def gradient(ratio: float, advantage: float) -> float:
     new, old, advantages = tensors((ratio,), advantage)
-    loss, _ = ppo_policy_loss(new, old, advantages, CLIP)
+    loss, _ = policy_loss(new, old, advantages, CLIP)
     loss.backward()
     assert new.grad is not None
     return float(new.grad[0])
@@ -44,7 +44,7 @@ def gradient(ratio: float, advantage: float) -> float:
     ],
 )
 def test_policy_loss_of_one_token_by_hand(ratio: float, advantage: float, expected: float) -> None:
-    loss, _ = ppo_policy_loss(*tensors((ratio,), advantage), CLIP)
+    loss, _ = policy_loss(*tensors((ratio,), advantage), CLIP)
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
 
 
@@ -54,7 +54,7 @@ def test_policy_loss_equals_a_loop_over_tokens(clip_range: float) -> None:
     old = -3 * torch.rand(40, generator=generator)
     new = old + 0.5 * torch.randn(40, generator=generator)
     advantage = torch.randn(40, generator=generator)
-    loss, metrics = ppo_policy_loss(new, old, advantage, clip_range)
+    loss, metrics = policy_loss(new, old, advantage, clip_range)
     total = ratios = clipped = kl = 0.0
     for n, o, a in zip(new.tolist(), old.tolist(), advantage.tolist(), strict=True):
         ratio = exp(n - o)
@@ -64,9 +64,9 @@ def test_policy_loss_equals_a_loop_over_tokens(clip_range: float) -> None:
         clipped += bounded != ratio
         kl += ratio - 1 - (n - o)
     assert float(loss) == pytest.approx(total, rel=1e-5)
-    assert metrics["ratio"] == pytest.approx(ratios, rel=1e-5)
-    assert metrics["clipped"] == clipped
-    assert metrics["approx_kl"] == pytest.approx(kl, rel=1e-4)
+    assert metrics["policy/ratio"] == pytest.approx(ratios, rel=1e-5)
+    assert metrics["policy/clip_fraction"] == clipped
+    assert metrics["policy/approx_kl"] == pytest.approx(kl, rel=1e-4)
 
 
 @pytest.mark.parametrize(("advantage", "sign"), [(2.0, -1), (-2.0, 1)])
@@ -75,8 +75,8 @@ def test_a_better_token_is_made_more_likely(ratio: float, advantage: float, sign
     found = gradient(ratio, advantage)
     assert found * sign > 0
     new, old, advantages = tensors((ratio,), advantage)
-    before, _ = ppo_policy_loss(new, old, advantages, CLIP)
-    after, _ = ppo_policy_loss(new + 0.01, old, advantages, CLIP)
+    before, _ = policy_loss(new, old, advantages, CLIP)
+    after, _ = policy_loss(new + 0.01, old, advantages, CLIP)
     assert (float((after - before).detach()) < 0) == (advantage > 0)
 
 
@@ -84,11 +84,11 @@ def test_at_ratio_one_the_gradient_is_the_plain_policy_gradient() -> None:
     old = torch.tensor([-1.0, -2.0, -0.3])
     advantage = torch.tensor([1.5, -0.5, 2.0])
     new = old.clone().requires_grad_()
-    loss, metrics = ppo_policy_loss(new, old, advantage, CLIP)
+    loss, metrics = policy_loss(new, old, advantage, CLIP)
     loss.backward()
     assert new.grad is not None
     assert new.grad.tolist() == [-1.5, 0.5, -2.0]  # of -sum A logprob
-    assert metrics == {"ratio": 3.0, "clipped": 0.0, "approx_kl": 0.0}
+    assert metrics == {"policy/ratio": 3.0, "policy/clip_fraction": 0.0, "policy/approx_kl": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_the_gradient_where_not_clipped(ratio: float, advantage: float) -> None:
 
 def test_no_gradient_flows_into_the_old_log_probs_of_a_batch() -> None:
     new, old, advantages = tensors(RATIOS, 1.0)
-    loss, _ = ppo_policy_loss(new, old, advantages, CLIP)
+    loss, _ = policy_loss(new, old, advantages, CLIP)
     loss.backward()
     assert old.grad is None
     assert advantages.grad is None
@@ -115,9 +115,9 @@ def test_no_gradient_flows_into_the_old_log_probs_of_a_batch() -> None:
 
 def test_losses_of_parts_add_up_to_the_loss_of_the_whole() -> None:
     new, old, advantages = (x.detach() for x in tensors(RATIOS, 0.7))
-    whole, metrics = ppo_policy_loss(new, old, advantages, CLIP)
+    whole, metrics = policy_loss(new, old, advantages, CLIP)
     parts = [
-        ppo_policy_loss(new[part], old[part], advantages[part], CLIP)
+        policy_loss(new[part], old[part], advantages[part], CLIP)
         for part in (slice(0, 2), slice(2, 7))
     ]
     assert float(whole) == pytest.approx(sum(float(loss) for loss, _ in parts), rel=1e-6)
@@ -127,9 +127,9 @@ def test_losses_of_parts_add_up_to_the_loss_of_the_whole() -> None:
 
 @pytest.mark.parametrize("ratio", [0.5, 0.9, 1.1, 2.0])
 def test_approximate_kl_is_positive_on_both_sides(ratio: float) -> None:
-    _, metrics = ppo_policy_loss(*tensors((ratio,), 1.0), CLIP)
-    assert metrics["approx_kl"] == pytest.approx(ratio - 1 - log(ratio), rel=1e-4)
-    assert metrics["approx_kl"] > 0
+    _, metrics = policy_loss(*tensors((ratio,), 1.0), CLIP)
+    assert metrics["policy/approx_kl"] == pytest.approx(ratio - 1 - log(ratio), rel=1e-4)
+    assert metrics["policy/approx_kl"] > 0
 
 
 # --- value --------------------------------------------------------------------------------------
@@ -151,9 +151,9 @@ def test_value_loss_by_hand(
     value: float, old: float, target: float, loss: float, slope: float
 ) -> None:
     new = torch.tensor([value], requires_grad=True)
-    found, metrics = ppo_value_loss(new, torch.tensor([old]), torch.tensor([target]), CLIP)
+    found, metrics = value_loss(new, torch.tensor([old]), torch.tensor([target]), CLIP)
     assert float(found.detach()) == pytest.approx(loss, rel=1e-5)
-    assert metrics == {"squared_error": pytest.approx((value - target) ** 2, rel=1e-5)}
+    assert metrics == {"critic/mean_squared_error": pytest.approx((value - target) ** 2, rel=1e-5)}
     found.backward()
     assert new.grad is not None
     assert float(new.grad[0]) == pytest.approx(slope, rel=1e-5)
@@ -162,11 +162,68 @@ def test_value_loss_by_hand(
 def test_value_loss_equals_a_loop_over_tokens() -> None:
     generator = torch.Generator().manual_seed(0)
     value, old, target = torch.randn(3, 40, generator=generator)
-    loss, metrics = ppo_value_loss(value, old, target, CLIP)
+    loss, metrics = value_loss(value, old, target, CLIP)
     total = squared = 0.0
     for v, o, r in zip(value.tolist(), old.tolist(), target.tolist(), strict=True):
         near = min(max(v, o - CLIP), o + CLIP)
         total += 0.5 * max((v - r) ** 2, (near - r) ** 2)
         squared += (v - r) ** 2
     assert float(loss) == pytest.approx(total, rel=1e-5)
-    assert metrics["squared_error"] == pytest.approx(squared, rel=1e-5)
+    assert metrics["critic/mean_squared_error"] == pytest.approx(squared, rel=1e-5)
+
+
+# --- KL -----------------------------------------------------------------------------------------
+
+
+def test_k3_by_hand() -> None:
+    # r = 1/2 and r = 2.
+    loss, metrics = k3_loss(torch.tensor([0.5, 0.25]).log(), torch.tensor([0.25, 0.5]).log())
+    expected = (0.5 - 1 + log(2)) + (2 - 1 - log(2))
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert metrics == {"policy/k3_nats_per_token": pytest.approx(expected, rel=1e-5)}
+
+
+def expected_k3(logits: Tensor, reference: Tensor) -> Tensor:
+    """Mean over the policy's own samples of each token's k3, with the samples held fixed."""
+    log_p = logits.log_softmax(-1)
+    each = [k3_loss(log_p[i : i + 1], reference.log()[i : i + 1])[0] for i in range(len(logits))]
+    return (log_p.exp().detach() * torch.stack(each)).sum()
+
+
+def test_k3_averages_to_the_kl_and_its_gradient_is_that_of_the_reverse_kl() -> None:
+    logits = torch.tensor([0.9, -0.4, 0.1], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([0.3, 0.3, 0.4], dtype=torch.float64)
+    found = expected_k3(logits, reference)
+    p = logits.softmax(-1)
+    assert float(found.detach()) == pytest.approx(float((p * (p / reference).log()).sum()))
+    (slope,) = torch.autograd.grad(found, logits)
+    (expected,) = torch.autograd.grad((reference * (reference / p).log()).sum(), logits)
+    torch.testing.assert_close(slope, expected)
+
+
+def test_k1_pulls_as_a_reward_and_k3_does_not() -> None:
+    """Why each stands where it stands: exact policy gradients of E[estimate], estimate held fixed.
+
+    Near the reference, k3 as a reward hardly pulls at all.
+    """
+    reference = torch.tensor([0.3, 0.3, 0.4], dtype=torch.float64)
+    logits = (reference.log() + torch.tensor([0.05, -0.02, 0.0])).requires_grad_()
+    log_p = logits.log_softmax(-1)
+    p, log_r = log_p.exp().detach(), (reference.log() - log_p).detach()
+    (kl,) = torch.autograd.grad((log_p.exp() * (log_p - reference.log())).sum(), logits)
+    pulls = []
+    for estimate in (-log_r, log_r.exp() - 1 - log_r):
+        log_p = logits.log_softmax(-1)
+        pulls.append(torch.autograd.grad((p * estimate * log_p).sum(), logits)[0])
+    torch.testing.assert_close(pulls[0], kl)
+    assert float(pulls[1].norm()) < 0.05 * float(kl.norm())
+
+
+@pytest.mark.parametrize(("ratio", "sign"), [(2.0, 1), (0.5, -1)])
+def test_k3_pulls_towards_the_reference(ratio: float, sign: int) -> None:
+    """A token that became likelier than under the reference is made less likely again."""
+    logprob = torch.tensor([log(0.2 * ratio)], requires_grad=True)
+    loss, _ = k3_loss(logprob, torch.tensor([log(0.2)]))
+    loss.backward()
+    assert logprob.grad is not None
+    assert float(logprob.grad[0]) * sign > 0

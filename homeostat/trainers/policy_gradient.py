@@ -1,0 +1,340 @@
+"""The loop that PPO, GRPO and RLOO share; they differ in how they give credit to tokens.
+
+    repeat max_steps times:
+        play a batch of episodes against the bots                     policy + adapter, sampled at 1
+        trace them once: log-probs, values, signals                   and once with the adapter off
+        reward of a token = - kl_coef * k1, plus the turn's reward at its end
+        advantages of the tokens                                      ppo.py, grpo.py, rloo.py
+        for each epoch, for each minibatch of episodes:
+            clipped surrogate + critic's loss, if there is one - entropy_coef * entropy
+        stop the epochs early once the policy has moved target_kl away
+        move the price of KL
+
+Departures that all three share: old log-probs come from the tracing pass rather than from sampling,
+so that the first ratio is 1 up to rounding; the loss of a minibatch is averaged over its tokens,
+not over its episodes. With kl_estimator=k3 the penalty is part of the loss instead of the reward,
+and so in units of the advantage: each estimator stands where its gradient is that of a KL.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from homeostat.bots.scripted import Bots
+from homeostat.config import RolloutConfig
+from homeostat.config_trainers import GroupConfig, PolicyGradientConfig
+from homeostat.errors import HomeostatError
+from homeostat.models.adapters import Policy
+from homeostat.models.chat import TokenStream, pad
+from homeostat.models.forward import forward
+from homeostat.models.logprobs import predicting_hidden, token_statistics
+from homeostat.reward.compose import Reward, Rewards, token_rewards
+from homeostat.rollout.episodes import play, training_seeds
+from homeostat.signals.reader import Readings, SignalReader, episode_record
+from homeostat.signals.trace import Critic, batches_by_length
+from homeostat.timing import Stopwatch
+from homeostat.trainers.controllers import lr_factor, make_kl_controller
+from homeostat.trainers.losses import Metrics, k3_loss, policy_loss
+from homeostat.types import Episode, Progress, StepResult, TokenBatch, silent
+
+Ragged = Sequence[Float[np.ndarray, " _"]]  # one array per episode, over its response tokens
+
+
+@dataclass(frozen=True)
+class Credit:
+    """What a trainer makes of the rewards; without a critic there are no values and returns."""
+
+    advantages: Ragged
+    values: Ragged = ()
+    returns: Ragged = ()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One update's experience, in the order in which the episodes were played."""
+
+    episodes: Sequence[Episode]
+    streams: Sequence[TokenStream]
+    readings: Readings
+    rewards: Rewards
+    logprobs: Ragged
+    credit: Credit
+
+
+class PolicyGradient(ABC):
+    """A trainer whose `steps` yields after every update."""
+
+    config: PolicyGradientConfig
+
+    def __init__(
+        self,
+        config: PolicyGradientConfig,
+        *,
+        policy: Policy,
+        bots: Bots,
+        reader: SignalReader,
+        reward: Reward,
+        rollout: RolloutConfig,
+        seed: int,
+        watch: Stopwatch,
+        progress: Progress = silent,
+    ) -> None:
+        self.config = config
+        self.policy = policy
+        self.bots = bots
+        self.reader = reader
+        self.reward = reward
+        self.rollout = rollout
+        self.seed = seed
+        self.watch = watch
+        self.progress = progress
+        self.done = 0
+        self.kl = make_kl_controller(config.kl)
+        self.optimizer = torch.optim.AdamW(policy.adapter_parameters(), config.lr, weight_decay=0.0)
+        self._base_lrs = [config.lr]
+
+    @abstractmethod
+    def credit(self, batch: Sequence[TokenStream], rewards: Ragged, values: Ragged) -> Credit:
+        """Advantages of every response token.
+
+        Args:
+            batch: The episodes' tokens.
+            rewards: Reward of each token.
+            values: What the critic in the trace said of each token; empty without one.
+        """
+
+    def draws(self) -> tuple[list[int], list[int]]:
+        """Seed and sample number of each episode of the next update."""
+        size = self.config.batch_size
+        return training_seeds(self.seed, self.done, size), [0] * size
+
+    def trace_critic(self) -> Critic | None:
+        """A critic that reads the policy's own hidden states while they are traced."""
+        return None
+
+    def critic_loss(
+        self, hidden: Float[Tensor, "R D"], inputs: TokenBatch, batch: Batch, rows: Sequence[int]
+    ) -> tuple[Tensor, Metrics]:
+        """What the critic adds to the loss of some episodes, summed over their tokens.
+
+        Args:
+            hidden: The policy's hidden states before each token, with gradients.
+            inputs: The tokens that they come from.
+            batch: The update's experience.
+            rows: Which of its episodes ``inputs`` holds.
+        """
+        del inputs, batch, rows
+        return hidden.new_zeros(()), {}
+
+    def steps(self) -> Iterator[StepResult]:
+        """Train; yields after every update, and may be left at any yield."""
+        while self.done < self.config.max_steps:
+            batch = self.collect()
+            metrics = describe(batch) | {"policy/kl_coef": self.kl.coef}
+            with self.watch("update"):
+                metrics |= self.update(batch)
+            self.kl.update(
+                metrics["policy/kl_nats_per_token"], metrics["policy/entropy_nats_per_token"]
+            )
+            self.done += 1
+            yield StepResult(step=self.done, metrics=metrics, episodes=self._records(batch))
+
+    def collect(self) -> Batch:
+        """Play one batch of episodes, measure and reward them, and give credit to their tokens."""
+        seeds, samples = self.draws()
+        with self.watch("generate"):
+            episodes = play(
+                self.policy,
+                self.bots,
+                seeds,
+                self.rollout,
+                progress=self.progress,
+                samples=samples,
+            )
+        talks = [episode.conversation for episode in episodes]
+        streams = [self.policy.encode(talk) for talk in talks]
+        in_reward = self.kl.coef if self.config.kl_estimator == "k1" else 0.0
+        with self.watch("trace"):
+            traces = self.reader.trace(talks, critic=self.trace_critic())
+            readings = self.reader.read(talks, traces)
+            rewards = self.reward.score(talks, readings)
+            per_token = [
+                token_rewards(
+                    found,
+                    talk.assistant_turns,
+                    rewards.total_N[readings.table.conversation_N == i],
+                    in_reward,
+                )
+                for i, (talk, found) in enumerate(zip(talks, traces, strict=True))
+            ]
+            values = [t.value_R.astype(np.float64) for t in traces if t.value_R is not None]
+            credit = self.credit(streams, per_token, values)
+        logprobs = [found.logprob_R for found in traces]
+        return Batch(episodes, streams, readings, rewards, logprobs, credit)
+
+    def update(self, batch: Batch) -> Metrics:
+        """Several epochs of minibatch steps on one batch; stops early at ``target_kl``."""
+        config = self.config
+        rng = np.random.default_rng([self.seed, self.done])
+        factor = lr_factor(self.done, config.warmup_steps, config.max_steps, config.lr_decay)
+        for group, base in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
+            group["lr"] = base * factor
+        seen: list[Metrics] = []
+        for _ in range(config.epochs):
+            order = rng.permutation(len(batch.episodes))
+            for rows in np.array_split(order, min(config.minibatches, len(order))):
+                seen.append(self.minibatch(batch, rows.tolist()))
+            if config.target_kl and seen[-1]["policy/approx_kl"] > config.target_kl:
+                break
+        merged = {key: float(np.mean([m[key] for m in seen])) for key in seen[0]}
+        merged["policy/first_ratio"] = seen[0]["policy/ratio"]
+        merged["policy/approx_kl"] = seen[-1]["policy/approx_kl"]
+        merged["optim/minibatches"] = float(len(seen))
+        merged["optim/lr"] = config.lr * factor
+        return merged
+
+    def minibatch(self, batch: Batch, rows: Sequence[int]) -> Metrics:
+        """One optimiser step on some episodes, in micro-batches that fit into memory.
+
+        Raises:
+            HomeostatError: The loss or its gradient is not finite; the weights stay as they were.
+        """
+        tokens = sum(len(batch.logprobs[row]) for row in rows)
+        lengths = [len(batch.streams[row].ids) for row in rows]
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, float] = {}
+        for part in batches_by_length(lengths, self.config.micro_batch_tokens):
+            loss, metrics = self._loss(batch, [rows[i] for i in part])
+            torch.autograd.backward(loss / tokens)
+            for key, value in metrics.items():
+                sums[key] = sums.get(key, 0.0) + value
+        means = {key: value / tokens for key, value in sums.items()}
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = float(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
+        if not np.isfinite(norm + means["optim/loss"]):
+            raise HomeostatError(
+                f"the loss of update {self.done + 1} is {means['optim/loss']} and its gradient "
+                f"norm {norm}; lower trainer.lr={self.config.lr:g} or use dtype=float32. What was "
+                "learned before is kept in the run folder."
+            )
+        self.optimizer.step()
+        return means | {"optim/grad_norm": norm}
+
+    def _loss(self, batch: Batch, rows: Sequence[int]) -> tuple[Tensor, Metrics]:
+        """The loss of some episodes, summed over their response tokens, as are the metrics."""
+        policy = self.policy
+        inputs = pad([batch.streams[row] for row in rows], policy.pad_id, policy.device)
+        hidden = predicting_hidden(forward(policy, inputs), inputs.response_mask)
+        targets = inputs.input_ids[inputs.response_mask]
+        stats = token_statistics(hidden, targets, policy.unembed)
+        loss, metrics = policy_loss(
+            stats.logprob,
+            gathered(batch.logprobs, rows, hidden.device),
+            gathered(batch.credit.advantages, rows, hidden.device),
+            self.config.clip_range,
+        )
+        critic_loss, critic_metrics = self.critic_loss(hidden, inputs, batch, rows)
+        loss, metrics = loss + critic_loss, metrics | critic_metrics
+        if self.config.kl_estimator == "k3":
+            references = [found.ref_logprob_R for found in batch.readings.traces]
+            price, price_metrics = k3_loss(stats.logprob, gathered(references, rows, hidden.device))
+            loss, metrics = loss + self.kl.coef * price, metrics | price_metrics
+        if self.config.entropy_coef:
+            loss = loss - self.config.entropy_coef * stats.entropy.sum()
+        return loss, metrics | {"optim/loss": float(loss.detach())}
+
+    def _records(self, batch: Batch) -> list[dict[str, Any]]:
+        """The episodes of a batch as they go to episodes.jsonl."""
+        valence_N = batch.rewards.valence.total_N
+        return [
+            {
+                "step": self.done,
+                "sample": episode.sample,
+                "valence": valence_N[batch.readings.table.conversation_N == i].tolist(),
+            }
+            | episode_record(episode, batch.readings, i, self.reader.affects)
+            for i, episode in enumerate(batch.episodes)
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the adapter; randomness follows from seed and step."""
+        return {
+            "done": self.done,
+            "kl": self.kl.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue after the update that `state_dict` was taken at."""
+        self.done = int(state["done"])
+        self.kl.load_state_dict(state["kl"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class GroupRelative(PolicyGradient):
+    """A trainer that compares the episodes of one bot seed: same opening, same noise of the bot.
+
+    An episode's return is compared as a whole, and every token of the episode gets the same
+    advantage. A baseline per turn would be biased where the policy decides when to stop: each
+    further turn would be charged what such a turn yields on average, so that going on never paid
+    and never cost anything.
+    """
+
+    config: GroupConfig
+
+    def draws(self) -> tuple[list[int], list[int]]:
+        """Groups side by side: each seed with samples 0 to group_size - 1."""
+        size = self.config.group_size
+        groups = self.config.batch_size // size
+        seeds = training_seeds(self.seed, self.done, groups)
+        return [s for s in seeds for _ in range(size)], list(range(size)) * groups
+
+    def credit(self, batch: Sequence[TokenStream], rewards: Ragged, values: Ragged) -> Credit:
+        """The episode's advantage for each of its tokens."""
+        del batch, values
+        advantage_B = self.compare(np.array([found.sum() for found in rewards]))
+        return Credit([np.full(len(r), a) for r, a in zip(rewards, advantage_B, strict=True)])
+
+    @abstractmethod
+    def compare(self, returns_B: Float[np.ndarray, " B"]) -> Float[np.ndarray, " B"]:
+        """Advantage of each episode within its group."""
+
+
+def gathered(arrays: Ragged, rows: Sequence[int], device: torch.device) -> Float[Tensor, " R"]:
+    """The arrays of some episodes in a row."""
+    return torch.from_numpy(np.concatenate([arrays[row] for row in rows])).to(device, torch.float32)
+
+
+def describe(batch: Batch) -> Metrics:
+    """Means over a batch of episodes, keyed ``area/name``."""
+    table, rewards = batch.readings.table, batch.rewards
+    traces = batch.readings.traces
+    kl = np.concatenate([t.kl_R for t in traces])
+    metrics = {
+        "reward/total": float(rewards.total_N.mean()),
+        "reward/valence": float(rewards.valence.total_N.mean()),
+        "policy/kl_nats_per_token": float(kl.mean()),
+        "policy/entropy_nats_per_token": float(
+            np.concatenate([t.entropy_R for t in traces]).mean()
+        ),
+        "rollout/response_tokens": float(len(kl)),
+    }
+    if batch.credit.values:
+        metrics["critic/value_mean"] = float(np.concatenate(list(batch.credit.values)).mean())
+    for column, name in enumerate(rewards.valence.names):
+        metrics[f"reward/term/{name}"] = float(rewards.valence.terms_NS[:, column].mean())
+    for name, term in rewards.own_terms.items():
+        metrics[f"reward/own/{name}"] = float(term.mean())
+    for name in table.names:
+        metrics[f"signal/{name}_mean"] = float(np.nanmean(table.column(name)))
+    for name, drift in batch.readings.drift.items():
+        metrics[f"perception/drift_{name}"] = drift
+    return metrics

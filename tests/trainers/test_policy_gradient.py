@@ -1,0 +1,200 @@
+"""The loop that the trainers share: what one update does and what it leaves alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from worlds import (
+    TRAINERS,
+    make_trainer,
+    metric,
+    nothing,
+    own_reward,
+    share_of_low_ids,
+)
+
+from homeostat.config_trainers import KLConfig
+from homeostat.errors import HomeostatError
+from homeostat.models.adapters import Policy
+from homeostat.trainers.policy_gradient import Credit
+from homeostat.trainers.ppo import PPO
+
+LOW = own_reward(share_of_low_ids)
+PID_CONTROLLED = KLConfig(kind="pid", coef=0.1, target=0.01)
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_first_ratio_is_one_and_kl_is_zero_before_the_first_step(
+    make_policy: Callable[..., Policy], kind: str
+) -> None:
+    first = next(make_trainer(make_policy(), LOW, kind, epochs=1).steps())
+    assert first.metrics["policy/first_ratio"] == pytest.approx(1, abs=1e-5)
+    assert first.metrics["policy/kl_nats_per_token"] == pytest.approx(0, abs=1e-6)
+    assert ("critic/value_mean" in first.metrics) == (kind == "ppo")
+    assert all(np.isfinite(value) for value in first.metrics.values())
+
+
+@pytest.mark.parametrize("critic", ["shared", "lora"])
+def test_adapter_moves_and_base_does_not(make_policy: Callable[..., Policy], critic: str) -> None:
+    policy = make_policy()
+    before = {n: p.detach().clone() for n, p in policy.model.named_parameters()}
+    next(make_trainer(policy, LOW, critic=critic, epochs=1).steps())
+    after = {n: p for n, p in policy.model.named_parameters() if ".critic." not in n}
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    assert moved
+    assert all("lora_" in name for name in moved)
+
+
+def test_micro_batches_add_up_to_the_minibatch(make_policy: Callable[..., Policy]) -> None:
+    norms = []
+    for micro in (100_000, 1):
+        trainer = make_trainer(make_policy(), LOW, micro_batch_tokens=micro, batch_size=8)
+        norms.append(trainer.minibatch(trainer.collect(), range(8))["optim/grad_norm"])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "critic"), [("ppo", "shared"), ("ppo", "lora"), ("rloo", "")])
+def test_resumed_state_continues_as_if_never_left(
+    make_policy: Callable[..., Policy], kind: str, critic: str
+) -> None:
+    options = {"max_steps": 3, "batch_size": 8, "epochs": 1, "lr_decay": "linear"}
+    options |= {"kl": PID_CONTROLLED} | ({"critic": critic} if critic else {})
+    whole = list(make_trainer(make_policy(), LOW, kind, **options).steps())
+    policy, fresh = make_policy(), make_policy()
+    first = make_trainer(policy, LOW, kind, **options)
+    next(first.steps())
+    second = make_trainer(fresh, LOW, kind, **options)
+    pairs = zip(fresh.adapter_parameters(), policy.adapter_parameters(), strict=True)
+    for own, saved in pairs:
+        own.data.copy_(saved)
+    second.load_state_dict(first.state_dict())
+    for found, expected in zip(second.steps(), whole[1:], strict=True):
+        assert dict(found.metrics) == pytest.approx(dict(expected.metrics), rel=1e-5, abs=1e-7)
+
+
+def test_a_loss_that_is_not_finite_ends_with_a_sentence(
+    make_policy: Callable[..., Policy],
+) -> None:
+    trainer = make_trainer(make_policy(), LOW, batch_size=8)
+    batch = trainer.collect()
+    for advantage in batch.credit.advantages:
+        advantage[:] = np.nan
+    with pytest.raises(HomeostatError, match=r"loss of update 1 is nan .*trainer\.lr"):
+        trainer.update(batch)
+
+
+def test_the_learning_rate_warms_up_and_decays(make_policy: Callable[..., Policy]) -> None:
+    options = {"max_steps": 4, "warmup_steps": 2, "lr_decay": "linear", "batch_size": 4}
+    trainer = make_trainer(make_policy(), LOW, lr=0.01, epochs=1, **options)
+    assert metric(list(trainer.steps()), "optim/lr") == pytest.approx([0.005, 0.01, 0.01, 0.005])
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_a_group_shares_its_bot_and_not_its_replies(
+    make_policy: Callable[..., Policy], kind: str
+) -> None:
+    trainer = make_trainer(make_policy(), LOW, kind, batch_size=8, group_size=4)
+    episodes = trainer.collect().episodes
+    assert [e.sample for e in episodes] == [0, 1, 2, 3] * 2
+    assert [len({e.seed for e in part}) for part in (episodes[:4], episodes[4:])] == [1, 1]
+    assert episodes[0].seed != episodes[4].seed
+    assert len({e.conversation.turns[1].token_ids for e in episodes}) == 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("rloo", [-2.0, 2.0, 4.0, -4.0]), ("grpo", [-1.0, 1.0, 1.0, -1.0])]
+)
+def test_every_token_of_an_episode_gets_its_groups_comparison(
+    make_policy: Callable[..., Policy], kind: str, expected: list[float]
+) -> None:
+    trainer = make_trainer(make_policy(), LOW, kind, batch_size=4, group_size=2)
+    rewards = [[0.0, 1.0], [3.0], [0.0, 0.0, 8.0], [4.0]]
+    credit: Credit = trainer.credit([], [np.array(r) for r in rewards], [])
+    for found, given, value in zip(credit.advantages, rewards, expected, strict=True):
+        np.testing.assert_allclose(found, [value] * len(given), rtol=1e-6)
+
+
+# --- each part of the loss pulls its own way ----------------------------------------------------
+
+
+PRICED = [("ppo", "k1"), ("grpo", "k1"), ("rloo", "k1"), ("rloo", "k3")]
+FEW = {"epochs": 2, "minibatches": 2, "max_steps": 5, "micro_batch_tokens": 10_000}
+
+
+@pytest.mark.parametrize(("kind", "estimator"), PRICED)
+def test_the_price_of_kl_draws_the_policy_back_to_the_base(
+    make_policy: Callable[..., Policy], stir: Callable[..., None], kind: str, estimator: str
+) -> None:
+    policy = make_policy(num_layers=2)
+    stir(policy, scale=0.15)
+    options = {"kl": KLConfig(coef=1.0), "kl_estimator": estimator, **FEW}
+    trainer = make_trainer(policy, own_reward(nothing), kind, lr=1e-2, **options)
+    kl = metric(list(trainer.steps()), "policy/kl_nats_per_token")
+    assert kl[-1] < 0.8 * kl[0]
+
+
+def test_the_entropy_bonus_raises_entropy(
+    make_policy: Callable[..., Policy], stir: Callable[..., None]
+) -> None:
+    entropies = {}
+    for coef in (0.0, 1.0):
+        policy = make_policy(num_layers=2)
+        stir(policy, scale=0.15)
+        options = {"entropy_coef": coef, **FEW}
+        trainer = make_trainer(policy, own_reward(nothing), "rloo", lr=1e-2, **options)
+        entropies[coef] = metric(list(trainer.steps()), "policy/entropy_nats_per_token")
+    assert entropies[1.0][-1] > entropies[1.0][0] + 0.1
+    assert entropies[0.0][-1] == pytest.approx(entropies[0.0][0], abs=0.1)
+
+
+@pytest.mark.parametrize("critic", ["shared", "lora"])
+def test_the_critic_learns_what_an_episode_is_worth(
+    make_policy: Callable[..., Policy], critic: str
+) -> None:
+    """The policy stands still (a tiny rate), and the critic approaches its mean return."""
+    trainer = make_trainer(
+        make_policy(num_layers=2),
+        LOW,
+        critic=critic,
+        lr=1e-9,
+        value_lr=2e-2,
+        gae_lambda=1.0,
+        **FEW,
+    )
+    results = list(trainer.steps())
+    errors = metric(results, "critic/mean_squared_error")
+    assert errors[-1] < 0.7 * errors[0]
+    assert metric(results, "critic/value_mean")[-1] > 0.1
+
+
+def test_a_critic_with_its_own_adapter_leaves_the_policy_alone(
+    make_policy: Callable[..., Policy], tmp_path: Path
+) -> None:
+    policy = make_policy()
+    trainer = make_trainer(policy, LOW, critic="lora", batch_size=8, value_coef=1.0)
+    assert isinstance(trainer, PPO)
+    batch = trainer.collect()
+    for advantage in batch.credit.advantages:
+        advantage[:] = 0.0
+    before = [p.detach().clone() for p in policy.adapter_parameters()]
+    old = [p.detach().clone() for p in trainer.critic_adapter]
+    trainer.update(batch)
+    trainer.update(batch)
+    pairs = zip(before, policy.adapter_parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    pairs = zip(old, trainer.critic_adapter, strict=True)
+    assert not all(torch.equal(a, b) for a, b in pairs)
+    policy.save_adapter(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == []
+
+
+def test_early_stop_and_epochs(make_policy: Callable[..., Policy]) -> None:
+    for target, steps in ((None, 12), (1e-9, 4)):
+        options = {"target_kl": target, "epochs": 3, "minibatches": 4, "batch_size": 8}
+        trainer = make_trainer(make_policy(), LOW, **options)
+        found = next(trainer.steps()).metrics
+        assert found["optim/minibatches"] == steps

@@ -1,0 +1,136 @@
+"""Small worlds with a known optimum, and trainers that play in them on the tiny model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from homeostat.config import IntrinsicConfig, RewardConfig, RolloutConfig, SignalsConfig, build
+from homeostat.config_trainers import GRPOConfig, KLConfig, PPOConfig, RLOOConfig
+from homeostat.models.adapters import Policy
+from homeostat.reward.compose import Reward
+from homeostat.signals.reader import SignalReader
+from homeostat.timing import Stopwatch
+from homeostat.trainers.policy_gradient import PolicyGradient
+from homeostat.types import Conversation, StepResult, Trace, Turn
+
+CONFIGS = {"ppo": PPOConfig, "grpo": GRPOConfig, "rloo": RLOOConfig}
+TRAINERS = tuple(CONFIGS)
+LOW_IDS = 64  # a quarter of the byte tokenizer's ids
+NO_KL = KLConfig(coef=0.0)
+
+
+@dataclass
+class Parrot:
+    """A user who says the same thing whatever happens."""
+
+    first: str = "hi"
+    name: str = "parrot"
+
+    def opening(self) -> Turn:
+        return Turn("user", self.first)
+
+    def answer(self, reply: str) -> Turn:  # noqa: ARG002
+        return Turn("user", "go on")
+
+
+class Parrots:
+    """All seeds are the same user."""
+
+    def spawn(self, seed: int) -> Parrot:  # noqa: ARG002
+        return Parrot()
+
+
+class TwoParrots:
+    """Even and odd seeds begin differently."""
+
+    def spawn(self, seed: int) -> Parrot:
+        return Parrot(("a" * 12, "z" * 12)[seed % 2])
+
+
+def replies(conversation: Conversation) -> list[tuple[int, ...]]:
+    return [conversation.turns[i].token_ids or () for i in conversation.assistant_turns]
+
+
+def share_of_low_ids(
+    conversation: Conversation,
+    signals: dict[str, Any],  # noqa: ARG001
+    trace: Trace,  # noqa: ARG001
+) -> list[float]:
+    """Share of each reply's tokens that come from the first quarter of the vocabulary."""
+    return [sum(t < LOW_IDS for t in reply) / len(reply) for reply in replies(conversation)]
+
+
+def share_the_opening_asks_for(
+    conversation: Conversation,
+    signals: dict[str, Any],  # noqa: ARG001
+    trace: Trace,  # noqa: ARG001
+) -> list[float]:
+    """Share of ids below 128 after one opening, above after the other: blindly one half."""
+    low = conversation.turns[0].text[0] == "a"
+    return [sum((t < 128) == low for t in reply) / len(reply) for reply in replies(conversation)]
+
+
+def first_reply_decides(
+    conversation: Conversation, signals: dict[str, Any], trace: Trace
+) -> list[float]:
+    """Nothing for the first reply itself; the last one is paid by what the first one was."""
+    shares = share_of_low_ids(conversation, signals, trace)
+    return [0.0] * (len(shares) - 1) + [shares[0]]
+
+
+def nothing(
+    conversation: Conversation,
+    signals: dict[str, Any],  # noqa: ARG001
+    trace: Trace,  # noqa: ARG001
+) -> list[float]:
+    """Every reply is worth the same."""
+    return [0.0 for _ in conversation.assistant_turns]
+
+
+def surprise_of_four_nats(
+    conversation: Conversation,
+    signals: dict[str, Any],  # noqa: ARG001
+    trace: Trace,
+) -> list[float]:
+    """Best where each sampled token has four nats: there the entropy is four nats too."""
+    surprises = [-trace.logprob_R[trace.turn_R == i] for i in conversation.assistant_turns]
+    return [-float(np.abs(own - 4).mean()) for own in surprises]
+
+
+def own_reward(term: Callable[..., Sequence[float]], weight: float = 1.0) -> Reward:
+    target = f"{term.__module__}.{term.__name__}"
+    return Reward(RewardConfig(terms={"own": {"_target_": target, "weight": weight}}), {})
+
+
+def make_trainer(
+    policy: Policy,
+    reward: Reward,
+    kind: str = "ppo",
+    bots: Any = None,
+    rollout: RolloutConfig | None = None,
+    **options: Any,
+) -> PolicyGradient:
+    reader = SignalReader(policy, SignalsConfig(intrinsic=IntrinsicConfig()), None)
+    reader.base_norms = np.ones(len(reader.norm_layers))
+    settings: dict[str, Any] = {"lr": 2e-2, "batch_size": 32, "max_steps": 8, "epochs": 4}
+    settings |= {"kl": NO_KL, "target_kl": None}
+    trainer = build(
+        CONFIGS[kind](name=kind, **{**settings, **options}),
+        policy=policy,
+        bots=bots or Parrots(),
+        reader=reader,
+        reward=reward,
+        rollout=rollout or RolloutConfig(turns=2, max_new_tokens=2),
+        seed=0,
+        watch=Stopwatch(),
+    )
+    assert isinstance(trainer, PolicyGradient)
+    return trainer
+
+
+def metric(results: Sequence[StepResult], key: str = "reward/own/own") -> list[float]:
+    return [result.metrics[key] for result in results]
