@@ -19,6 +19,7 @@ from omegaconf import MISSING
 
 from homeostat.checks import require, require_fraction, require_one_of, require_positive
 from homeostat.config_trainers import (
+    DPOConfig,
     GRPOConfig,
     NoTrainerConfig,
     PPOConfig,
@@ -445,6 +446,7 @@ SCHEMAS: dict[str, type] = {
     "schema/trainer/ppo": PPOConfig,
     "schema/trainer/grpo": GRPOConfig,
     "schema/trainer/rloo": RLOOConfig,
+    "schema/trainer/dpo": DPOConfig,
     "schema/bot/scripted": ScriptedBotConfig,
     "schema/bot/mixed": MixedBotConfig,
     "schema/eval/homeostasis": EvalConfig,

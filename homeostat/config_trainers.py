@@ -145,15 +145,7 @@ class GroupConfig(PolicyGradientConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.group_size >= 2,
-            f"trainer.group_size={self.group_size} leaves nothing to compare; use at least 2.",
-        )
-        require(
-            self.batch_size % self.group_size == 0,
-            f"trainer.batch_size={self.batch_size} must be a multiple of "
-            f"trainer.group_size={self.group_size}.",
-        )
+        _require_whole_groups(self.batch_size, self.group_size)
 
 
 @dataclass
@@ -168,3 +160,59 @@ class RLOOConfig(GroupConfig):
     """REINFORCE with a leave-one-out baseline; see `homeostat.trainers.rloo`."""
 
     _target_: str = "homeostat.trainers.rloo.RLOO"
+
+
+@dataclass
+class DPOConfig(TrainerConfig):
+    """Direct preference optimisation on ranked replies; see `homeostat.trainers.dpo`."""
+
+    _target_: str = "homeostat.trainers.dpo.DPO"
+    group_size: int = 4
+    epochs: int = 2
+    minibatch_pairs: int = 4
+    micro_batch_pairs: int = 4
+    beta: float = 0.1
+    nll_coef: float = 0.0
+    min_margin: float = 0.5
+    max_length_ratio: float | None = None
+    held_out: float = 0.25
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(
+            "trainer",
+            epochs=self.epochs,
+            minibatch_pairs=self.minibatch_pairs,
+            micro_batch_pairs=self.micro_batch_pairs,
+            beta=self.beta,
+            min_margin=self.min_margin,
+            max_grad_norm=self.max_grad_norm,
+        )
+        _require_whole_groups(self.batch_size, self.group_size)
+        require(self.nll_coef >= 0, f"trainer.nll_coef={self.nll_coef} must be 0 or above.")
+        require(
+            self.max_length_ratio is None or self.max_length_ratio >= 1,
+            f"trainer.max_length_ratio={self.max_length_ratio} must be 1 or above, or null for "
+            "any lengths.",
+        )
+        require(
+            0 <= self.held_out < 1,
+            f"trainer.held_out={self.held_out} must be 0 or above and below 1.",
+        )
+        require(
+            self.minibatch_pairs % min(self.micro_batch_pairs, self.minibatch_pairs) == 0,
+            f"trainer.minibatch_pairs={self.minibatch_pairs} must be a multiple of "
+            f"trainer.micro_batch_pairs={self.micro_batch_pairs}.",
+        )
+
+
+def _require_whole_groups(batch_size: int, group_size: int) -> None:
+    require(
+        group_size >= 2,
+        f"trainer.group_size={group_size} leaves nothing to compare; use at least 2.",
+    )
+    require(
+        batch_size % group_size == 0,
+        f"trainer.batch_size={batch_size} must be a multiple of trainer.group_size={group_size}.",
+    )

@@ -38,6 +38,18 @@ class Sampler:
         other._unread = [list(ids) for ids in self._unread]
         return other
 
+    def keep(self, rows: Sequence[int]) -> Sampler:
+        """A copy with these rows in this order; a row that is named twice may go two ways."""
+        other = copy.copy(self)
+        index = torch.tensor(rows, device=self._policy.device)
+        other._cache = copy.copy(self._cache)
+        other._cache.layers = [copy.copy(layer) for layer in self._cache.layers]
+        other._cache.batch_select_indices(index)
+        other._mask = self._mask[index]
+        other._unread = [list(self._unread[row]) for row in rows]
+        other._hidden = None if self._hidden is None else self._hidden[index]
+        return other
+
     def append(self, ids: Sequence[Sequence[int]]) -> None:
         """Let every row read more tokens (the template and the user's next turn).
 

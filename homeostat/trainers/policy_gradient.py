@@ -18,8 +18,8 @@ and so in units of the advantage: each estimator stands where its gradient is th
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,22 +28,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from homeostat.bots.scripted import Bots
-from homeostat.config import RolloutConfig
 from homeostat.config_trainers import GroupConfig, PolicyGradientConfig
 from homeostat.errors import HomeostatError
-from homeostat.models.adapters import Policy
 from homeostat.models.chat import TokenStream, pad
 from homeostat.models.forward import forward
 from homeostat.models.logprobs import predicting_hidden, token_statistics
-from homeostat.reward.compose import Reward, Rewards, token_rewards
+from homeostat.reward.compose import Rewards, token_rewards
 from homeostat.rollout.episodes import play, training_seeds
-from homeostat.signals.reader import Readings, SignalReader, episode_record
+from homeostat.signals.reader import Readings, episode_record
 from homeostat.signals.trace import Critic, batches_by_length
-from homeostat.timing import Stopwatch
+from homeostat.trainers.base import AdapterTrainer, describe
 from homeostat.trainers.controllers import lr_factor, make_kl_controller
 from homeostat.trainers.losses import Metrics, k3_loss, policy_loss
-from homeostat.types import Episode, Progress, StepResult, TokenBatch, silent
+from homeostat.types import Episode, TokenBatch
 
 Ragged = Sequence[Float[np.ndarray, " _"]]  # one array per episode, over its response tokens
 
@@ -69,36 +66,14 @@ class Batch:
     credit: Credit
 
 
-class PolicyGradient(ABC):
-    """A trainer whose `steps` yields after every update."""
+class PolicyGradient(AdapterTrainer):
+    """A trainer that weighs the log-probabilities of sampled tokens by their advantages."""
 
     config: PolicyGradientConfig
 
-    def __init__(
-        self,
-        config: PolicyGradientConfig,
-        *,
-        policy: Policy,
-        bots: Bots,
-        reader: SignalReader,
-        reward: Reward,
-        rollout: RolloutConfig,
-        seed: int,
-        watch: Stopwatch,
-        progress: Progress = silent,
-    ) -> None:
-        self.config = config
-        self.policy = policy
-        self.bots = bots
-        self.reader = reader
-        self.reward = reward
-        self.rollout = rollout
-        self.seed = seed
-        self.watch = watch
-        self.progress = progress
-        self.done = 0
+    def __init__(self, config: PolicyGradientConfig, **runtime: Any) -> None:
+        super().__init__(config, **runtime)
         self.kl = make_kl_controller(config.kl)
-        self.optimizer = torch.optim.AdamW(policy.adapter_parameters(), config.lr, weight_decay=0.0)
         self._base_lrs = [config.lr]
 
     @abstractmethod
@@ -134,18 +109,18 @@ class PolicyGradient(ABC):
         del inputs, batch, rows
         return hidden.new_zeros(()), {}
 
-    def steps(self) -> Iterator[StepResult]:
-        """Train; yields after every update, and may be left at any yield."""
-        while self.done < self.config.max_steps:
-            batch = self.collect()
-            metrics = describe(batch) | {"policy/kl_coef": self.kl.coef}
-            with self.watch("update"):
-                metrics |= self.update(batch)
-            self.kl.update(
-                metrics["policy/kl_nats_per_token"], metrics["policy/entropy_nats_per_token"]
-            )
-            self.done += 1
-            yield StepResult(step=self.done, metrics=metrics, episodes=self._records(batch))
+    def step(self) -> tuple[Metrics, Sequence[Mapping[str, Any]]]:
+        """Collect one batch of episodes, learn from it, and move the price of KL."""
+        batch = self.collect()
+        metrics = describe(batch.readings, batch.rewards) | {"policy/kl_coef": self.kl.coef}
+        if batch.credit.values:
+            metrics["critic/value_mean"] = float(np.concatenate(list(batch.credit.values)).mean())
+        with self.watch("update"):
+            metrics |= self.update(batch)
+        self.kl.update(
+            metrics["policy/kl_nats_per_token"], metrics["policy/entropy_nats_per_token"]
+        )
+        return metrics, self._records(batch)
 
     def collect(self) -> Batch:
         """Play one batch of episodes, measure and reward them, and give credit to their tokens."""
@@ -256,7 +231,7 @@ class PolicyGradient(ABC):
         valence_N = batch.rewards.valence.total_N
         return [
             {
-                "step": self.done,
+                "step": self.done + 1,
                 "sample": episode.sample,
                 "valence": valence_N[batch.readings.table.conversation_N == i].tolist(),
             }
@@ -265,18 +240,13 @@ class PolicyGradient(ABC):
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beside the adapter; randomness follows from seed and step."""
-        return {
-            "done": self.done,
-            "kl": self.kl.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
+        """What a resumed run needs beside the adapter."""
+        return super().state_dict() | {"kl": self.kl.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue after the update that `state_dict` was taken at."""
-        self.done = int(state["done"])
+        super().load_state_dict(state)
         self.kl.load_state_dict(state["kl"])
-        self.optimizer.load_state_dict(state["optimizer"])
 
 
 class GroupRelative(PolicyGradient):
@@ -311,30 +281,3 @@ class GroupRelative(PolicyGradient):
 def gathered(arrays: Ragged, rows: Sequence[int], device: torch.device) -> Float[Tensor, " R"]:
     """The arrays of some episodes in a row."""
     return torch.from_numpy(np.concatenate([arrays[row] for row in rows])).to(device, torch.float32)
-
-
-def describe(batch: Batch) -> Metrics:
-    """Means over a batch of episodes, keyed ``area/name``."""
-    table, rewards = batch.readings.table, batch.rewards
-    traces = batch.readings.traces
-    kl = np.concatenate([t.kl_R for t in traces])
-    metrics = {
-        "reward/total": float(rewards.total_N.mean()),
-        "reward/valence": float(rewards.valence.total_N.mean()),
-        "policy/kl_nats_per_token": float(kl.mean()),
-        "policy/entropy_nats_per_token": float(
-            np.concatenate([t.entropy_R for t in traces]).mean()
-        ),
-        "rollout/response_tokens": float(len(kl)),
-    }
-    if batch.credit.values:
-        metrics["critic/value_mean"] = float(np.concatenate(list(batch.credit.values)).mean())
-    for column, name in enumerate(rewards.valence.names):
-        metrics[f"reward/term/{name}"] = float(rewards.valence.terms_NS[:, column].mean())
-    for name, term in rewards.own_terms.items():
-        metrics[f"reward/own/{name}"] = float(term.mean())
-    for name in table.names:
-        metrics[f"signal/{name}_mean"] = float(np.nanmean(table.column(name)))
-    for name, drift in batch.readings.drift.items():
-        metrics[f"perception/drift_{name}"] = drift
-    return metrics

@@ -1,0 +1,71 @@
+"""Several replies to the same conversation so far, each answered by the bot."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+
+from homeostat.bots.scripted import Bots
+from homeostat.config import RolloutConfig
+from homeostat.models.adapters import Policy
+from homeostat.rollout.episodes import uniforms
+from homeostat.rollout.generate import Sampler
+from homeostat.types import Conversation, Episode, Progress, Turn, silent
+
+
+def play_candidates(
+    policy: Policy,
+    bots: Bots,
+    seeds: Sequence[int],
+    count: int,
+    config: RolloutConfig,
+    progress: Progress = silent,
+) -> list[list[Episode]]:
+    """Groups of ``count`` episodes that are the same up to the last reply and the bot's answer.
+
+    One group per seed and turn: at every turn ``count`` replies are sampled to the conversation so
+    far, and it goes on from the first of them, which is what `play` would have sampled. Bots are
+    copied before they answer, so that none hears another's reply.
+
+    Args:
+        policy: Plays the assistant, as it is now, sampled at temperature 1.
+        bots: Play the users.
+        seeds: Seed of each conversation's bot and of its sampling.
+        count: Candidate replies per prefix.
+        config: Number of turns and their length.
+        progress: Told how many replies are done, and their tokens.
+    """
+    players = [bots.spawn(seed) for seed in seeds]
+    talks = [Conversation((player.opening(),)) for player in players]
+    stem = Sampler(policy, len(seeds))
+    read = [0] * len(seeds)
+    groups: list[list[Episode]] = []
+    for turn in range(config.turns):
+        streams = [policy.encode(talk).ids for talk in talks]
+        stem.append([ids[done:] for ids, done in zip(streams, read, strict=True)])
+        branches = stem.keep([row for row in range(len(seeds)) for _ in range(count)])
+        numbers = [
+            uniforms(seed, turn, config.max_new_tokens, sample)
+            for seed in seeds
+            for sample in range(count)
+        ]
+        replies = branches.sample(np.stack(numbers))
+        fresh = []
+        for row, seed in enumerate(seeds):
+            group = []
+            for sample, ids in enumerate(replies[row * count : (row + 1) * count]):
+                player = copy.deepcopy(players[row])
+                text = policy.tokenizer.decode(ids, skip_special_tokens=True).strip()
+                said = (Turn("assistant", text, token_ids=tuple(ids)), player.answer(text))
+                talk = Conversation((*talks[row].turns, *said))
+                group.append((player, Episode(seed, player.name, talk, sample)))
+            players[row], talks[row] = group[0][0], group[0][1].conversation
+            fresh.append([episode for _, episode in group])
+        groups.extend(fresh)
+        stem = branches.keep(range(0, len(replies), count))
+        read = [len(ids) + len(replies[row * count]) for row, ids in enumerate(streams)]
+        done = (turn + 1) * len(replies)
+        progress(done, config.turns * len(replies), sum(map(len, replies)))
+    return groups
