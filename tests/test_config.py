@@ -363,7 +363,7 @@ def test_every_trainer_refuses_zero(trainer: str, key: str) -> None:
 # --- what spans several fields ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("trainer", ["grpo", "rloo"])
+@pytest.mark.parametrize("trainer", ["grpo", "rloo", "dpo"])
 def test_a_batch_holds_whole_groups(trainer: str) -> None:
     config = chosen("trainer", trainer)
     with pytest.raises(ValueError, match=r"trainer\.batch_size=10 must be a multiple of .*size=4"):
@@ -371,6 +371,29 @@ def test_a_batch_holds_whole_groups(trainer: str) -> None:
     with pytest.raises(ValueError, match=r"trainer\.group_size=1 .*at least 2"):
         converted(changed(config, trainer__group_size=1))
     converted(changed(config, trainer__batch_size=10, trainer__group_size=5))
+
+
+DPO_WRONG = [
+    ("epochs", 0, "trainer.epochs=0 must be above 0"),
+    ("beta", 0.0, "trainer.beta=0.0 must be above 0"),
+    ("min_margin", 0.0, "trainer.min_margin=0.0 must be above 0"),
+    ("minibatch_pairs", 0, "trainer.minibatch_pairs=0 must be above 0"),
+    ("micro_batch_pairs", 3, "trainer.minibatch_pairs=4 must be a multiple of trainer.micro"),
+    ("nll_coef", -1.0, "trainer.nll_coef=-1.0 must be 0 or above"),
+    ("max_length_ratio", 0.9, "trainer.max_length_ratio=0.9 must be 1 or above, or null"),
+    ("held_out", 1.0, "trainer.held_out=1.0 must be 0 or above and below 1"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), DPO_WRONG)
+def test_dpo_refuses_what_it_cannot_train_with(key: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        converted(changed(chosen("trainer", "dpo"), **{f"trainer__{key}": value}))
+
+
+def test_a_micro_batch_may_be_larger_than_the_minibatch() -> None:
+    found = converted(changed(chosen("trainer", "dpo"), trainer__micro_batch_pairs=9)).trainer
+    assert (found.minibatch_pairs, found.micro_batch_pairs) == (4, 9)
 
 
 def without_weights(config: DictConfig) -> DictConfig:

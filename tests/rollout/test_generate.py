@@ -371,6 +371,27 @@ def test_a_fork_goes_on_alone_and_leaves_the_original_as_it_was(
     assert fork.sample(third) != sampler.sample(third)
 
 
+def test_kept_rows_go_on_as_they_would_have(policy: Policy) -> None:
+    """A row that is kept twice goes two ways; the sampler that it came from stays as it was."""
+    rng = np.random.default_rng(9)
+    before, after = rng.random((2, LIMIT)), rng.random((3, LIMIT))
+    sampler = Sampler(policy, 2)
+    sampler.append([some_ids(1, 5), some_ids(2, 9)])
+    first = sampler.sample(before)
+    kept = sampler.keep([1, 0, 1])
+    blocks = [some_ids(60, 3), some_ids(61, 4), some_ids(62, 2)]
+    kept.append(blocks)
+    seen = [some_ids(2, 9) + first[1], some_ids(1, 5) + first[0], some_ids(2, 9) + first[1]]
+    rows = zip(seen, blocks, after, strict=True)
+    assert kept.sample(after) == [slow_reply(policy, ids + new, list(u)) for ids, new, u in rows]
+    sampler.append(blocks[:2])
+    undisturbed = [some_ids(1, 5) + first[0] + blocks[0], some_ids(2, 9) + first[1] + blocks[1]]
+    expected = [
+        slow_reply(policy, ids, list(u)) for ids, u in zip(undisturbed, after, strict=False)
+    ]
+    assert sampler.sample(after[:2]) == expected
+
+
 def test_a_fork_may_be_sampled_at_once(policy: Policy) -> None:
     """As the failures do: one prompt, many replies."""
     prompts = [[*COMMON, 1], [*COMMON, 2, 3]]
