@@ -85,11 +85,22 @@ class EmbeddedModelConfig(ModelConfig):
 
 @dataclass
 class PretrainedModelConfig(ModelConfig):
-    """A hub id, a local folder or a GGUF file."""
+    """A hub id, a local folder or a GGUF file.
+
+    ``quantization: 4bit`` keeps the base's linear layers in 4-bit NormalFloat, which needs CUDA and
+    the extra ``homeostat[quant]``; the adapter stays float32.
+    """
 
     _target_: str = "homeostat.models.load.load_pretrained"
     path: str = MISSING
     revision: str | None = None
+    quantization: str | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            self.quantization in (None, "4bit"),
+            f"model.quantization={self.quantization} is unknown; choose 4bit, or null for none.",
+        )
 
 
 @dataclass
@@ -387,6 +398,19 @@ class EvalConfig:
 
 
 @dataclass
+class MemoryConfig:
+    """What a run may use, 10^9 bytes; None = what the device has left when training begins."""
+
+    limit_gb: float | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            self.limit_gb is None or self.limit_gb > 0,
+            f"memory.limit_gb={self.limit_gb} must be above 0, or null for what the device has.",
+        )
+
+
+@dataclass
 class WandbConfig:
     """Mirror of the metrics; ``offline`` needs no account and stays inside the run folder."""
 
@@ -410,6 +434,7 @@ class RunConfig:
     eval: EvalConfig = MISSING
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
     seed: int = 0
     device: str = "auto"

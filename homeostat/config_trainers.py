@@ -16,13 +16,17 @@ CRITICS = ("shared", "lora")
 
 @dataclass
 class TrainerConfig:
-    """What every trainer has; one step is one update or round, a batch is that many episodes."""
+    """What every trainer has; one step is one update or round, a batch is that many episodes.
+
+    ``gradient_checkpointing`` computes every block twice, and keeps only what goes into it.
+    """
 
     _target_: str = MISSING
     name: str = MISSING
     lr: float = 1e-3
     batch_size: int = 16
     max_steps: int = 4
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         require_positive(

@@ -43,6 +43,7 @@ from homeostat.signals.calibration import QUANTILES, Calibration, calibrate
 from homeostat.signals.perception import Perception, obtain_perception, what_is_measured
 from homeostat.signals.reader import SignalReader, episode_record
 from homeostat.timing import Stopwatch
+from homeostat.trainers.memory import as_record, memory_limit, micro_key, plan_memory
 from homeostat.types import EvalResult
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "hydra-core", "numpy", "scikit-learn", "wandb")
@@ -60,6 +61,7 @@ class Outcome:
     allowed: tuple[str, ...] = ()
     failures: Mapping[str, Any] | None = None
     staleness: Mapping[str, Any] | None = None
+    planned_bytes: int | None = None
 
 
 def run(config: RunConfig, folder: Path, console: Console, overrides: Sequence[str] = ()) -> str:
@@ -132,6 +134,8 @@ def _run_stages(
     seed_generators(config.seed)
     policy = load_policy(config, console, watch)
     bots = build(config.bot)
+    if not isinstance(config.trainer, NoTrainerConfig):
+        outcome.planned_bytes = check_memory(config, policy, bots, folder, console)
     outcome.perception = perceive(config, policy, folder, console, watch)
     probes = outcome.perception.probes if outcome.perception else None
     reader = SignalReader(policy, config.signals, probes)
@@ -212,6 +216,22 @@ def load_policy(config: RunConfig, console: Console, watch: Stopwatch) -> Policy
     console.say(f"loading {config.model.name} ({device}, {str(dtype).removeprefix('torch.')})")
     with watch("load"):
         return Policy(build(config.model, device=device, dtype=dtype), config.lora, config.seed)
+
+
+def check_memory(
+    config: RunConfig, policy: Policy, bots: Any, folder: Path, console: Console
+) -> int:
+    """Show what training will hold in memory; returns the bytes.
+
+    Raises:
+        HomeostatError: It is more than there is.
+    """
+    plan = plan_memory(policy, config.trainer, config.rollout, bots)
+    limit = memory_limit(policy.device, config.memory.limit_gb, plan.weights)
+    write_text(folder / "memory.json", json.dumps(as_record(plan, limit), indent=2))
+    console.memory(plan.parts(), plan.total, limit)
+    plan.require(limit, micro_key(config.trainer))
+    return plan.total
 
 
 def perceive(
@@ -445,6 +465,8 @@ def summarise(config: RunConfig, outcome: Outcome, watch: Stopwatch) -> dict[str
         "max_steps": config.trainer.max_steps,
         "wall_s": watch.wall_s,
         "peak_rss_mb": peak_rss_mb(),
+        "peak_cuda_mb": peak_cuda_mb(),
+        "planned_mb": None if outcome.planned_bytes is None else outcome.planned_bytes / 1e6,
         "time_s": dict(watch.seconds),
         "time_share": watch.shares(),
         "probe_auroc": {name: report.auroc for name, report in reports.items()},
@@ -461,6 +483,11 @@ def peak_rss_mb() -> float:
     """Peak resident memory of this process so far, MB (10^6 bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def peak_cuda_mb() -> float | None:
+    """Peak of the tensors on a CUDA device so far, MB (10^6 bytes); None without one."""
+    return torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else None
 
 
 def _git_revision() -> str | None:

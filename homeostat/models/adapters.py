@@ -96,23 +96,24 @@ class Policy:
         return self.eos_ids[0] if pad is None else pad
 
     @property
-    def _text_config(self) -> Any:
+    def text_config(self) -> Any:
+        """The base model's own description of its language part."""
         return self.base.model.config.get_text_config()
 
     @property
     def max_context(self) -> int:
         """Tokens that fit into one conversation."""
-        return int(self._text_config.max_position_embeddings)
+        return int(self.text_config.max_position_embeddings)
 
     @property
     def num_layers(self) -> int:
         """Number of decoder blocks."""
-        return int(self._text_config.num_hidden_layers)
+        return int(self.text_config.num_hidden_layers)
 
     @property
     def hidden_size(self) -> int:
         """Width of the residual stream."""
-        return int(self._text_config.hidden_size)
+        return int(self.text_config.hidden_size)
 
     def adapter_parameters(self) -> list[nn.Parameter]:
         """The parameters of the policy that training moves; a critic's are not among them."""
@@ -137,6 +138,27 @@ class Policy:
             # peft freezes an adapter that is switched off; a backward pass may still be to come.
             for parameter in self._parameters_of(CRITIC):
                 parameter.requires_grad_(True)
+
+    @contextmanager
+    def recomputing(self, wanted: bool) -> Iterator[None]:
+        """Within this context decoder blocks keep only their inputs, and compute the rest again.
+
+        Nothing happens unless ``wanted``. Results stay the same: a block counts as training so that
+        transformers checkpoints it, while the modules in it go on evaluating, without dropout.
+        """
+        if not wanted:
+            yield
+            return
+        layers = decoder_layers(self.model)
+        self.base.model.gradient_checkpointing_enable({"use_reentrant": False})
+        for layer in layers:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
+            self.base.model.gradient_checkpointing_disable()
 
     def _parameters_of(self, adapter: str) -> list[nn.Parameter]:
         return [p for name, p in self.model.named_parameters() if f".{adapter}." in name]

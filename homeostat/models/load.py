@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
     LocalEntryNotFoundError,
 )
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
 from transformers.utils import logging as transformers_logging
 
 from homeostat.config import PretrainedModelConfig
@@ -51,7 +52,13 @@ def load_pretrained(
             is gated, or it has no chat template.
     """
     path = Path(config.path).expanduser()
+    quantization = four_bit(device, dtype) if config.quantization else None
     if path.suffix == ".gguf":
+        if quantization is not None:
+            raise HomeostatError(
+                f"model.quantization={config.quantization} does not go with a GGUF file, which is "
+                "de-quantised; give a folder or hub id, or leave it null."
+            )
         if not path.is_file():
             raise HomeostatError(f"model.path={config.path} is not a file; give the GGUF's path.")
         try:
@@ -59,22 +66,56 @@ def load_pretrained(
         except (OSError, ValueError, KeyError) as error:
             raise HomeostatError(f"no model could be read from {path}: {error}") from error
     elif path.is_dir():
-        model, tokenizer = read_folder(str(path), dtype)
+        model, tokenizer = read_folder(str(path), dtype, quantization=quantization)
     elif path.is_absolute() or config.path.startswith((".", "~")):
         raise HomeostatError(
             f"model.path={config.path} does not exist; give a model folder, GGUF file or hub id."
         )
     else:
         _require_on_hub(config)
-        model, tokenizer = read_folder(config.path, dtype, revision=config.revision)
+        model, tokenizer = read_folder(config.path, dtype, config.revision, quantization)
     return finish(model, tokenizer, config.name, device)
 
 
-def read_folder(path: str, dtype: torch.dtype, revision: str | None = None) -> tuple[Any, Any]:
+def four_bit(device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """4-bit NormalFloat with quantised scales, computing in ``dtype``.
+
+    Raises:
+        HomeostatError: There is no CUDA device, or bitsandbytes is not installed.
+
+    Source: Dettmers et al. 2023, arXiv 2305.14314.
+    """
+    if device.type != "cuda":
+        raise HomeostatError(
+            f"model.quantization=4bit needs a CUDA device and this run is on {device.type}; leave "
+            "it null here."
+        )
+    if find_spec("bitsandbytes") is None:
+        raise HomeostatError(
+            "model.quantization=4bit needs bitsandbytes: pip install 'homeostat[quant]'."
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def read_folder(
+    path: str,
+    dtype: torch.dtype,
+    revision: str | None = None,
+    quantization: BitsAndBytesConfig | None = None,
+) -> tuple[Any, Any]:
     """Model and tokenizer of a folder or hub id, without progress bars."""
     transformers_logging.disable_progress_bar()
+    options: dict[str, Any] = {"dtype": dtype, "revision": revision}
+    if quantization is not None:
+        # Quantised weights are made on their device and cannot be moved there afterwards.
+        options |= {"quantization_config": quantization, "device_map": {"": "cuda"}}
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, revision=revision)
+        model = AutoModelForCausalLM.from_pretrained(path, **options)
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     except (OSError, ValueError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
@@ -107,7 +148,9 @@ def finish(model: Any, tokenizer: Any, name: str, device: torch.device) -> BaseM
             "instruction-tuned variant."
         )
     model.requires_grad_(False)
-    return BaseModel(model.eval().to(device), tokenizer, name, fingerprint(model))
+    if not getattr(model, "is_quantized", False):
+        model = model.to(device)
+    return BaseModel(model.eval(), tokenizer, name, fingerprint(model))
 
 
 def fingerprint(model: Any) -> str:

@@ -111,6 +111,18 @@ class Console:
         if terms:
             self.say(f"  valence = {terms}")
 
+    def memory(self, parts: Mapping[str, int], total: int, limit: float) -> None:
+        """What training will hold in memory, by part; bytes."""
+        table = Table(title="Memory that training needs (estimate)", title_justify="left")
+        table.add_column("part", overflow="fold")
+        table.add_column("GB", justify="right", no_wrap=True)
+        for name, size in parts.items():
+            table.add_row(name.replace("_", " "), f"{size / 1e9:.2f}")
+        table.add_section()
+        table.add_row("at once", f"{total / 1e9:.2f}")
+        table.add_row("limit", f"{limit / 1e9:.2f}")
+        self.rich.print(table)
+
     def comparison(self, metrics: Mapping[str, Estimate]) -> None:
         """The before/after table; a narrow window gets fewer columns."""
         table = Table(title="Held-out episodes, base against trained", title_justify="left")

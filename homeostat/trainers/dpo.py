@@ -176,7 +176,7 @@ class DPO(AdapterTrainer):
             seed=self.seed * 1_000_000 + self.done,
             use_cpu=self.policy.device.type == "cpu",
             bf16=False,
-            gradient_checkpointing=False,
+            gradient_checkpointing=config.gradient_checkpointing,
             disable_tqdm=True,
             logging_strategy="no",
             logging_nan_inf_filter=False,  # a loss that is not a number must not be passed over

@@ -187,8 +187,9 @@ class PolicyGradient(AdapterTrainer):
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {}
         for part in batches_by_length(lengths, self.config.micro_batch_tokens):
-            loss, metrics = self._loss(batch, [rows[i] for i in part])
-            torch.autograd.backward(loss / tokens)
+            with self.policy.recomputing(self.config.gradient_checkpointing):
+                loss, metrics = self._loss(batch, [rows[i] for i in part])
+                torch.autograd.backward(loss / tokens)
             for key, value in metrics.items():
                 sums[key] = sums.get(key, 0.0) + value
         means = {key: value / tokens for key, value in sums.items()}
