@@ -230,7 +230,6 @@ WRONG = [
     ("trainer.kl.derivative", -1, ["trainer.kl.derivative=-1", "0 or above"]),
     ("trainer.kl.relax", 2, ["trainer.kl.relax=2", "between 0 and 1"]),
     ("trainer.kl.max_factor", 1, ["trainer.kl.max_factor=1", "above 1"]),
-    ("trainer.kl", {"kind": "pid", "coef": 0.0}, ["trainer.kl.coef=0", "kind=fixed"]),
     ("trainer.kl_estimator", "k2", ["trainer.kl_estimator=k2", "k1", "k3"]),
     ("trainer.lr_decay", "step", ["trainer.lr_decay=step", "constant", "linear", "cosine"]),
     ("trainer.critic", "own", ["trainer.critic=own", "shared", "lora"]),
@@ -371,6 +370,15 @@ def test_a_batch_holds_whole_groups(trainer: str) -> None:
     with pytest.raises(ValueError, match=r"trainer\.group_size=1 .*at least 2"):
         converted(changed(config, trainer__group_size=1))
     converted(changed(config, trainer__batch_size=10, trainer__group_size=5))
+
+
+@pytest.mark.parametrize("kind", ["adaptive", "pid"])
+def test_a_price_of_zero_that_is_to_be_multiplied_is_refused(
+    curious: DictConfig, kind: str
+) -> None:
+    config = changed(curious, trainer__kl__kind=kind, trainer__kl__coef=0.0)
+    with pytest.raises(ValueError, match=rf"trainer\.kl\.coef=0 stays 0 .*kind={kind}.*kind=fixed"):
+        converted(config)
 
 
 def without_weights(config: DictConfig) -> DictConfig:
