@@ -203,8 +203,8 @@ def test_leave_one_out_is_unbiased_where_the_policy_decides_when_to_stop(paid: l
 def test_group_relative_points_where_the_gradient_points(paid: list[float]) -> None:
     """Its unit varies from group to group, so that only the direction can be compared.
 
-    A group with one rare large return is divided by a large deviation. So the last reward is pursued
-    less than it is worth (cosine 0.83), though no decision is pushed the wrong way.
+    A group with one rare large return is divided by a large deviation. So the last reward is
+    pursued less than it is worth (cosine 0.83), though no decision is pushed the wrong way.
     """
     p = [0.5, 0.7, 0.4]
     found = expected_gradient(p, paid, whole_episode(group_relative))

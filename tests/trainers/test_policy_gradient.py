@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from worlds import (
     nothing,
     own_reward,
     share_of_low_ids,
+    worth_one,
 )
 
+from homeostat.config import RolloutConfig
 from homeostat.config_trainers import KLConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
@@ -122,53 +125,53 @@ def test_every_token_of_an_episode_gets_its_groups_comparison(
 
 
 PRICED = [("ppo", "k1"), ("grpo", "k1"), ("rloo", "k1"), ("rloo", "k3")]
-FEW = {"epochs": 2, "minibatches": 2, "max_steps": 5, "micro_batch_tokens": 10_000}
+FEW: dict[str, Any] = {
+    "lr": 1e-2,
+    "minibatches": 2,
+    "max_steps": 3,
+    "micro_batch_tokens": 10_000,
+    "rollout": RolloutConfig(turns=1, max_new_tokens=2),
+}
 
 
 @pytest.mark.parametrize(("kind", "estimator"), PRICED)
 def test_the_price_of_kl_draws_the_policy_back_to_the_base(
     make_policy: Callable[..., Policy], stir: Callable[..., None], kind: str, estimator: str
 ) -> None:
-    policy = make_policy(num_layers=2)
+    policy = make_policy(num_layers=1)
     stir(policy, scale=0.15)
-    options = {"kl": KLConfig(coef=1.0), "kl_estimator": estimator, **FEW}
-    trainer = make_trainer(policy, own_reward(nothing), kind, lr=1e-2, **options)
+    options = {"kl": KLConfig(coef=1.0), "kl_estimator": estimator, "batch_size": 48, **FEW}
+    trainer = make_trainer(policy, own_reward(nothing), kind, **options)
     kl = metric(list(trainer.steps()), "policy/kl_nats_per_token")
     assert kl[-1] < 0.8 * kl[0]
 
 
+@pytest.mark.parametrize("kind", TRAINERS)
 def test_the_entropy_bonus_raises_entropy(
-    make_policy: Callable[..., Policy], stir: Callable[..., None]
+    make_policy: Callable[..., Policy], stir: Callable[..., None], kind: str
 ) -> None:
-    entropies = {}
-    for coef in (0.0, 1.0):
-        policy = make_policy(num_layers=2)
-        stir(policy, scale=0.15)
-        options = {"entropy_coef": coef, **FEW}
-        trainer = make_trainer(policy, own_reward(nothing), "rloo", lr=1e-2, **options)
-        entropies[coef] = metric(list(trainer.steps()), "policy/entropy_nats_per_token")
-    assert entropies[1.0][-1] > entropies[1.0][0] + 0.1
-    assert entropies[0.0][-1] == pytest.approx(entropies[0.0][0], abs=0.1)
+    policy = make_policy(num_layers=1)
+    stir(policy, scale=0.15)
+    options = {"entropy_coef": 1.0, "batch_size": 16, "epochs": 2, **FEW}
+    trainer = make_trainer(policy, own_reward(nothing), kind, **options)
+    entropy = metric(list(trainer.steps()), "policy/entropy_nats_per_token")
+    assert entropy[-1] > entropy[0] + 0.08
 
 
 @pytest.mark.parametrize("critic", ["shared", "lora"])
 def test_the_critic_learns_what_an_episode_is_worth(
     make_policy: Callable[..., Policy], critic: str
 ) -> None:
-    """The policy stands still (a tiny rate), and the critic approaches its mean return."""
+    """The policy stands still (a tiny rate), and two turns are worth 2, then 1."""
+    options = FEW | {"lr": 1e-9, "value_lr": 2e-2, "batch_size": 16}
+    options |= {"rollout": RolloutConfig(turns=2, max_new_tokens=1), "gae_lambda": 1.0}
     trainer = make_trainer(
-        make_policy(num_layers=2),
-        LOW,
-        critic=critic,
-        lr=1e-9,
-        value_lr=2e-2,
-        gae_lambda=1.0,
-        **FEW,
+        make_policy(num_layers=1), own_reward(worth_one), critic=critic, **options
     )
     results = list(trainer.steps())
     errors = metric(results, "critic/mean_squared_error")
-    assert errors[-1] < 0.7 * errors[0]
-    assert metric(results, "critic/value_mean")[-1] > 0.1
+    assert errors[-1] < 0.3 * errors[0]
+    assert metric(results, "critic/value_mean")[-1] == pytest.approx(1.5, abs=0.5)
 
 
 def test_a_critic_with_its_own_adapter_leaves_the_policy_alone(
