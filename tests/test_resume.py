@@ -412,7 +412,7 @@ def noisy(cwd: Path) -> tuple[str, ...]:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=900)
     return process.returncode, output
 
 
