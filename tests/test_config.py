@@ -35,6 +35,7 @@ from homeostat.config import (
     RunConfig,
     register,
 )
+from homeostat.config_trainers import PPOConfig
 
 
 def options(group: str) -> list[str]:
@@ -230,7 +231,6 @@ WRONG = [
     ("trainer.kl.derivative", -1, ["trainer.kl.derivative=-1", "0 or above"]),
     ("trainer.kl.relax", 2, ["trainer.kl.relax=2", "between 0 and 1"]),
     ("trainer.kl.max_factor", 1, ["trainer.kl.max_factor=1", "above 1"]),
-    ("trainer.kl", {"kind": "pid", "coef": 0.0}, ["trainer.kl.coef=0", "kind=fixed"]),
     ("trainer.kl_estimator", "k2", ["trainer.kl_estimator=k2", "k1", "k3"]),
     ("trainer.lr_decay", "step", ["trainer.lr_decay=step", "constant", "linear", "cosine"]),
     ("trainer.critic", "own", ["trainer.critic=own", "shared", "lora"]),
@@ -394,6 +394,62 @@ def test_dpo_refuses_what_it_cannot_train_with(key: str, value: Any, message: st
 def test_a_micro_batch_may_be_larger_than_the_minibatch() -> None:
     found = converted(changed(chosen("trainer", "dpo"), trainer__micro_batch_pairs=9)).trainer
     assert (found.minibatch_pairs, found.micro_batch_pairs) == (4, 9)
+
+
+@pytest.mark.parametrize("kind", ["adaptive", "pid"])
+def test_a_price_of_zero_that_is_to_be_multiplied_is_refused(
+    curious: DictConfig, kind: str
+) -> None:
+    config = changed(curious, trainer__kl__kind=kind, trainer__kl__coef=0.0)
+    with pytest.raises(ValueError, match=rf"trainer\.kl\.coef=0 stays 0 .*kind={kind}.*kind=fixed"):
+        converted(config)
+
+
+SHARED_BY_TRAINERS = [
+    ("kl.kind", "loose", "fixed, adaptive, pid"),
+    ("kl.target", -0.1, "above 0"),
+    ("kl_estimator", "k2", "k1, k3"),
+    ("lr_decay", "step", "constant, linear, cosine"),
+    ("warmup_steps", -1, "0 or above"),
+    ("entropy_coef", -0.1, "0 or above"),
+    ("target_kl", -1.0, "null"),
+    ("minibatches", 0, "above 0"),
+    ("micro_batch_tokens", 0, "above 0"),
+]
+
+
+@pytest.mark.parametrize("trainer", ["ppo", "grpo", "rloo"])
+@pytest.mark.parametrize(("key", "value", "allowed"), SHARED_BY_TRAINERS)
+def test_every_policy_gradient_refuses_what_all_share(
+    trainer: str, key: str, value: object, allowed: str
+) -> None:
+    config = changed(chosen("trainer", trainer), **{f"trainer__{key.replace('.', '__')}": value})
+    with pytest.raises(ValueError, match=rf"^trainer\.{re.escape(key)}={value}\b") as caught:
+        converted(config)
+    assert allowed in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "key"), [("grpo", "critic"), ("rloo", "value_coef"), ("ppo", "group_size")]
+)
+def test_a_key_of_another_trainer_is_refused(trainer: str, key: str) -> None:
+    config = draft(f"trainer={trainer}", "bot=curious").copy()
+    with pytest.raises(OmegaConfBaseException, match=rf"full_key: trainer\.{key}"):
+        OmegaConf.update(config, f"trainer.{key}", 1)
+
+
+def test_groups_are_whole_numbers() -> None:
+    config = draft("trainer=grpo", "bot=curious").copy()
+    with pytest.raises(OmegaConfBaseException, match=r"'2\.5'.*Integer[\s\S]*trainer\.group_size"):
+        OmegaConf.update(config, "trainer.group_size", 2.5)
+
+
+@pytest.mark.parametrize("kind", ["fixed", "adaptive", "pid"])
+def test_a_critic_of_its_own_goes_with_every_price_of_kl(curious: DictConfig, kind: str) -> None:
+    found = converted(changed(curious, trainer__critic="lora", trainer__kl__kind=kind)).trainer
+    assert isinstance(found, PPOConfig)
+    assert (found.critic, found.kl.kind) == ("lora", kind)
 
 
 def without_weights(config: DictConfig) -> DictConfig:

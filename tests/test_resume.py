@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,16 @@ IN_PROCESS = (
     "rollout.max_new_tokens=3",
     f"+reward.terms.noise={{_target_: {__name__}.noise}}",
 )
+# Every trainer's own state: a value head; nothing; a critic's adapter and a controller.
+TRAINERS = {
+    "ppo": IN_PROCESS,
+    "grpo": (*IN_PROCESS, "trainer=grpo", "trainer.group_size=2"),
+    "ppo_lora_pid": (
+        *IN_PROCESS,
+        *("trainer.critic=lora", "trainer.kl.kind=pid", "trainer.kl.target=0.001"),
+        "trainer.lr_decay=linear",
+    ),
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -84,15 +96,28 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def whole(composed: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The uninterrupted run; it also fills the cache that the others then use."""
-    folder = tmp_path_factory.mktemp("whole")
-    run(composed(*IN_PROCESS), folder, Console(), IN_PROCESS)
-    return folder
+def whole_of(
+    composed: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """The uninterrupted run of a trainer; the first also fills the cache that all others use."""
+
+    @cache
+    def make(trainer: str) -> Path:
+        folder = tmp_path_factory.mktemp(f"whole_{trainer}")
+        overrides = TRAINERS[trainer]
+        run(composed(*overrides), folder, Console(), overrides)
+        return folder
+
+    return make
 
 
-def resume(config: RunConfig, folder: Path) -> None:
-    run(replace(config, resume=str(folder)), folder, Console(), IN_PROCESS)
+@pytest.fixture(scope="module")
+def whole(whole_of: Callable[[str], Path]) -> Path:
+    return whole_of("ppo")
+
+
+def resume(config: RunConfig, folder: Path, overrides: tuple[str, ...] = IN_PROCESS) -> None:
+    run(replace(config, resume=str(folder)), folder, Console(), overrides)
 
 
 def rows(path: Path) -> list[Any]:
@@ -171,37 +196,97 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     assert_same_run(folder, whole)
 
 
+# Ten moments: the trainer, and after how many updates the last hand falls.
+MOMENTS = [
+    *(("ppo", done) for done in (0, 1, 2, 3)),
+    *(("grpo", done) for done in (0, 1, 2)),
+    *(("ppo_lora_pid", done) for done in (1, 2, 3)),
+]
+
+
+@pytest.mark.parametrize(("trainer", "done"), MOMENTS)
+def test_sigkill_at_ten_random_moments_changes_nothing(
+    trainer: str,
+    done: int,
+    whole_of: Callable[[str], Path],
+    composed: Callable[..., RunConfig],
+    tmp_path: Path,
+) -> None:
+    """In a fork, which spares the imports; the command line has the same test, marked slow."""
+    expected, folder = whole_of(trainer), tmp_path / "run"
+    overrides = TRAINERS[trainer]
+    config = composed(*overrides)
+    process = multiprocessing.get_context("fork").Process(
+        target=run, args=(config, folder, Console(), overrides)
+    )
+    process.start()
+    seen = folder / ("metrics.jsonl" if done else "set_points.json")
+    while process.is_alive() and not (seen.exists() and seen.read_bytes().count(b"\n") >= done):
+        time.sleep(0.001)
+    time.sleep(random.Random(f"{trainer} {done}").uniform(0, 0.3))
+    process.kill()
+    process.join()
+    # After the last update there is little left, which a fast machine may have finished.
+    assert process.exitcode == -signal.SIGKILL or done == 3
+    resume(config, folder, overrides)
+    assert_same_run(folder, expected)
+
+
 @pytest.fixture(scope="module")
 def killed(composed: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was killed after its second checkpoint."""
+    """A run of the trainer with the most state that was killed after its second checkpoint."""
     folder = tmp_path_factory.mktemp("killed")
+    overrides = TRAINERS["ppo_lora_pid"]
     with pytest.MonkeyPatch.context() as patch:
         kill_on(patch, "homeostat.checkpoint.Checkpoints.save", 2, after=True)
         with pytest.raises(Killed):
-            run(composed(*IN_PROCESS), folder, Console(), IN_PROCESS)
+            run(composed(*overrides), folder, Console(), overrides)
     return folder
 
 
-@pytest.mark.parametrize("part", ["nothing", "optimizer", "critic", "random", "done"])
+def spoil(part: str, state: dict[str, Any]) -> None:
+    """Change one part of a checkpoint's state."""
+    trainer, generators = state["trainer"], state["random"]
+    if part == "optimizer":
+        for moments in trainer["optimizer"]["state"].values():
+            moments["exp_avg"].zero_()
+    elif part == "critic":
+        trainer["critic"]["bias"] += 1
+    elif part == "critic adapter":
+        for weight in trainer["critic_adapter"]:
+            weight += 0.1
+    elif part == "price of KL":
+        trainer["kl"]["coef"] += 0.5
+    elif part == "done":
+        trainer["done"] = 1
+    elif part == "torch":
+        generators["torch"] = torch.Generator().manual_seed(1).get_state()
+    elif part == "numpy":
+        kind, keys, *rest = generators["numpy"]
+        generators["numpy"] = (kind, keys[::-1], *rest)
+
+
+PARTS = ["optimizer", "critic", "critic adapter", "price of KL", "done", "torch", "numpy"]
+
+
+@pytest.mark.parametrize("part", ["nothing", *PARTS])
 def test_every_part_of_the_state_is_restored(
-    part: str, killed: Path, whole: Path, composed: Callable[..., RunConfig], tmp_path: Path
+    part: str,
+    killed: Path,
+    whole_of: Callable[[str], Path],
+    composed: Callable[..., RunConfig],
+    tmp_path: Path,
 ) -> None:
     """A checkpoint with one part changed gives another run, so that part was in use."""
     folder = Path(shutil.copytree(killed, tmp_path / "run"))
     path = folder / "checkpoint" / "step_000002" / "state.pt"
-    state = torch.load(path)
-    if part == "optimizer":
-        for moments in state["trainer"]["optimizer"]["state"].values():
-            moments["exp_avg"].zero_()
-    elif part == "critic":
-        state["trainer"]["critic"]["bias"] += 1
-    elif part == "random":
-        state["random"]["torch"] = torch.Generator().manual_seed(1).get_state()
-    elif part == "done":
-        state["trainer"]["done"] = 1
+    state = torch.load(path, weights_only=True)
+    spoil(part, state)
     torch.save(state, path)
-    resume(composed(*IN_PROCESS), folder)
-    same = (folder / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    overrides = TRAINERS["ppo_lora_pid"]
+    resume(composed(*overrides), folder, overrides)
+    expected = whole_of("ppo_lora_pid")
+    same = (folder / "metrics.jsonl").read_bytes() == (expected / "metrics.jsonl").read_bytes()
     assert same == (part == "nothing")
 
 
@@ -210,9 +295,9 @@ def test_a_change_that_does_not_fit_leaves_the_run_as_it_was(
 ) -> None:
     folder = Path(shutil.copytree(killed, tmp_path / "run"))
     before = {p: p.read_bytes() for p in folder.rglob("*.*") if p.suffix in (".yaml", ".jsonl")}
-    changed = replace(composed(*IN_PROCESS, "lora.rank=2"), resume_override=True)
+    changed = composed(*TRAINERS["ppo_lora_pid"], "lora.rank=2")
     with pytest.raises(HomeostatError, match=r"lora\.\*"):
-        resume(changed, folder)
+        resume(replace(changed, resume_override=True), folder)
     assert {p: p.read_bytes() for p in before} == before
 
 
@@ -327,7 +412,7 @@ def noisy(cwd: Path) -> tuple[str, ...]:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=900)
     return process.returncode, output
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from homeostat.config import IntrinsicConfig, RewardConfig, RolloutConfig, SignalsConfig, build
 from homeostat.config_trainers import GRPOConfig, KLConfig, PPOConfig, RLOOConfig
 from homeostat.models.adapters import Policy
+from homeostat.models.chat import pad
+from homeostat.models.forward import forward
 from homeostat.reward.compose import Reward
 from homeostat.signals.reader import SignalReader
 from homeostat.timing import Stopwatch
@@ -20,6 +25,8 @@ from homeostat.types import Conversation, StepResult, Trace, Turn
 CONFIGS = {"ppo": PPOConfig, "grpo": GRPOConfig, "rloo": RLOOConfig}
 TRAINERS = tuple(CONFIGS)
 LOW_IDS = 64  # a quarter of the byte tokenizer's ids
+OPENINGS = ("a" * 40, "z" * 40)
+SET_POINT = 3.0  # nats
 NO_KL = KLConfig(coef=0.0)
 
 
@@ -48,7 +55,32 @@ class TwoParrots:
     """Even and odd seeds begin differently."""
 
     def spawn(self, seed: int) -> Parrot:
-        return Parrot(("a" * 12, "z" * 12)[seed % 2])
+        return Parrot(OPENINGS[seed % 2])
+
+
+class Remembering:
+    """A tokenizer that does no text twice: the parrots say little, and this is half the time."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._ids = cache(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
+        self._template = cache(
+            lambda messages: tokenizer.apply_chat_template(
+                [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+            )
+        )
+
+    def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[int]]:
+        assert not add_special_tokens
+        return {"input_ids": list(self._ids(text))}
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **options: bool) -> str:
+        assert options == {"tokenize": False, "add_generation_prompt": True}
+        text: str = self._template(tuple(tuple(message.items()) for message in messages))
+        return text
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
 
 
 def replies(conversation: Conversation) -> list[tuple[int, ...]]:
@@ -91,14 +123,40 @@ def nothing(
     return [0.0 for _ in conversation.assistant_turns]
 
 
-def surprise_of_four_nats(
+def worth_one(
+    conversation: Conversation,
+    signals: dict[str, Any],  # noqa: ARG001
+    trace: Trace,  # noqa: ARG001
+) -> list[float]:
+    """Every reply is worth one, so that a critic can be exact."""
+    return [1.0 for _ in conversation.assistant_turns]
+
+
+def surprise_at_the_set_point(
     conversation: Conversation,
     signals: dict[str, Any],  # noqa: ARG001
     trace: Trace,
 ) -> list[float]:
-    """Best where each sampled token has four nats: there the entropy is four nats too."""
+    """Best where a reply's own surprise is at the set point: its mean is the entropy."""
     surprises = [-trace.logprob_R[trace.turn_R == i] for i in conversation.assistant_turns]
-    return [-float(np.abs(own - 4).mean()) for own in surprises]
+    return [-abs(float(own.mean()) - SET_POINT) for own in surprises]
+
+
+@torch.no_grad()
+def first_token(policy: Policy, opening: str = "hi") -> Tensor:
+    """The probability of every id as the first of the reply: what was learned, without noise."""
+    stream = policy.encode(Conversation((Turn("user", opening),)))
+    final = forward(policy, pad([stream], policy.pad_id, policy.device))
+    return policy.unembed(final[0, -1]).softmax(-1)
+
+
+def chance_of_low_ids(policy: Policy) -> float:
+    return float(first_token(policy)[:LOW_IDS].sum())
+
+
+def chance_of_what_the_opening_asks_for(policy: Policy) -> float:
+    low, high = (first_token(policy, opening) for opening in OPENINGS)
+    return float(low[:128].sum() + high[128:].sum()) / 2
 
 
 def own_reward(term: Callable[..., Sequence[float]], weight: float = 1.0) -> Reward:
@@ -114,6 +172,7 @@ def make_trainer(
     rollout: RolloutConfig | None = None,
     **options: Any,
 ) -> PolicyGradient:
+    policy.tokenizer = Remembering(policy.tokenizer)
     reader = SignalReader(policy, SignalsConfig(intrinsic=IntrinsicConfig()), None)
     reader.base_norms = np.ones(len(reader.norm_layers))
     settings: dict[str, Any] = {"lr": 2e-2, "batch_size": 32, "max_steps": 8, "epochs": 4}
