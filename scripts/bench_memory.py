@@ -35,14 +35,12 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen2Config
 
-from homeostat.config import LoraConfig, RewardConfig, RolloutConfig, SignalsConfig, build
+from homeostat.config import LoraConfig, RolloutConfig, build
 from homeostat.config_trainers import PPOConfig
 from homeostat.models.adapters import Policy
 from homeostat.models.chat import TokenStream
 from homeostat.models.load import BaseModel
 from homeostat.models.tiny import byte_tokenizer
-from homeostat.reward.compose import Reward
-from homeostat.signals.reader import SignalReader
 from homeostat.timing import Stopwatch
 from homeostat.trainers.memory import MemoryPlan, plan
 from homeostat.trainers.policy_gradient import Batch, Credit
@@ -147,9 +145,9 @@ def make_ppo(case: Case, policy: Policy) -> PPO:
     trainer = build(
         case.config,
         policy=policy,
-        bots=None,
-        reader=SignalReader(policy, SignalsConfig(), None),
-        reward=Reward(RewardConfig(), {}),
+        bots=None,  # nothing is played, read or rewarded
+        reader=None,
+        reward=None,
         rollout=RolloutConfig(),
         seed=0,
         watch=Stopwatch(),

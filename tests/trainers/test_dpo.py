@@ -13,10 +13,11 @@ import torch
 from worlds import (
     Parrots,
     TwoParrots,
+    chance_of_low_ids,
+    chance_of_what_the_opening_asks_for,
     own_reward,
     share_of_low_ids,
     share_the_opening_asks_for,
-    surprise_of_four_nats,
 )
 
 from homeostat.config import IntrinsicConfig, RolloutConfig, SignalsConfig, build
@@ -27,10 +28,20 @@ from homeostat.reward.compose import Reward
 from homeostat.signals.reader import SignalReader
 from homeostat.timing import Stopwatch
 from homeostat.trainers.dpo import DPO
-from homeostat.types import StepResult
+from homeostat.types import Conversation, StepResult, Trace
 
 ONE_TOKEN = RolloutConfig(turns=1, max_new_tokens=1)
 LONG: dict[str, Any] = {"batch_size": 128, "epochs": 4, "held_out": 0.0}
+
+
+def surprise_of_four_nats(
+    conversation: Conversation,
+    signals: dict[str, Any],  # noqa: ARG001
+    trace: Trace,
+) -> list[float]:
+    """Best where a sampled token has four nats: there the entropy is four nats too."""
+    surprises = [-trace.logprob_R[trace.turn_R == i] for i in conversation.assistant_turns]
+    return [-float(np.abs(own - 4).mean()) for own in surprises]
 
 
 def make_dpo(
@@ -66,23 +77,21 @@ def metric(results: list[StepResult], key: str) -> np.ndarray:
 def test_a_constant_target_becomes_common_or_rare(
     make_policy: Callable[..., Policy], weight: float
 ) -> None:
-    trainer = make_dpo(make_policy(num_layers=2), own_reward(share_of_low_ids, weight), **LONG)
-    results = list(trainer.steps())
-    shares = weight * metric(results, "reward/own/own")
-    assert shares[0] == pytest.approx(0.21, abs=0.1)
-    assert shares[-1] > 0.28 if weight > 0 else shares[-1] < 0.18
+    policy = make_policy(num_layers=1)
+    before = chance_of_low_ids(policy)
+    results = list(make_dpo(policy, own_reward(share_of_low_ids, weight), **LONG).steps())
+    after = chance_of_low_ids(policy)
+    assert after > before + 0.15 if weight > 0 else after < 0.6 * before
     assert metric(results, "dpo/accuracy_trained").min() > 0.6
 
 
 def test_a_target_that_depends_on_the_context(make_policy: Callable[..., Policy]) -> None:
     """Without a look at the opening no policy can earn more than a half."""
+    policy = make_policy(num_layers=1)
+    assert chance_of_what_the_opening_asks_for(policy) == pytest.approx(0.5, abs=0.08)
     reward = own_reward(share_the_opening_asks_for)
-    trainer = make_dpo(
-        make_policy(num_layers=2), reward, TwoParrots(), lr=3e-2, held_out=0.0, max_steps=6
-    )
-    shares = metric(list(trainer.steps()), "reward/own/own")
-    assert shares[0] == pytest.approx(0.5, abs=0.15)
-    assert shares[-2:].mean() > 0.65
+    list(make_dpo(policy, reward, TwoParrots(), max_steps=4, **LONG).steps())
+    assert chance_of_what_the_opening_asks_for(policy) > 0.6
 
 
 @pytest.mark.parametrize("sharpness", [1.0, 2.5], ids=["from above", "from below"])
