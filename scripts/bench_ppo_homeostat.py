@@ -1,0 +1,135 @@
+"""homeostat's side of bench_ppo.py, which starts it; see there for what is measured."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import numpy as np
+import torch
+from bench_ppo_task import (
+    EPOCHS,
+    KL_COEF,
+    LEARNING_RATE,
+    LORA_ALPHA,
+    LORA_RANK,
+    MINIBATCHES,
+    PROMPT_TOKENS,
+    Clerk,
+    Task,
+    read_task,
+)
+
+from homeostat.config import (
+    IntrinsicConfig,
+    LoraConfig,
+    PretrainedModelConfig,
+    RewardConfig,
+    RolloutConfig,
+    SetPointConfig,
+    SignalsConfig,
+    build,
+)
+from homeostat.config_trainers import KLConfig, PPOConfig
+from homeostat.models.adapters import Policy
+from homeostat.reward.compose import Reward
+from homeostat.reward.valence import SetPoint
+from homeostat.rollout.episodes import training_seeds
+from homeostat.signals.reader import SignalReader
+from homeostat.timing import Stopwatch
+from homeostat.trainers.ppo import PPO
+from homeostat.types import Conversation, Turn
+
+
+class Talkative(Policy):
+    """A policy that goes on after the end-of-turn token, up to the token limit."""
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """An id that the model cannot sample."""
+        return (self.base.model.config.vocab_size,)
+
+
+class Asker:
+    """A user who asks one thing and then says goodbye."""
+
+    name = "asker"
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def opening(self) -> Turn:
+        """The prompt."""
+        return Turn("user", self._text)
+
+    def answer(self, reply: str) -> Turn:
+        """The turn that ends every episode of homeostat."""
+        del reply
+        return Turn("user", "Thank you.")
+
+
+class Askers:
+    """One asker per training episode, in the order of the task's prompts."""
+
+    def __init__(self, task: Task) -> None:
+        self._texts = task.texts
+        self._first = training_seeds(0, 0, 1)[0]
+
+    def spawn(self, seed: int) -> Asker:
+        """The asker of episode ``seed``."""
+        return Asker(self._texts[seed - self._first])
+
+
+def make_trainer(task: Task, watch: Stopwatch) -> PPO:
+    """PPO with a set point on the entropy and all intrinsic signals measured."""
+    model = PretrainedModelConfig(name="smollm2", path=task.model)
+    base = build(model, device=torch.device("cpu"), dtype=torch.float32)
+    policy = Talkative(base, LoraConfig(rank=LORA_RANK, alpha=LORA_ALPHA), seed=0)
+    reader = SignalReader(policy, SignalsConfig(intrinsic=IntrinsicConfig()), None)
+    reader.base_norms = np.ones(len(reader.norm_layers))
+    asked = RewardConfig(set_points={"entropy": SetPointConfig(1.0, 2.0, 0.5)})
+    config = PPOConfig(
+        name="ppo",
+        lr=LEARNING_RATE,
+        value_lr=LEARNING_RATE,
+        batch_size=task.episodes,
+        max_steps=task.updates,
+        epochs=EPOCHS,
+        minibatches=MINIBATCHES,
+        kl=KLConfig(coef=KL_COEF),
+        target_kl=None,
+    )
+    return PPO(
+        config,
+        policy=policy,
+        bots=Askers(task),
+        reader=reader,
+        reward=Reward(asked, {"entropy": SetPoint(1.0, 2.0, 0.5)}),
+        rollout=RolloutConfig(turns=1, max_new_tokens=task.new_tokens),
+        seed=0,
+        watch=watch,
+    )
+
+
+def main() -> None:
+    """Train, one update per line on standard input."""
+    clerk = Clerk()
+    task, watch = read_task(sys.argv[1]), Stopwatch()
+    trainer = make_trainer(task, watch)
+    prompt = trainer.policy.encode(Conversation((Turn("user", task.texts[0]),)))
+    assert prompt.ids == task.prompts[0]
+    assert len(prompt.ids) == PROMPT_TOKENS
+    steps = trainer.steps()
+    for _ in range(task.updates):
+        clerk.wait()
+        before, started = dict(watch.seconds), time.perf_counter()
+        metrics = next(steps).metrics
+        seconds = time.perf_counter() - started
+        assert metrics["rollout/response_tokens"] == task.episodes * task.new_tokens
+        assert metrics["optim/minibatches"] == EPOCHS * MINIBATCHES
+        stages = {name: s - before.get(name, 0.0) for name, s in watch.seconds.items()}
+        clerk.report(seconds, stages, first_ratio=metrics["policy/first_ratio"])
+
+
+if __name__ == "__main__":
+    main()
