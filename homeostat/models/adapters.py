@@ -42,6 +42,7 @@ class Policy:
             self.model = get_peft_model(base.model, _peft_config(base.model, lora, blocks))
         self.model.eval()
         self.adapter_on = True
+        self.is_recomputing = False
 
     @property
     def trunk(self) -> Any:
@@ -151,11 +152,13 @@ class Policy:
             return
         layers = decoder_layers(self.model)
         self.base.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.is_recomputing = True
         for layer in layers:
             layer.training = True
         try:
             yield
         finally:
+            self.is_recomputing = False
             for layer in layers:
                 layer.training = False
             self.base.model.gradient_checkpointing_disable()

@@ -58,6 +58,12 @@ def encode(conversation: Conversation, tokenizer: Any, eos_ids: Sequence[int]) -
     return stream
 
 
+def until_last_response(stream: TokenStream) -> TokenStream:
+    """The stream without the tokens after its last response, on which no prediction rests."""
+    end = len(stream.response) - stream.response[::-1].index(True)
+    return TokenStream(stream.ids[:end], stream.turn[:end], stream.response[:end])
+
+
 def pad(
     streams: Sequence[TokenStream],
     pad_id: int,

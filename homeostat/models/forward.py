@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from homeostat.models.adapters import Policy
-from homeostat.models.chat import TokenStream
+from homeostat.models.chat import TokenStream, pad
 from homeostat.types import TokenBatch
 
 WORTH_SHARING = 8  # tokens; below that a second call costs more than it saves
@@ -41,8 +41,10 @@ def can_share(policy: Policy) -> bool:
     """Whether the model attends to all that came before in every block.
 
     A sliding window would count the padding between prefix and row, and other kinds of state cannot
-    be lent to many rows.
+    be lent to many rows. Blocks that are computed again are given no cache by transformers.
     """
+    if policy.is_recomputing:
+        return False
     cache = DynamicCache(config=policy.base.model.config.get_text_config())
     return all(type(layer) is DynamicLayer for layer in cache.layers)
 
@@ -71,9 +73,19 @@ def common_length(rows: Sequence[Sequence[int]]) -> int:
     return next((i for i, ids in columns if len(set(ids)) > 1), min(map(len, rows)))
 
 
-@torch.no_grad()
+def make_batch(
+    policy: Policy, streams: Sequence[TokenStream], padding: str = "right"
+) -> TokenBatch:
+    """Streams as one batch, with what they all begin with apart where the model can share it."""
+    shared = shared_prefix(streams) if can_share(policy) else 0
+    return pad(streams, policy.pad_id, policy.device, padding, shared)
+
+
 def read_prefix(policy: Policy, batch: TokenBatch) -> SharedPrefix | None:
-    """The cache of the batch's prefix under the policy as it is now; None without a prefix."""
+    """The cache of the batch's prefix under the policy as it is now; None without a prefix.
+
+    Outside ``torch.no_grad`` the gradients of all rows flow through it.
+    """
     if not batch.prefix:
         return None
     cache = SharedPrefix(config=policy.base.model.config.get_text_config())

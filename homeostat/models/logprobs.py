@@ -1,7 +1,7 @@
 """Log-probabilities, entropies and KLs from hidden states, in chunks over the positions that count.
 
 The one place where logits are shifted, and the only one where they exist: a chunk at a time, never
-kept. With gradients each chunk is recomputed in the backward pass rather than stored.
+kept. With gradients and several chunks, each is recomputed in the backward pass rather than stored.
 """
 
 from __future__ import annotations
@@ -66,12 +66,13 @@ def token_statistics(
     """
     vocabulary = unembed(hidden[:1].detach()).shape[-1]
     chunk = max(1, CHUNK_LOGITS // vocabulary)
+    recompute = torch.is_grad_enabled() and hidden.requires_grad and len(targets) > chunk
     parts = []
     for start in range(0, len(targets), chunk):
         part = slice(start, start + chunk)
         reference = None if ref_hidden is None else ref_hidden[part]
         arguments = (hidden[part], targets[part], unembed, reference)
-        if torch.is_grad_enabled() and hidden.requires_grad:
+        if recompute:
             parts.append(checkpoint(_chunk_statistics, *arguments, use_reentrant=False))
         else:
             parts.append(_chunk_statistics(*arguments))

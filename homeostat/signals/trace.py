@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from homeostat.models.adapters import Policy
-from homeostat.models.chat import TokenStream, pad
-from homeostat.models.forward import can_share, forward, read_prefix, shared_prefix
+from homeostat.models.chat import TokenStream, until_last_response
+from homeostat.models.forward import forward, make_batch, read_prefix
 from homeostat.models.hooks import read_residual
 from homeostat.models.logprobs import predicting_hidden, token_statistics
 from homeostat.types import Conversation, Progress, TokenBatch, Trace, silent
@@ -55,9 +55,11 @@ def trace(
         progress: Told how many conversations are done.
     """
     streams = [policy.encode(conversation) for conversation in conversations]
+    if not probe_layers:  # nobody reads the user's last turn
+        streams = [until_last_response(stream) for stream in streams]
     traces: dict[int, Trace] = {}
     for part in batches_by_length([len(s.ids) for s in streams], max_tokens):
-        batch = _batch(policy, [streams[i] for i in part], padding)
+        batch = make_batch(policy, [streams[i] for i in part], padding)
         users = [conversations[i].user_turns for i in part]
         for i, found in zip(
             part, _trace_batch(policy, batch, users, norm_layers, probe_layers, critic), strict=True
@@ -85,7 +87,7 @@ def pooled_user_turns(
 
     The forward pass ends at the deepest block, since nothing above it is read.
     """
-    batch = _batch(policy, streams)
+    batch = make_batch(policy, streams)
     pooled: dict[int, Tensor] = {}
     users = [(turn,) for turn in turns]
 
@@ -98,11 +100,6 @@ def pooled_user_turns(
         with reading:
             forward(policy, batch, prefix)
     return torch.stack([pooled[layer] for layer in layers], dim=1)
-
-
-def _batch(policy: Policy, streams: Sequence[TokenStream], padding: str = "right") -> TokenBatch:
-    shared = shared_prefix(streams) if can_share(policy) else 0
-    return pad(streams, policy.pad_id, policy.device, padding, shared)
 
 
 def _trace_batch(

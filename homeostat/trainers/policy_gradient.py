@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from homeostat.config_trainers import GroupConfig, PolicyGradientConfig
 from homeostat.errors import HomeostatError
-from homeostat.models.chat import TokenStream, pad
-from homeostat.models.forward import forward
+from homeostat.models.chat import TokenStream, until_last_response
+from homeostat.models.forward import forward, make_batch, read_prefix
 from homeostat.models.logprobs import predicting_hidden, token_statistics
 from homeostat.reward.compose import Rewards, token_rewards
 from homeostat.rollout.episodes import play, training_seeds
@@ -56,7 +56,10 @@ class Credit:
 
 @dataclass(frozen=True)
 class Batch:
-    """One update's experience, in the order in which the episodes were played."""
+    """One update's experience, in the order in which the episodes were played.
+
+    The streams end with the last response: nothing is learned from what the user says then.
+    """
 
     episodes: Sequence[Episode]
     streams: Sequence[TokenStream]
@@ -135,7 +138,7 @@ class PolicyGradient(AdapterTrainer):
                 samples=samples,
             )
         talks = [episode.conversation for episode in episodes]
-        streams = [self.policy.encode(talk) for talk in talks]
+        streams = [until_last_response(self.policy.encode(talk)) for talk in talks]
         in_reward = self.kl.coef if self.config.kl_estimator == "k1" else 0.0
         with self.watch("trace"):
             traces = self.reader.trace(talks, critic=self.trace_critic())
@@ -207,8 +210,9 @@ class PolicyGradient(AdapterTrainer):
     def _loss(self, batch: Batch, rows: Sequence[int]) -> tuple[Tensor, Metrics]:
         """The loss of some episodes, summed over their response tokens, as are the metrics."""
         policy = self.policy
-        inputs = pad([batch.streams[row] for row in rows], policy.pad_id, policy.device)
-        hidden = predicting_hidden(forward(policy, inputs), inputs.response_mask)
+        inputs = make_batch(policy, [batch.streams[row] for row in rows])
+        final = forward(policy, inputs, read_prefix(policy, inputs))
+        hidden = predicting_hidden(final, inputs.response_mask)
         targets = inputs.input_ids[inputs.response_mask]
         stats = token_statistics(hidden, targets, policy.unembed)
         loss, metrics = policy_loss(

@@ -21,8 +21,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from homeostat.config_trainers import PPOConfig
-from homeostat.models.chat import TokenStream, pad
-from homeostat.models.forward import forward
+from homeostat.models.chat import TokenStream
+from homeostat.models.forward import forward, make_batch, read_prefix
 from homeostat.models.logprobs import predicting_hidden
 from homeostat.signals.trace import Critic, batches_by_length
 from homeostat.trainers.advantages import gae, whiten
@@ -84,7 +84,7 @@ class PPO(PolicyGradient):
     def _own_pass(self, inputs: TokenBatch) -> Float[Tensor, " R"]:
         """Values from the base with the critic's adapter."""
         with self.policy.critic():
-            final = forward(self.policy, inputs)
+            final = forward(self.policy, inputs, read_prefix(self.policy, inputs))
         return self.value(predicting_hidden(final, inputs.response_mask))
 
     @torch.no_grad()
@@ -94,7 +94,7 @@ class PPO(PolicyGradient):
         found: dict[int, Float[np.ndarray, " _"]] = {}
         lengths = [len(stream.ids) for stream in streams]
         for part in batches_by_length(lengths, self.config.micro_batch_tokens):
-            inputs = pad([streams[i] for i in part], policy.pad_id, policy.device)
+            inputs = make_batch(policy, [streams[i] for i in part])
             sizes = inputs.response_mask.sum(dim=1).tolist()
             values = torch.split(self._own_pass(inputs), sizes)
             found |= {i: v.double().cpu().numpy() for i, v in zip(part, values, strict=True)}

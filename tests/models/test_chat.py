@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from homeostat.models.adapters import Policy
-from homeostat.models.chat import TokenStream, encode, pad
+from homeostat.models.chat import TokenStream, encode, pad, until_last_response
 from homeostat.models.tiny import byte_tokenizer
 from homeostat.types import Conversation, Turn
 
@@ -189,6 +189,12 @@ def test_reply_that_somebody_else_wrote_has_its_turn_but_is_no_response(
     stream = policy.encode(written(("user", "q"), ("assistant", "yo"), ("user", "r")))
     assert marked(policy.tokenizer, stream, 1) == "yo"
     assert not any(stream.response)
+
+
+def test_what_follows_the_last_response_is_cut_off() -> None:
+    turn, response = [0, -1, 1, -1, 3, -1, 4], [False, False, True, False, True, False, False]
+    found = until_last_response(TokenStream([5, 6, 7, 8, 9, 10, 11], turn, response))
+    assert found == TokenStream([5, 6, 7, 8, 9], turn[:5], response[:5])
 
 
 def test_pad_fills_on_the_right() -> None:

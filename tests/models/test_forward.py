@@ -9,7 +9,13 @@ from torch import Tensor
 
 from homeostat.models.adapters import Policy
 from homeostat.models.chat import TokenStream, pad
-from homeostat.models.forward import WORTH_SHARING, forward, read_prefix, shared_prefix
+from homeostat.models.forward import (
+    WORTH_SHARING,
+    forward,
+    make_batch,
+    read_prefix,
+    shared_prefix,
+)
 from homeostat.types import Conversation, TokenBatch, Turn
 
 SYSTEM = "Be brief and be kind."
@@ -145,3 +151,21 @@ def test_prefix_keeps_nothing_of_the_rows(stirred: Policy, prompted: list[Conver
             assert keys.shape[:1] + keys.shape[2:3] == (1, shared)
             assert torch.equal(layer.keys, keys)
             assert torch.equal(layer.values, values)
+
+
+def test_gradients_flow_through_the_prefix_as_through_plain_passes(
+    stirred: Policy, prompted: list[Conversation]
+) -> None:
+    streams = [stirred.encode(talk) for talk in prompted]
+    parameters = stirred.adapter_parameters()
+    batch = make_batch(stirred, streams)
+    prefix = read_prefix(stirred, batch)
+    assert prefix is not None
+    hidden = forward(stirred, batch, prefix)
+    shared = torch.autograd.grad(hidden[batch.attention_mask].square().sum(), parameters)
+    plain = torch.stack(
+        [alone(stirred, stream)[len(batch.prefix) :].square().sum() for stream in streams]
+    )
+    for own, expected in zip(shared, torch.autograd.grad(plain.sum(), parameters), strict=True):
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(own, expected, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,201 @@
+"""Measures how fast replies are sampled, beside a bare `model.generate` of the same model.
+
+python scripts/bench_generate.py [--json] [--repeats 5] [--batch 32]
+                                 [--new-tokens 48] [--template chat|bare] [--device cpu]
+
+Both get the embedded model in float32, the same batch of prompts (50 tokens each, with the chat
+template around them) and the same number of new tokens, which no end-of-turn token shortens; both
+sample at temperature 1 from the whole vocabulary. The LoRA (rank 16, all linear layers) is on in
+both, with small random weights. What is timed:
+
+    homeostat   a new `Sampler` reads the prompts and samples replies, as `play` does for a turn
+    bare        `generate` of the model inside the adapter, on a ready batch without padding
+    bare, no adapter    the same with the LoRA off, for comparison only
+
+homeostat reads what all prompts begin with once (27 tokens of the system prompt); `--template bare`
+leaves the system prompt out and makes up for it with words, so that nothing is shared.
+
+Each round runs all in alternating order and gives one ratio, so that load on the machine meets all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import random
+import statistics
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from bench_ppo import BARE_TEMPLATE, WORDS, prompt_ids
+from bench_ppo_task import LORA_ALPHA, LORA_RANK, PROMPT_TOKENS
+from bench_trace import Call, run_config, seconds_of, stir_adapter
+
+from homeostat.config import LoraConfig, build
+from homeostat.errors import HomeostatError
+from homeostat.models.adapters import Policy
+from homeostat.models.load import resolve_device
+from homeostat.rollout.generate import Sampler
+
+OURS, BARE, PLAIN = "homeostat", "model.generate", "model.generate, no adapter"
+MIN_SHARE = 0.85
+
+
+class Talkative(Policy):
+    """A policy that goes on after the end-of-turn token, up to the token limit."""
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """An id that the model cannot sample."""
+        return (self.base.model.config.vocab_size,)
+
+
+def make_policy(device: torch.device, template: str) -> Policy:
+    """The embedded model with a LoRA that changes what it says."""
+    base = build(run_config().model, device=device, dtype=torch.float32)
+    if template == "bare":
+        base.tokenizer.chat_template = BARE_TEMPLATE
+    policy = Talkative(base, LoraConfig(rank=LORA_RANK, alpha=LORA_ALPHA), seed=0)
+    stir_adapter(policy)
+    return policy
+
+
+def make_prompts(policy: Policy, count: int) -> list[list[int]]:
+    """Prompts of equal length that differ from the user's first word on."""
+    chance, prompts = random.Random(0), []
+    for _ in range(count):
+        text = chance.choice(WORDS)
+        while len(ids := prompt_ids(policy.tokenizer, text)) < PROMPT_TOKENS:
+            text += f" {chance.choice(WORDS)}"
+        prompts.append(ids)
+    return prompts
+
+
+def sample(policy: Policy, prompts: list[list[int]], new_tokens: int) -> None:
+    """Replies to all prompts, by homeostat."""
+    sampler = Sampler(policy, len(prompts))
+    sampler.append(prompts)
+    uniforms = np.random.default_rng(0).random((len(prompts), new_tokens))
+    assert all(len(reply) == new_tokens for reply in sampler.sample(uniforms))
+
+
+@torch.no_grad()
+def generate(policy: Policy, prompts: torch.Tensor, new_tokens: int) -> None:
+    """Replies to all prompts, by transformers."""
+    found = policy.model.get_base_model().generate(
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=new_tokens,
+        eos_token_id=None,
+        pad_token_id=policy.tokenizer.pad_token_id,
+    )
+    assert found.shape == (len(prompts), prompts.shape[1] + new_tokens)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Tokens per second of each, and the ratios of the rounds, JSON-ready."""
+    device = resolve_device(options.device)
+    policy = make_policy(device, options.template)
+    policy.base.model.generation_config.eos_token_id = None
+    prompts = make_prompts(policy, options.batch)
+    ready = torch.tensor(prompts, device=device)
+    bare = functools.partial(generate, policy, ready, options.new_tokens)
+
+    def without_adapter() -> None:
+        with policy.reference():
+            bare()
+
+    calls: dict[str, Call] = {
+        OURS: functools.partial(sample, policy, prompts, options.new_tokens),
+        BARE: bare,
+        PLAIN: without_adapter,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(options.repeats + 1):
+        print(f"round {number} of {options.repeats}" if number else "warm-up", file=sys.stderr)
+        for name in list(calls)[:: 1 if number % 2 else -1]:
+            spent = seconds_of(calls[name], device)
+            if number:
+                seconds[name].append(spent)
+    tokens = options.batch * options.new_tokens
+    rows = []
+    for name, spent in seconds.items():
+        ratios = [theirs / own for theirs, own in zip(spent, seconds[OURS], strict=True)]
+        rows.append(
+            {
+                "sampled_by": name,
+                "seconds": spent,
+                "tokens_per_s": tokens / statistics.median(spent),
+                "homeostat_share": statistics.median(ratios),
+                "homeostat_share_min": min(ratios),
+                "homeostat_share_max": max(ratios),
+            }
+        )
+    return {
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "batch": options.batch,
+        "prompt_tokens": PROMPT_TOKENS,
+        "new_tokens": options.new_tokens,
+        "template": options.template,
+        "rounds": options.repeats,
+        "min_share": MIN_SHARE,
+        "met": rows[1]["homeostat_share"] >= MIN_SHARE,
+        "samplers": rows,
+    }
+
+
+def table(found: dict[str, Any]) -> list[str]:
+    """Lines: tokens per second of each, and homeostat's share of the others'."""
+    lines = [
+        f"{found['device']}, {found['threads']} threads, torch {found['torch']}; "
+        f"{found['batch']} replies of {found['new_tokens']} tokens to prompts of "
+        f"{found['prompt_tokens']} ({found['template']} template), {found['rounds']} rounds",
+        f"{'':<30}{'tokens/s':>10}{'homeostat / it':>16}{'min':>7}{'max':>7}",
+    ]
+    for row in found["samplers"]:
+        lines.append(
+            f"{row['sampled_by']:<30}{row['tokens_per_s']:>10.0f}{row['homeostat_share']:>16.2f}"
+            f"{row['homeostat_share_min']:>7.2f}{row['homeostat_share_max']:>7.2f}"
+        )
+    verdict = "met" if found["met"] else "NOT met"
+    return [*lines, f"at least {found['min_share']} of {BARE}: {verdict}"]
+
+
+def parse_options() -> argparse.Namespace:
+    """The command line's options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds after the warm-up")
+    parser.add_argument("--batch", type=int, default=32, help="prompts")
+    parser.add_argument("--new-tokens", type=int, default=48, help="of every reply")
+    parser.add_argument("--template", choices=("chat", "bare"), default="chat")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cpu")
+    options = parser.parse_args()
+    if min(options.repeats, options.batch, options.new_tokens) < 1:
+        parser.error("--repeats, --batch and --new-tokens must be at least 1.")
+    return options
+
+
+def main() -> None:
+    """Measure, and print a table or one JSON object."""
+    options = parse_options()
+    try:
+        found = measure(options)
+    except HomeostatError as error:
+        sys.exit(str(error))
+    print(json.dumps(found) if options.json else "\n".join(table(found)))
+
+
+if __name__ == "__main__":
+    main()
