@@ -22,7 +22,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import homeostat
+import homeostat.run
 from homeostat.checkpoint import checkpoints_in
 from homeostat.config import RunConfig
 from homeostat.errors import HomeostatError
@@ -196,6 +196,20 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     assert_same_run(folder, whole)
 
 
+# Not forked from this process: the locks of the threads that torch has here would never open there.
+CHILDREN = multiprocessing.get_context("forkserver")
+CHILDREN.set_forkserver_preload(
+    ["homeostat.run", "homeostat.trainers.ppo", "homeostat.models.tiny"]
+)
+
+
+def run_apart(config: RunConfig, folder: Path, overrides: tuple[str, ...]) -> None:
+    """What the child does: a run without its figures, on as many threads as here."""
+    torch.set_num_threads(1)
+    homeostat.run.write_report = lambda folder: folder
+    run(config, folder, Console(), overrides)
+
+
 # Ten moments: the trainer, and after how many updates the last hand falls.
 MOMENTS = [
     *(("ppo", done) for done in (0, 1, 2, 3)),
@@ -212,13 +226,11 @@ def test_sigkill_at_ten_random_moments_changes_nothing(
     composed: Callable[..., RunConfig],
     tmp_path: Path,
 ) -> None:
-    """In a fork, which spares the imports; the command line has the same test, marked slow."""
+    """Forked from a server that has the imports; the command line has the same, marked slow."""
     expected, folder = whole_of(trainer), tmp_path / "run"
     overrides = TRAINERS[trainer]
     config = composed(*overrides)
-    process = multiprocessing.get_context("fork").Process(
-        target=run, args=(config, folder, Console(), overrides)
-    )
+    process = CHILDREN.Process(target=run_apart, args=(config, folder, overrides))
     process.start()
     seen = folder / ("metrics.jsonl" if done else "set_points.json")
     while process.is_alive() and not (seen.exists() and seen.read_bytes().count(b"\n") >= done):

@@ -164,7 +164,10 @@ def test_hub_model_is_asked_for_in_its_revision(
         asked.append((path, file, revision))
         return str(saved / file)
 
-    def read_hub(path: str, _dtype: torch.dtype, revision: str | None = None) -> tuple[Any, Any]:
+    def read_hub(
+        path: str, _dtype: torch.dtype, revision: str | None, quantization: object
+    ) -> tuple[Any, Any]:
+        assert quantization is None
         asked.append((path, revision))
         return base.model, base.tokenizer
 

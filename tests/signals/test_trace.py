@@ -287,7 +287,9 @@ def test_progress_counts_conversations_and_tokens(
         told.append((done, total, tokens))
 
     trace(policy, conversations, max_tokens=1, progress=progress)
-    lengths = sorted((len(policy.encode(talk).ids) for talk in conversations), reverse=True)
+    # Without probe layers nothing after the last response is read, so nothing after it counts.
+    rows = [policy.encode(talk).response for talk in conversations]
+    lengths = sorted((max(i for i, own in enumerate(r) if own) + 1 for r in rows), reverse=True)
     assert told == [(n + 1, 3, length) for n, length in enumerate(lengths)]
 
 
