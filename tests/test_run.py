@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console as RichConsole
 
 from homeostat import run as run_module
-from homeostat.config import AFFECTS, INTRINSIC_SIGNALS, RunConfig
+from homeostat.config import AFFECTS, INTRINSIC_SIGNALS, MemoryConfig, RunConfig, build
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.report.console import Console
@@ -110,6 +112,25 @@ def test_reward_with_nothing_left_is_refused(
     )
     config.reward.terms = {"mine": {"_target_": "a.b"}}
     assert allowed_set_points(config, perception(boredom="unusable"), console[0]) == {}
+
+
+def test_a_run_that_cannot_fit_is_refused_before_it_trains(
+    composed: Make,
+    make_policy: Callable[..., Policy],
+    console: tuple[Console, io.StringIO],
+    tmp_path: Path,
+) -> None:
+    """The estimate is shown and kept all the same, so that the user sees what to lower."""
+    config = composed("model=tiny_random", "scale=smoke", "memory.limit_gb=0.001")
+    policy, bots = make_policy(), build(config.bot)
+    with pytest.raises(HomeostatError, match=r"memory\.limit_gb is 0\.0; .*trainer\."):
+        run_module.check_memory(config, policy, bots, tmp_path, console[0])
+    assert "activations" in console[1].getvalue()
+    kept = json.loads((tmp_path / "memory.json").read_text())
+    assert kept["limit"] == 1_000_000 < kept["total"]
+    roomy = replace(config, memory=MemoryConfig(limit_gb=4.0))
+    found = run_module.check_memory(roomy, policy, bots, tmp_path, console[0])
+    assert found == json.loads((tmp_path / "memory.json").read_text())["total"]
 
 
 @pytest.mark.parametrize(

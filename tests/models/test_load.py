@@ -178,6 +178,46 @@ def test_hub_model_is_asked_for_in_its_revision(
     assert asked == [("some/model", "config.json", "v2"), ("some/model", "v2")]
 
 
+def test_four_bit_needs_cuda(saved: Path) -> None:
+    config = PretrainedModelConfig(name="mine", path=str(saved), quantization="4bit")
+    with pytest.raises(HomeostatError, match="4bit needs a CUDA device and this run is on cpu"):
+        load_pretrained(config, CPU, torch.float32)
+
+
+def test_four_bit_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "find_spec", lambda _name: None)
+    with pytest.raises(HomeostatError, match=r"pip install 'homeostat\[quant\]'"):
+        load.four_bit(torch.device("cuda"), torch.bfloat16)
+
+
+def test_four_bit_is_asked_for_on_the_device_it_is_made_on(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What reaches transformers; the quantised model itself needs a GPU."""
+    asked: dict[str, Any] = {}
+    base = tiny()
+
+    def from_pretrained(_path: str, **options: Any) -> Any:
+        asked.update(options)
+        return base.model
+
+    monkeypatch.setattr(load, "find_spec", lambda _name: object())
+    monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    wanted = load.four_bit(torch.device("cuda"), torch.bfloat16)
+    load.read_folder(str(saved), torch.bfloat16, quantization=wanted)
+    assert asked["quantization_config"] is wanted
+    assert asked["device_map"] == {"": "cuda"}
+    assert wanted.bnb_4bit_quant_type == "nf4"
+    assert wanted.bnb_4bit_compute_dtype == torch.bfloat16
+
+
+def test_four_bit_does_not_go_with_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "four_bit", lambda *_: object())
+    config = PretrainedModelConfig(name="mine", path=str(tmp_path / "m.gguf"), quantization="4bit")
+    with pytest.raises(HomeostatError, match="4bit does not go with a GGUF file"):
+        load_pretrained(config, CPU, torch.float32)
+
+
 def test_fingerprint_follows_from_the_weights(saved: Path) -> None:
     assert tiny().fingerprint == tiny().fingerprint
     assert tiny(seed=1).fingerprint != tiny().fingerprint

@@ -324,6 +324,16 @@ def test_tables_of_a_validation_survive_a_small_window(width: int) -> None:
     assert stream.getvalue()
 
 
+@pytest.mark.parametrize("width", [24, 100])
+def test_the_memory_table_has_every_part_and_the_limit(width: int) -> None:
+    out, stream = console(width=width)
+    out.memory({"weights": 2_000_000_000, "kv_cache": 10_000_000}, 2_500_000_000, 12e9)
+    assert cells(stream, "weights") == ["weights", "2.00"]
+    assert cells(stream, "kv cache") == ["kv cache", "0.01"]
+    assert cells(stream, "at once") == ["at once", "2.50"]
+    assert cells(stream, "limit") == ["limit", "12.00"]
+
+
 # --- numbers ------------------------------------------------------------------------------------
 
 

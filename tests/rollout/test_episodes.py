@@ -217,9 +217,9 @@ def test_reading_the_common_template_once_changes_no_episode(
     read: list[int] = []
     forward = Sampler._forward
 
-    def counted(self: Sampler, tokens: torch.Tensor, mask: torch.Tensor) -> None:
+    def counted(self: Sampler, tokens: torch.Tensor, *rest: Any) -> None:
         read.append(len(tokens))
-        forward(self, tokens, mask)
+        forward(self, tokens, *rest)
 
     monkeypatch.setattr(Sampler, "_forward", counted)
     assert play(policy, bots, SEEDS, ROLLOUT) == played

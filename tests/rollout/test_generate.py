@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -250,9 +251,9 @@ def shapes_read(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> list[tuple
     read: list[tuple[int, ...]] = []
     forward = sampler._forward
 
-    def noted(tokens: torch.Tensor, mask: torch.Tensor) -> None:
+    def noted(tokens: torch.Tensor, *rest: Any) -> None:
         read.append(tuple(tokens.shape))
-        forward(tokens, mask)
+        forward(tokens, *rest)
 
     monkeypatch.setattr(sampler, "_forward", noted)
     return read
