@@ -88,6 +88,8 @@ TRAINERS = {
 @pytest.fixture(scope="module", autouse=True)
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
+    # As many as in the children; a library of an earlier test may have set it back.
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOMEOSTAT_CACHE", str(folder))
         # The figures take longer than the run, and say nothing here.
