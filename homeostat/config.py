@@ -18,6 +18,7 @@ from hydra.utils import get_object
 from omegaconf import MISSING
 
 from homeostat.checks import require, require_fraction, require_one_of, require_positive
+from homeostat.config_steering import PersonaConfig, SteerHealConfig
 from homeostat.config_trainers import (
     DPOConfig,
     GRPOConfig,
@@ -432,6 +433,7 @@ class RunConfig:
     trainer: TrainerConfig = MISSING
     bot: BotConfig = MISSING
     eval: EvalConfig = MISSING
+    persona: PersonaConfig | None = None
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
@@ -446,6 +448,11 @@ class RunConfig:
         require(0 <= self.seed < 1000, f"seed={self.seed} must lie between 0 and 999.")
         require_one_of("device", self.device, DEVICES)
         require_one_of("dtype", self.dtype, DTYPES)
+        require(
+            self.persona is not None or not isinstance(self.trainer, SteerHealConfig),
+            "trainer=steer_heal needs a trait to steer towards; choose one with persona=love, or "
+            "another of those that homeostat --help lists.",
+        )
         measured = self.signals.names
         require(
             bool(measured),
@@ -472,6 +479,8 @@ SCHEMAS: dict[str, type] = {
     "schema/trainer/grpo": GRPOConfig,
     "schema/trainer/rloo": RLOOConfig,
     "schema/trainer/dpo": DPOConfig,
+    "schema/trainer/steer_heal": SteerHealConfig,
+    "schema/persona": PersonaConfig,
     "schema/bot/scripted": ScriptedBotConfig,
     "schema/bot/mixed": MixedBotConfig,
     "schema/eval/homeostasis": EvalConfig,

@@ -93,7 +93,8 @@ def is_finished(folder: Path) -> bool:
         return False
     summary = json.loads(path.read_text(encoding="utf-8"))
     # The time of the report is the last thing to be known: without it the run was killed there.
-    return summary["status"] == "finished" and "report" in summary["time_s"]
+    over = summary["status"].startswith(("finished", "starved", "broken"))
+    return over and "report" in summary["time_s"]
 
 
 def refuse_changes(config: RunConfig, folder: Path) -> bool:

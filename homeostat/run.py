@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 import homeostat
 from homeostat.checkpoint import Checkpoints, checkpoints_in, seed_generators
 from homeostat.config import AFFECTS, RunConfig, SetPointConfig, build
+from homeostat.config_steering import SteerHealConfig
 from homeostat.config_trainers import NoTrainerConfig
 from homeostat.errors import HomeostatError
 from homeostat.evals.failures import Failures, verdicts
@@ -39,6 +40,7 @@ from homeostat.resume import resume_command, save_config
 from homeostat.reward.compose import Reward
 from homeostat.reward.valence import resolve, resolve_one
 from homeostat.rollout.episodes import calibration_seeds, play
+from homeostat.run_steer_heal import run_steer_heal
 from homeostat.signals.calibration import QUANTILES, Calibration, calibrate
 from homeostat.signals.perception import Perception, obtain_perception, what_is_measured
 from homeostat.signals.reader import SignalReader, episode_record
@@ -62,6 +64,8 @@ class Outcome:
     failures: Mapping[str, Any] | None = None
     staleness: Mapping[str, Any] | None = None
     planned_bytes: int | None = None
+    ended: str | None = None  # why a run was over before its last step, though nothing failed
+    steering: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run(config: RunConfig, folder: Path, console: Console, overrides: Sequence[str] = ()) -> str:
@@ -96,7 +100,7 @@ def _run_in(config: RunConfig, folder: Path, console: Console, overrides: Sequen
         with Interrupt() as stop:
             log = MetricsLog(folder, config.wandb, asdict(config))
             _run_stages(config, folder, console, overrides, watch, outcome, log, stop)
-        outcome.status = "interrupted" if stop.requested else "finished"
+        outcome.status = "interrupted" if stop.requested else outcome.ended or "finished"
     except BaseException as error:
         outcome.status = f"failed: {error or type(error).__name__}"
         if outcome.steps:
@@ -133,6 +137,12 @@ def _run_stages(
     """Load, fit probes, calibrate, measure, train, measure again."""
     seed_generators(config.seed)
     policy = load_policy(config, console, watch)
+    if isinstance(config.trainer, SteerHealConfig):
+        outcome.planned_bytes = check_memory(config, policy, None, folder, console)
+        outcome.steps, outcome.steering, outcome.ended = run_steer_heal(
+            config, policy, folder, console, watch, log, stop
+        )
+        return
     bots = build(config.bot)
     if not isinstance(config.trainer, NoTrainerConfig):
         outcome.planned_bytes = check_memory(config, policy, bots, folder, console)
@@ -476,6 +486,7 @@ def summarise(config: RunConfig, outcome: Outcome, watch: Stopwatch) -> dict[str
         "staleness": outcome.staleness,
         "failures": outcome.failures,
         "eval": {name: asdict(e) for name, e in found.metrics.items()} if found else {},
+        **outcome.steering,
     }
 
 

@@ -1,31 +1,36 @@
 """The policy: frozen base weights plus a LoRA; the reference is the same object, adapter off.
 
-A critic may have a second LoRA on the same base.
+A critic may have a second LoRA on the same base. A policy that learns in rounds has one per round:
+all are on, and only the newest learns. `baked` merges them into the weights for a while.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from homeostat.config import LoraConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.chat import TokenStream, encode
-from homeostat.models.hooks import decoder_layers
+from homeostat.models.hooks import Steering, add_residual, decoder_layers
 from homeostat.models.load import BaseModel
 from homeostat.types import Conversation
 
 POLICY, CRITIC = "default", "critic"  # the adapters, as peft names them
+STACK = "stack"  # all rounds as one, while they are exported
 
 
 class Policy:
@@ -41,8 +46,10 @@ class Policy:
             torch.manual_seed(seed)
             self.model = get_peft_model(base.model, _peft_config(base.model, lora, blocks))
         self.model.eval()
+        self.rounds = [POLICY]  # adapters that are on, oldest first
         self.adapter_on = True
         self.is_recomputing = False
+        self.steering: Steering | None = None
 
     @property
     def trunk(self) -> Any:
@@ -59,13 +66,33 @@ class Policy:
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Within this context the policy is its reference: adapter off, same weights."""
+        """Within this context the policy is its reference: adapters and steering off."""
         before, self.adapter_on = self.adapter_on, False
+        self.steer_at(None)
+        steering, self.steering = self.steering, None
         try:
             with self.model.disable_adapter():
                 yield
         finally:
-            self.adapter_on = before
+            self.adapter_on, self.steering = before, steering
+
+    @contextmanager
+    def steered(self, steering: Steering) -> Iterator[None]:
+        """Within this context ``steering`` acts wherever replies are decoded or read.
+
+        Not within `reference`, and not on what `Sampler` and `forward` do not run.
+        """
+        self.steering = steering
+        try:
+            with add_residual(self.trunk, steering):
+                yield
+        finally:
+            self.steering = None
+
+    def steer_at(self, index_BT: Int[Tensor, "B T"] | None) -> None:
+        """Say which reply token each position of the next forward pass predicts; see `Steering`."""
+        if self.steering is not None:
+            self.steering.index_BT = index_BT
 
     def encode(self, conversation: Conversation) -> TokenStream:
         """The token stream of a conversation under this model's template."""
@@ -118,7 +145,107 @@ class Policy:
 
     def adapter_parameters(self) -> list[nn.Parameter]:
         """The parameters of the policy that training moves; a critic's are not among them."""
-        return self._parameters_of(POLICY)
+        return self._parameters_of(self.rounds[-1])
+
+    def add_round(self, seed: int) -> None:
+        """Freeze the adapters so far and put a fresh one of the same shape on top of them."""
+        name = f"round_{len(self.rounds) + 1}"
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            torch.manual_seed(seed)
+            self.model.add_adapter(name, self.model.peft_config[POLICY])
+        self.rounds.append(name)
+        self._activate(self.rounds)
+
+    @contextmanager
+    def previous(self) -> Iterator[None]:
+        """Within this context the policy is what it was before its newest round."""
+        if len(self.rounds) == 1:
+            with self.reference():
+                yield
+            return
+        self.steer_at(None)
+        steering, self.steering = self.steering, None
+        self._activate(self.rounds[:-1])
+        try:
+            yield
+        finally:
+            self._activate(self.rounds)
+            self.steering = steering
+
+    def _activate(self, names: Sequence[str]) -> None:
+        """Let these adapters be on; only the newest round's learns, on or off."""
+        # peft's own wrapper takes one name; the tuner below it takes several, whose outputs add up.
+        self.model.base_model.set_adapter(list(names), inference_mode=True)
+        for parameter in self.adapter_parameters():
+            parameter.requires_grad_(True)
+
+    @contextmanager
+    def baked(self) -> Iterator[None]:
+        """Within this context the adapters are merged into the weights; then the base is back.
+
+        To the bit: subtracting what was added would leave rounding behind, so the weights as they
+        were wait in a temporary file, not in memory.
+        """
+        merged = {
+            name: module
+            for name, module in self.model.named_modules()
+            if isinstance(module, BaseTunerLayer) and hasattr(module, "base_layer")
+        }
+        with TemporaryDirectory() as folder:
+            kept = Path(folder) / "base.safetensors"
+            save_file({name: m.base_layer.weight.data for name, m in merged.items()}, kept)
+            self.model.base_model.merge_adapter(self.rounds)
+            try:
+                yield
+            finally:
+                self.model.base_model.unmerge_adapter()
+                with safe_open(kept, framework="pt") as stored:
+                    for name, module in merged.items():
+                        module.base_layer.weight.data.copy_(stored.get_tensor(name))
+
+    @torch.no_grad()
+    def verify_bake(self, ids: Int[Tensor, "B T"]) -> float:
+        """Largest difference of log-probability between stack and merged weights on some tokens.
+
+        Args:
+            ids: Rows without padding.
+
+        Returns:
+            Nats, over all positions and the whole vocabulary.
+        """
+        stacked = self._log_probabilities(ids)
+        with self.baked():
+            merged = self._log_probabilities(ids)
+        return float((stacked - merged).abs().max())
+
+    def _log_probabilities(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
+        hidden = self.trunk(input_ids=ids, use_cache=False).last_hidden_state
+        return self.unembed(hidden).log_softmax(dim=-1)
+
+    def export_merged(self, folder: Path) -> None:
+        """Write one plain model, adapters merged in, with its tokenizer."""
+        with self.baked():
+            weights = {
+                name.replace(".base_layer", ""): value
+                for name, value in self.base.model.state_dict().items()
+                if ".lora_" not in name
+            }
+            self.base.model.save_pretrained(str(folder), state_dict=weights)
+        self.tokenizer.save_pretrained(str(folder))
+
+    def export_adapter(self, folder: Path) -> None:
+        """Write the whole stack as one adapter, whose rank is the sum of the rounds'."""
+        if len(self.rounds) == 1:
+            self.save_adapter(folder)
+            return
+        ones = [1.0] * len(self.rounds)
+        self.model.add_weighted_adapter(self.rounds, ones, STACK, combination_type="cat")
+        try:
+            self.model.save_pretrained(str(folder), selected_adapters=[STACK])
+        finally:
+            self.model.delete_adapter(STACK)
+            self._activate(self.rounds)
 
     def add_critic(self, seed: int) -> list[nn.Parameter]:
         """A second adapter of the same shape, which is on only within `critic`; its parameters."""
@@ -167,23 +294,31 @@ class Policy:
         return [p for name, p in self.model.named_parameters() if f".{adapter}." in name]
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the policy's adapter so that plain ``PeftModel.from_pretrained`` loads it."""
-        self.model.save_pretrained(str(folder), selected_adapters=[POLICY])
+        """Write the policy's adapters so that plain ``PeftModel.from_pretrained`` loads them.
+
+        The first lies in the folder itself, those of later rounds in folders of their names.
+        """
+        self.model.save_pretrained(str(folder), selected_adapters=self.rounds)
 
     def load_adapter(self, folder: Path) -> None:
-        """Take over the weights that `save_adapter` wrote.
+        """Take over the weights that `save_adapter` wrote, in as many rounds.
 
         Raises:
             HomeostatError: They belong to an adapter of another shape.
         """
-        saved = load_file(folder / "adapter_model.safetensors")
-        own = get_peft_model_state_dict(self.model)
-        if {n: w.shape for n, w in saved.items()} != {n: w.shape for n, w in own.items()}:
-            raise HomeostatError(
-                f"the adapter in {folder} does not fit this model; the model and lora.* must be "
-                "those that it was trained with."
-            )
-        set_peft_model_state_dict(self.model, saved)
+        for done in range(1, 1 + len(list(folder.glob("round_*")))):
+            if len(self.rounds) <= done:
+                self.add_round(seed=0)
+        for name in self.rounds:
+            own_folder = folder if name == POLICY else folder / name
+            saved = load_file(own_folder / "adapter_model.safetensors")
+            own = get_peft_model_state_dict(self.model, adapter_name=name)
+            if {n: w.shape for n, w in saved.items()} != {n: w.shape for n, w in own.items()}:
+                raise HomeostatError(
+                    f"the adapter in {own_folder} does not fit this model; the model and lora.* "
+                    "must be those that it was trained with."
+                )
+            set_peft_model_state_dict(self.model, saved, adapter_name=name)
 
 
 def _peft_config(model: Any, lora: LoraConfig, blocks: int) -> PeftLoraConfig:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -90,6 +90,7 @@ def read_prefix(policy: Policy, batch: TokenBatch) -> SharedPrefix | None:
         return None
     cache = SharedPrefix(config=policy.base.model.config.get_text_config())
     ids = torch.tensor([batch.prefix], device=policy.device)
+    policy.steer_at(None)
     policy.trunk(input_ids=ids, past_key_values=cache, use_cache=True)
     cache.frozen = True
     return cache
@@ -108,6 +109,7 @@ def forward(
     mask = batch.attention_mask.long()
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0) + len(batch.prefix)
     known = mask.new_ones(len(mask), len(batch.prefix))
+    policy.steer_at(predicted_index(batch))
     output = policy.trunk(
         input_ids=batch.input_ids,
         attention_mask=torch.cat([known, mask], dim=1),
@@ -117,3 +119,13 @@ def forward(
     )
     final: Float[Tensor, "B T D"] = output.last_hidden_state
     return final
+
+
+def predicted_index(batch: TokenBatch) -> Int[Tensor, "B T"]:
+    """Which token of its reply each position predicts, from 0; -1 where it predicts none."""
+    mask = batch.response_mask
+    starts = mask & ~torch.nn.functional.pad(mask[:, :-1], (1, 0))
+    position = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    first = torch.where(starts, position, -1).cummax(dim=1).values
+    number = torch.where(mask, position - first, -1)
+    return torch.nn.functional.pad(number[:, 1:], (0, 1), value=-1)

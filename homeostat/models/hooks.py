@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 OnLayer = Callable[[int, Tensor], None]
@@ -102,3 +104,71 @@ def noisy_residual(trunk: nn.Module, layer: int, norm: float, seed: int) -> Iter
         yield
     finally:
         handle.remove()
+
+
+@dataclass
+class Steering:
+    """What is added to the residual stream where replies are decoded.
+
+    A position is steered if a reply's token is predicted there, which begins with the last token
+    of the prompt. Whoever runs a forward pass sets ``index_BT`` first: for each position the number
+    of the reply's token that it predicts, from 0, and -1 where nothing is steered, such as in
+    prompts and padding.
+
+    Attributes:
+        vectors: By decoder block, what a dose of 1 adds after it, activation units.
+        dose_B: Dose of each row; one number serves all rows.
+        ablate: Remove ``dose`` times the component along the vector instead of adding it.
+        half_life: Tokens of a reply after which the dose has halved; None = steady.
+        gate: Leave a position alone whose cosine with the vector is above this; None = never.
+        index_BT: Of the forward pass to come; None = nothing is steered in it.
+    """
+
+    vectors: Mapping[int, Float[Tensor, " D"]]
+    dose_B: Float[Tensor, " B"]
+    ablate: bool = False
+    half_life: float | None = None
+    gate: float | None = None
+    index_BT: Int[Tensor, "B T"] | None = None
+
+    def shift(self, hidden: Float[Tensor, "B T D"], layer: int) -> Float[Tensor, "B T D"]:
+        """What is added to the output of a block."""
+        if self.index_BT is None:
+            return torch.zeros_like(hidden)
+        vector = self.vectors[layer].to(hidden.device, torch.float32)
+        steered = self.index_BT >= 0
+        amount = self.dose_B.to(hidden.device, torch.float32)[:, None] * steered
+        if self.half_life is not None:
+            amount = amount * 0.5 ** (self.index_BT.clamp(min=0) / self.half_life)
+        along = hidden.float() @ (vector / vector.norm())
+        if self.gate is not None:
+            amount = amount * (along <= self.gate * hidden.float().norm(dim=-1))
+        if self.ablate:
+            amount = -amount * along / vector.norm()
+        return (amount[..., None] * vector).to(hidden)
+
+
+@contextmanager
+def add_residual(trunk: nn.Module, steering: Steering) -> Iterator[None]:
+    """Within this context ``steering`` acts on every forward pass of the trunk.
+
+    The hooks are gone after the context, also after an exception.
+    """
+    blocks = decoder_layers(trunk)
+
+    def hook_for(layer: int) -> Callable[..., Any]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            if steering.index_BT is None:
+                return output
+            hidden = output[0] if isinstance(output, tuple) else output
+            changed = hidden + steering.shift(hidden, layer)
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        return hook
+
+    handles = [blocks[layer].register_forward_hook(hook_for(layer)) for layer in steering.vectors]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -66,7 +66,9 @@ class Sampler:
         pad = self._policy.pad_id
         tokens = [[pad] * (width - len(block)) + block for block in blocks]
         mask = [[0] * (width - len(block)) + [1] * len(block) for block in blocks]
-        self._forward(self._tensor(tokens), self._tensor(mask))
+        read = self._tensor(mask)
+        # The last column predicts the first token of the reply that comes next.
+        self._forward(self._tensor(tokens), read, _last_column(read, 0))
 
     def sample(
         self, uniforms: Float[np.ndarray, "B N"], temperature: float = 1.0
@@ -105,7 +107,9 @@ class Sampler:
                 self._unread[row] = [replies[row][-1]]
             alive = still
             pad = torch.full_like(chosen, self._policy.pad_id)
-            self._forward(torch.where(alive, chosen, pad)[:, None], alive.long()[:, None])
+            column = alive.long()[:, None]
+            number = torch.where(column > 0, step + 1, -1)
+            self._forward(torch.where(alive, chosen, pad)[:, None], column, number)
         return replies
 
     def _read_once(self, blocks: Sequence[list[int]]) -> list[list[int]]:
@@ -116,13 +120,13 @@ class Sampler:
             return list(blocks)
         tokens = self._tensor([blocks[0][:shared]])
         self._mask = self._mask[:1]
-        self._forward(tokens, torch.ones_like(tokens))
+        self._forward(tokens, torch.ones_like(tokens), None)
         self._cache.batch_repeat_interleave(rows)
         self._mask = self._mask.repeat(rows, 1)
         return [block[shared:] for block in blocks]
 
     @torch.no_grad()
-    def _forward(self, tokens: Tensor, mask: Tensor) -> None:
+    def _forward(self, tokens: Tensor, mask: Tensor, predicted: Tensor | None) -> None:
         self._mask = torch.cat([self._mask, mask], dim=1)
         held = self._mask.cumsum(dim=1)[:, -mask.shape[1] :]
         longest = int(held.max())
@@ -131,6 +135,7 @@ class Sampler:
                 f"a conversation of {longest} tokens does not fit into the model's context of "
                 f"{self._policy.max_context}; lower rollout.turns or rollout.max_new_tokens."
             )
+        self._policy.steer_at(predicted)
         output = self._policy.trunk(
             input_ids=tokens,
             attention_mask=self._mask,
@@ -142,6 +147,13 @@ class Sampler:
 
     def _tensor(self, rows: list[list[int]]) -> Tensor:
         return torch.tensor(rows, device=self._policy.device)
+
+
+def _last_column(mask: Tensor, value: int) -> Tensor:
+    """-1 everywhere but in the last column of rows that hold something there."""
+    index = torch.full_like(mask, -1)
+    index[:, -1] = torch.where(mask[:, -1] > 0, value, -1)
+    return index
 
 
 def _inverse_cdf(logits: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"]) -> Tensor:

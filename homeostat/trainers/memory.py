@@ -22,6 +22,7 @@ from torch import Tensor
 
 from homeostat.bots.scripted import Bots
 from homeostat.config import RolloutConfig
+from homeostat.config_steering import SteerHealConfig
 from homeostat.config_trainers import DPOConfig, PolicyGradientConfig, PPOConfig, TrainerConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
@@ -39,6 +40,7 @@ CHUNK_COPIES = 5
 # One block in the backward pass: gradients of the gated product, its two factors, and a sum.
 WORK_COPIES = 4
 PROBE_ROWS, PROBE_WIDTHS = 2, (32, 64)
+PROMPT_TOKENS = 96  # template and message of a context; the packaged ones are shorter
 
 ADVICE = {
     "weights": "use dtype=bfloat16, model.quantization=4bit or a smaller model",
@@ -104,7 +106,7 @@ class MemoryPlan:
 
 
 def plan_memory(
-    policy: Policy, config: TrainerConfig, rollout: RolloutConfig, bots: Bots
+    policy: Policy, config: TrainerConfig, rollout: RolloutConfig, bots: Bots | None
 ) -> MemoryPlan:
     """The memory that training with this config will need.
 
@@ -112,8 +114,13 @@ def plan_memory(
         policy: Before training; on the meta device only shapes are read.
         config: Of the trainer.
         rollout: Length of the episodes.
-        bots: Say how long the users' turns are.
+        bots: Say how long the users' turns are; None for a trainer that plays no episodes.
     """
+    if isinstance(config, SteerHealConfig):
+        length = PROMPT_TOKENS + config.max_new_tokens
+        return plan(policy, config, length, min(config.batch_size, BATCH))
+    if bots is None:
+        raise ValueError("a trainer that plays episodes needs bots to be planned for.")
     length = episode_tokens(policy, rollout, bots)
     return plan(policy, config, length, min(config.batch_size, BATCH))
 
@@ -122,6 +129,9 @@ def plan(policy: Policy, config: TrainerConfig, length: int, rows: int) -> Memor
     """The same for episodes of ``length`` tokens, ``rows`` of which are sampled at once."""
     base = [p for p in policy.model.parameters() if not p.requires_grad]
     adapter = sum(p.numel() for p in policy.adapter_parameters()) * FLOAT32
+    recomputing = config.gradient_checkpointing
+    if isinstance(config, SteerHealConfig):
+        recomputing |= micro_batch_size(config, length) > config.heal.micro_batch_tokens
     critics = 2 if isinstance(config, PPOConfig) and config.critic == "lora" else 1
     tokens = micro_batch_size(config, length)
     vocabulary = int(policy.text_config.vocab_size)
@@ -131,8 +141,7 @@ def plan(policy: Policy, config: TrainerConfig, length: int, rows: int) -> Memor
         optimiser=critics * 3 * adapter,
         kv_cache=rows * length * cache_bytes_per_token(policy)
         + SAMPLING_COPIES * rows * vocabulary * FLOAT32,
-        activations=critics
-        * activation_bytes(policy, tokens, length, config.gradient_checkpointing),
+        activations=critics * activation_bytes(policy, tokens, length, recomputing),
         logits=CHUNK_COPIES * min(tokens * vocabulary, CHUNK_LOGITS) * FLOAT32,
     )
 
@@ -154,6 +163,8 @@ def micro_batch_size(config: TrainerConfig, length: int) -> int:
     """Most tokens that have a gradient at once, padding included."""
     if isinstance(config, DPOConfig):
         return 2 * min(config.micro_batch_pairs, config.minibatch_pairs) * length
+    if isinstance(config, SteerHealConfig):
+        return config.heal.minibatch * length
     if isinstance(config, PolicyGradientConfig):
         episodes = -(-config.batch_size // min(config.minibatches, config.batch_size))
         return min(episodes, max(1, config.micro_batch_tokens // length)) * length
@@ -230,6 +241,8 @@ def memory_limit(device: torch.device, limit_gb: float | None, held: int) -> flo
 
 def micro_key(config: TrainerConfig) -> str:
     """The key that says how much has a gradient at once."""
+    if isinstance(config, SteerHealConfig):
+        return "trainer.heal.micro_batch_tokens"
     pairs = isinstance(config, DPOConfig)
     return "trainer.micro_batch_pairs" if pairs else "trainer.micro_batch_tokens"
 

@@ -1,0 +1,221 @@
+"""Where a stage of steering or healing stands: the trait, coherence, distance, foundations.
+
+Every arm answers the same items: base, steered, healed, and the base that is merely told to be the
+persona. Three kinds of rows:
+
+    trait      a question with two given replies of equal length, one of either side of the trait:
+               mean log-probability per token of the one less that of the other, nats per token
+    reply      a context that is never steered or trained on, with a sampled reply: its perplexity
+               under the plain base, whether it passes the filter's gates of coherence, KL from the
+               base per token
+    vignette   the forced choice over moral foundations
+
+A reply of a collapsed model fails the gates, so coherence falls whatever the trait says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from homeostat.config_steering import FilterConfig, PersonaConfig, StagesConfig
+from homeostat.evals.foundations import (
+    FOUNDATIONS,
+    Vignette,
+    informedness,
+    measure_foundations,
+)
+from homeostat.evals.stats import compare_paired
+from homeostat.models.adapters import Policy
+from homeostat.signals.repetition import repetition
+from homeostat.steering.complete import (
+    Sampling,
+    read_replies,
+    reply,
+    reply_ids,
+    with_given_reply,
+    without_persona,
+)
+from homeostat.steering.filters import Steered, is_coherent, judge
+from homeostat.steering.vectors import Context, as_persona, plain
+from homeostat.types import Conversation, Estimate, Progress, silent
+
+BASE, PROMPTED = "base", "prompted"
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The measurement that every stage of a run goes through.
+
+    Attributes:
+        config: How much is measured.
+        gates: The filter, whose gates of coherence are used.
+        persona: The trait.
+        contexts: Never steered or trained on.
+        vignettes: To judge; may be empty.
+        sampling: Of the replies; the same random numbers for every arm.
+        base_perplexity: Median perplexity of the base's own replies.
+    """
+
+    config: StagesConfig
+    gates: FilterConfig
+    persona: PersonaConfig
+    contexts: Sequence[Context]
+    vignettes: Sequence[Vignette]
+    sampling: Sampling
+    base_perplexity: float
+
+    def measure(
+        self,
+        policy: Policy,
+        prompted: bool = False,
+        progress: Progress = silent,
+    ) -> list[Row]:
+        """Rows of all three kinds.
+
+        Args:
+            policy: As it is: within `Policy.reference` the base, within `Policy.steered` steered.
+            prompted: Tell the model to be the persona's positive side.
+            progress: Told how many replies are done.
+        """
+        rows = [*self._trait(policy, prompted), *self._replies(policy, prompted, progress)]
+        if self.vignettes:
+            system = self.persona.prompt.format(persona=self.persona.positive)
+            found = measure_foundations(policy, self.vignettes, system if prompted else None)
+            rows += [{"kind": "vignette"} | row for row in found]
+        return rows
+
+    def _ask(self, text: str, prompted: bool) -> Conversation:
+        return as_persona(self.persona, "positive", text) if prompted else plain(text)
+
+    def _trait(self, policy: Policy, prompted: bool) -> list[Row]:
+        pairs = self.persona.probe_pairs
+        talks = [
+            with_given_reply(policy, self._ask(pair.question, prompted), text)
+            for pair in pairs
+            for text in (pair.positive, pair.negative)
+        ]
+        means = [float(one.logprob.mean()) for one in read_replies(policy, talks)]
+        return [
+            {
+                "kind": "trait",
+                "item": f"pair-{n:02d}",
+                "trait_nats": means[2 * n] - means[2 * n + 1],
+            }
+            for n in range(len(pairs))
+        ]
+
+    def _replies(self, policy: Policy, prompted: bool, progress: Progress) -> list[Row]:
+        asked = [self._ask(context.text, prompted) for context in self.contexts]
+        talks = reply(policy, asked, self.sampling, progress=progress)
+        found = read_replies(policy, talks, [without_persona(talk) for talk in talks])
+        return [
+            self._reply_row(context, talk, -s.ref_logprob.cpu().numpy(), float(s.kl.mean()))
+            for context, talk, s in zip(self.contexts, talks, found, strict=True)
+        ]
+
+    def _reply_row(self, context: Context, talk: Conversation, nll_R: np.ndarray, kl: float) -> Row:
+        text = talk.turns[-1].text
+        ids = reply_ids(talk)
+        patterns = [re.compile(pattern) for pattern in self.persona.narration]
+        completion = Steered(text, ids, nll_R, 0.0)
+        failed = judge(completion, self.gates, self.base_perplexity, patterns)
+        return {
+            "kind": "reply",
+            "item": context.id,
+            "base_perplexity": float(np.exp(nll_R.mean())),
+            "log_perplexity": float(nll_R.mean()),
+            "kl_nats_per_token": kl,
+            "repetition": repetition(text),
+            "coherent": float(is_coherent(failed)),
+            "narrates": float("narration" in failed),
+            "tokens": len(ids),
+            "failed": list(failed),
+            "text": text,
+        }
+
+
+def values(rows: Sequence[Mapping[str, Any]], kind: str, name: str) -> list[float]:
+    """One number of every row of a kind, in the order of the items."""
+    return [float(row[name]) for row in rows if row["kind"] == kind]
+
+
+def aggregate(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """What a stage's row in rounds.jsonl says; missing is None."""
+    vignettes = [row for row in rows if row["kind"] == "vignette"]
+    found: dict[str, float | None] = {
+        "trait_nats": _mean(values(rows, "trait", "trait_nats")),
+        "coherence": _mean(values(rows, "reply", "coherent")),
+        "median_perplexity": _median(values(rows, "reply", "base_perplexity")),
+        "kl_nats_per_token": _mean(values(rows, "reply", "kl_nats_per_token")),
+        "repetition": _mean(values(rows, "reply", "repetition")),
+        "narrates": _mean(values(rows, "reply", "narrates")),
+        "reply_tokens": _mean(values(rows, "reply", "tokens")),
+    }
+    for name in FOUNDATIONS if vignettes else ():
+        share = float(np.mean([row["p"][name] for row in vignettes]))
+        found[f"foundations/{name}_nats"] = float(np.log(share))
+    if vignettes:
+        found["foundations/pmass"] = _mean([row["pmass"] for row in vignettes])
+        found["foundations/informedness"] = informedness(vignettes)
+    return found
+
+
+def compare_arms(
+    before: Sequence[Mapping[str, Any]],
+    after: Sequence[Mapping[str, Any]],
+    samples: int,
+) -> dict[str, Estimate]:
+    """Paired differences after - before, over the items that both arms answered."""
+    compared = (
+        ("trait_nats", "trait", "trait_nats"),
+        ("coherence", "reply", "coherent"),
+        ("log_perplexity", "reply", "log_perplexity"),
+        ("kl_nats_per_token", "reply", "kl_nats_per_token"),
+    )
+    return {
+        name: compare_paired(values(before, kind, key), values(after, kind, key), samples)
+        for name, kind, key in compared
+    }
+
+
+def trait_per_nat(
+    before: Sequence[Mapping[str, Any]],
+    after: Sequence[Mapping[str, Any]],
+    samples: int,
+    seed: int = 0,
+) -> Estimate:
+    """Movement of the trait per nat of KL that it cost, with its interval.
+
+    The ratio of two means over different items, which are resampled apart. Without any KL there is
+    no ratio.
+    """
+    moved = np.array(values(after, "trait", "trait_nats")) - np.array(
+        values(before, "trait", "trait_nats")
+    )
+    cost = np.array(values(after, "reply", "kl_nats_per_token"))
+    if len(moved) < 2 or len(cost) < 2 or cost.mean() < 1e-6:
+        return Estimate(None, None, None, None, len(moved))
+    found = stats.bootstrap(
+        (moved, cost),
+        lambda a, b, axis: a.mean(axis=axis) / b.mean(axis=axis),
+        n_resamples=samples,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    ratio = float(moved.mean() / cost.mean())
+    return Estimate(0.0, ratio, ratio, (float(found.low), float(found.high)), len(moved))
+
+
+def _mean(numbers: Sequence[float]) -> float | None:
+    return float(np.mean(numbers)) if numbers else None
+
+
+def _median(numbers: Sequence[float]) -> float | None:
+    return float(np.median(numbers)) if numbers else None

@@ -1,0 +1,1 @@
+"""Steering: vectors, doses, completions and the filter that they must pass."""
