@@ -20,6 +20,7 @@ from homeostat.report.signal_figures import (
     draw_layers,
     draw_reliability,
 )
+from homeostat.report.steering_figures import draw_filter, draw_foundations, draw_trajectory
 
 UNITS = {
     "entropy": "nats/token",
@@ -49,7 +50,11 @@ def write_report(folder: Path) -> Path:
     episodes = _rows(folder / "evals" / "homeostasis.jsonl")
     probes = _json(folder / "probes" / "report.json", {})
     failures = _rows(folder / "evals" / "failures.jsonl")
+    rounds = _rows(folder / "rounds.jsonl")
     drawn = draw_figures(folder / "figures", summary, calibration, steps, probes, failures)
+    if rounds:
+        filtered = _rows(folder / "evals" / "filter.jsonl")
+        drawn += draw_stages(folder / "figures", summary, rounds, filtered)
     engine = Environment(
         loader=PackageLoader("homeostat.report", "."),
         autoescape=True,
@@ -71,6 +76,8 @@ def write_report(folder: Path) -> Path:
         probes=probes,
         corpus=_json(folder / "probes" / "probes.json", {}).get("corpus"),
         failures=failures,
+        rounds=rounds,
+        diary=_rows(folder / "evals" / "diary.jsonl"),
         figures={path.stem: _data_uri(path) for path in drawn},
         pairs=side_by_side(episodes),
         units=UNITS,
@@ -106,8 +113,26 @@ def draw_figures(
     return drawn
 
 
+def draw_stages(
+    folder: Path,
+    summary: Mapping[str, Any],
+    rounds: Sequence[Mapping[str, Any]],
+    filtered: Sequence[Mapping[str, Any]],
+) -> list[Path]:
+    """Every figure of steer and heal that there is data for."""
+    drawn = [
+        draw_trajectory(folder, rounds, summary.get("coherence_floor", 0.0)),
+        draw_filter(folder, filtered),
+        draw_foundations(folder, rounds),
+    ]
+    return [path for path in drawn if path is not None]
+
+
 def headline(summary: dict[str, Any]) -> str:
     """What the run found out, whichever way it went, in a sentence or two."""
+    if "verdicts" in summary:
+        found = "; ".join(f"{v['id']} {v['answer']}" for v in summary["verdicts"])
+        return f"Steering towards {summary['persona']['name']}, {summary['steps']} stages: {found}."
     if summary["trainer"] == "none":
         return _signals_headline(summary)
     found = summary["eval"].get("valence")

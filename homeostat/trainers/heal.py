@@ -108,6 +108,7 @@ class Heal:
         seed: int,
         round: int,
         tau: float | None,
+        recompute: bool = False,
         progress: Progress = silent,
     ) -> None:
         self.config = config
@@ -117,6 +118,7 @@ class Heal:
         self.seed = seed
         self.round = round
         self.tau = tau
+        self.recompute = recompute
         self.progress = progress
 
     def run(self, completions: Sequence[Completion]) -> HealResult:
@@ -252,7 +254,8 @@ class Heal:
         references, control = lesson.references, lesson.control
         reference = None if references is None else torch.cat([references[i] for i in part])
         padded = len(streams) * max(len(stream.ids) for stream in streams)
-        with self.policy.recomputing(padded > self.config.micro_batch_tokens):
+        large = padded > self.config.micro_batch_tokens
+        with self.policy.recomputing(self.recompute or large):
             nll_R, divergence = self._read(streams, reference)
             nll, barrier = nll_R.mean(), nll_R.new_zeros(())
             row = {"nll": float(nll.detach())} | self._divergence_row(divergence, control)

@@ -364,6 +364,7 @@ class SteerHeal:
             seed=self.seed,
             round=round_,
             tau=self.tau if config.barrier.tau == QUANTILE else float(config.barrier.tau),
+            recompute=config.gradient_checkpointing,
             progress=self.progress,
         )
         with self.watch("heal"):
