@@ -1,0 +1,246 @@
+"""Barriers beside each other: runs of steer and heal that differ in barrier and seed.
+
+Every run is held against its own base on its own items. A figure of an arm is a mean over seeds of
+means over items; its interval comes from resampling seeds, and items within each seed. Arms of one
+seed share their items and random numbers, so that differences between arms are paired.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from omegaconf import OmegaConf
+
+from homeostat.files import write_text
+from homeostat.report.console import interval, number
+from homeostat.report.figures import STYLE, save
+
+ARMS = ("nll", "mean", "rmse", "p95", "max", "cvar", "no heal", "prompted")
+AGAINST = "mean"
+METRICS = ("trait_nats", "coherent", "log_perplexity", "trait_per_nat")
+TITLES = {
+    "trait_nats": "trait moved, nats/token",
+    "coherent": "coherent share",
+    "log_perplexity": "log perplexity, change",
+    "trait_per_nat": "trait per nat of KL",
+}
+KIND = {"trait_nats": "trait", "coherent": "reply", "log_perplexity": "reply"}
+COLOURS = ("#8a8f98", "#b3402f", "#0b6e99", "#4c9a6a", "#8a6bb1", "#c9a227", "#d1792b", "#24292f")
+Items = Mapping[str, Float[np.ndarray, " N"]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one seed measured of an arm in a round: one number per item and metric.
+
+    ``coherent`` is the share itself; the others are differences from the seed's own base, but
+    ``kl_nats_per_token``, which the base does not have.
+    """
+
+    items: Items
+
+
+def write_comparison(folders: Sequence[Path], out: Path, samples: int = 2000) -> dict[str, Any]:
+    """Compare runs; writes comparison.json, comparison.md and comparison.png into ``out``.
+
+    Args:
+        folders: Run folders; one that did not finish is listed, and counts as far as it came.
+        out: Where the files go.
+        samples: Bootstrap resamples.
+    """
+    runs: list[dict[str, Any]] = []
+    cells: dict[tuple[str, int], dict[int, Cell]] = {}
+    for folder in sorted(folders):
+        config = OmegaConf.load(folder / "config.yaml")
+        arm, seed = arm_of(config.trainer.barrier), int(config.seed)
+        summary = folder / "summary.json"
+        status = "not finished"
+        if summary.is_file():
+            status = json.loads(summary.read_text(encoding="utf-8"))["status"]
+        runs.append({"folder": folder.name, "arm": arm, "seed": seed, "status": status})
+        for key, cell in read_cells(folder, arm).items():
+            cells.setdefault(key, {})[seed] = cell
+    found: dict[str, Any] = {
+        "runs": runs,
+        "arms": [
+            {"arm": arm, "round": round_, "seeds": sorted(own)}
+            | {name: estimate(list(own.values()), name, samples) for name in METRICS}
+            | {
+                f"{name}_against_{AGAINST}": against(
+                    own, cells.get((AGAINST, round_), {}), name, samples
+                )
+                for name in METRICS
+                if arm != AGAINST
+            }
+            for (arm, round_), own in sorted(cells.items(), key=lambda item: _place(*item[0]))
+        ],
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "comparison.json", json.dumps(found, indent=1) + "\n")
+    write_text(out / "comparison.md", as_markdown(found))
+    draw(out, found["arms"])
+    return found
+
+
+def arm_of(barrier: Mapping[str, Any]) -> str:
+    """Name of the arm that a barrier's config belongs to."""
+    return "nll" if barrier["divergence"] == "none" else str(barrier["aggregate"])
+
+
+def _place(arm: str, round_: int) -> tuple[int, int]:
+    return (ARMS.index(arm) if arm in ARMS else len(ARMS), round_)
+
+
+def read_cells(folder: Path, arm: str) -> dict[tuple[str, int], Cell]:
+    """What a run measured, by arm and round.
+
+    Before any healing all runs of a seed have the same base, prompted base and first steered stage,
+    so those arms come from whichever run is read last; later steered stages depend on the barrier
+    and stay out.
+    """
+    path = folder / "evals" / "stages.jsonl"
+    if not path.is_file():
+        return {}
+    stages: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        stages.setdefault((row["round"], row["stage"]), []).append(row)
+    names = {"healed": arm, "prompted": "prompted"}
+    found = {}
+    for (round_, stage), rows in stages.items():
+        name = "no heal" if (round_, stage) == (1, "steered") else names.get(stage)
+        if name is not None:
+            found[name, round_] = _cell(rows, stages[0, "base"])
+    return found
+
+
+def _cell(rows: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]]) -> Cell:
+    def column(own: Sequence[Mapping[str, Any]], kind: str, key: str) -> Float[np.ndarray, " N"]:
+        return np.array([float(row[key]) for row in own if row["kind"] == kind])
+
+    items = {
+        name: column(rows, kind, name) - (column(base, kind, name) if name != "coherent" else 0)
+        for name, kind in KIND.items()
+    }
+    return Cell(items | {"kl_nats_per_token": column(rows, "reply", "kl_nats_per_token")})
+
+
+def _value(items: Items, metric: str) -> float:
+    if metric == "trait_per_nat":
+        cost = items["kl_nats_per_token"].mean()
+        return float(items["trait_nats"].mean() / cost) if cost > 1e-6 else float("nan")
+    return float(items[metric].mean())
+
+
+def estimate(cells: Sequence[Cell], metric: str, samples: int) -> dict[str, Any] | None:
+    """Mean over seeds and its 95% interval; None where a seed cannot say."""
+    return _resampled([(cell,) for cell in cells], lambda own: _value(own[0], metric), samples)
+
+
+def against(
+    own: Mapping[int, Cell], other: Mapping[int, Cell], metric: str, samples: int
+) -> dict[str, Any] | None:
+    """Paired difference of two arms over the seeds that both have; None without any."""
+    pairs = [(own[seed], other[seed]) for seed in sorted(own.keys() & other.keys())]
+    return _resampled(
+        pairs, lambda both: _value(both[0], metric) - _value(both[1], metric), samples
+    )
+
+
+def _resampled(
+    seeds: Sequence[tuple[Cell, ...]],
+    value: Callable[[Sequence[Items]], float],
+    samples: int,
+) -> dict[str, Any] | None:
+    """Mean of ``value`` over seeds; seeds, and items within each, are resampled together."""
+    if not seeds:
+        return None
+    mean = float(np.mean([value([cell.items for cell in cells]) for cells in seeds]))
+    rng = np.random.default_rng(0)
+    draws: list[float] = []
+    for _ in range(samples):
+        chosen = rng.integers(len(seeds), size=len(seeds))
+        draws.append(float(np.mean([value(_draw(seeds[i], rng)) for i in chosen])))
+    if not np.isfinite([mean, *draws]).all():
+        return None
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return {"mean": mean, "ci95": [float(low), float(high)], "n_seeds": len(seeds)}
+
+
+def _draw(cells: Sequence[Cell], rng: np.random.Generator) -> list[Items]:
+    """The items of one seed resampled, the same ones for every arm."""
+    first = cells[0].items
+    replies = rng.integers(len(first["coherent"]), size=len(first["coherent"]))
+    traits = rng.integers(len(first["trait_nats"]), size=len(first["trait_nats"]))
+    return [
+        {
+            name: values[traits if name == "trait_nats" else replies]
+            for name, values in cell.items.items()
+        }
+        for cell in cells
+    ]
+
+
+def as_markdown(found: Mapping[str, Any]) -> str:
+    """The table that people read, and which runs it is made of."""
+    lines = [
+        "| arm | round | seeds | " + " | ".join(TITLES.values()) + f" | coherent, less {AGAINST} |",
+        "| --- " * (4 + len(METRICS)) + "|",
+    ]
+    for row in found["arms"]:
+        cells = [_show(row[name]) for name in METRICS]
+        cells.append(_show(row.get(f"coherent_against_{AGAINST}")))
+        lines.append(
+            f"| {row['arm']} | {row['round']} | {len(row['seeds'])} | " + " | ".join(cells) + " |"
+        )
+    lines += ["", "| run | arm | seed | status |", "| --- | --- | --- | --- |"]
+    lines += [
+        f"| {r['folder']} | {r['arm']} | {r['seed']} | {r['status']} |" for r in found["runs"]
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _show(found: Mapping[str, Any] | None) -> str:
+    return "—" if found is None else f"{number(found['mean'], sign=True)} {interval(found['ci95'])}"
+
+
+def draw(folder: Path, arms: Sequence[Mapping[str, Any]]) -> Path:
+    """Coherence by round, and where every arm ends: trait against coherence."""
+    names = [name for name in ARMS if any(row["arm"] == name for row in arms)]
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9.0, 3.4))
+        for number_, name in enumerate(names):
+            own = [row for row in arms if row["arm"] == name]
+            colour = COLOURS[ARMS.index(name)]
+            if name in ("no heal", "prompted"):
+                left.axhline(own[-1]["coherent"]["mean"], color=colour, lw=1, ls=":")
+            else:
+                x = np.array([row["round"] for row in own]) + 0.05 * (number_ - 2)
+                left.plot(x, [row["coherent"]["mean"] for row in own], "-o", color=colour, ms=4)
+                for at, row in zip(x, own, strict=True):
+                    left.plot([at, at], row["coherent"]["ci95"], color=colour, lw=1, alpha=0.6)
+            _end(right, own[-1], name, colour)
+        left.xaxis.set_major_locator(MaxNLocator(integer=True))
+        left.set(xlabel="round", ylabel="coherent share", title="Coherence, healed, by round")
+        right.set(
+            xlabel="trait moved, nats per token", ylabel="coherent share", title="After the last"
+        )
+        right.legend(frameon=False, fontsize=7)
+        figure.tight_layout()
+        return save(figure, folder / "comparison.png")
+
+
+def _end(axes: Axes, row: Mapping[str, Any], name: str, colour: str) -> None:
+    trait, coherent = row["trait_nats"], row["coherent"]
+    axes.plot(trait["ci95"], [coherent["mean"]] * 2, color=colour, lw=1, alpha=0.6)
+    axes.plot([trait["mean"]] * 2, coherent["ci95"], color=colour, lw=1, alpha=0.6)
+    axes.plot(trait["mean"], coherent["mean"], "o", color=colour, ms=5, label=name)
