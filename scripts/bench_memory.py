@@ -13,8 +13,8 @@ of
 over conversations of 200 tokens, half of them responses. Measured is the peak above what the
 process held before the model was built: resident memory on a CPU (Linux; the peak is reset before
 the update, freed blocks are returned to the system at once), allocated memory on CUDA, where the
-process is held to 12 GB. A case that is too large for this machine is estimated alone, with the
-model on the meta device.
+process is held to 12 GB. A case that is too large or too slow for a CPU is estimated alone, with
+the model on the meta device.
 """
 
 from __future__ import annotations
@@ -240,7 +240,8 @@ def as_row(case: Case, found: MemoryPlan, measured: int | None) -> dict[str, Any
 
 def fits(case: Case, device_name: str) -> bool:
     """Whether the case can be measured on this machine in reasonable time."""
-    return device_name == "cuda" or case.model != "gemma-3-4b"
+    large = case.model == "gemma-3-4b" or case.dtype != "float32"  # a CPU may crawl in bfloat16
+    return device_name == "cuda" or not large
 
 
 def show(rows: list[dict[str, Any]], device_name: str) -> None:

@@ -80,7 +80,7 @@ def _perplexity(axes: Axes, rounds: Rows) -> None:
     axes.yaxis.set_minor_formatter(ScalarFormatter())
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.tick_params(which="minor", labelsize=7)
-    axes.set_xlim(0.5, max((r["round"] for r in rounds), default=1) + 0.5)
+    axes.set_xlim(0.5, max(1, *(r["round"] for r in rounds)) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="round", ylabel="median perplexity under the base", title="Perplexity")
     axes.legend(frameon=False, fontsize=7)

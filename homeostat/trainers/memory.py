@@ -26,8 +26,6 @@ from homeostat.config_steering import SteerHealConfig
 from homeostat.config_trainers import DPOConfig, PolicyGradientConfig, PPOConfig, TrainerConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
-from homeostat.models.chat import TokenStream, pad
-from homeostat.models.forward import forward
 from homeostat.models.hooks import decoder_layers
 from homeostat.models.logprobs import CHUNK_LOGITS
 from homeostat.rollout.episodes import BATCH, training_seeds
@@ -216,11 +214,15 @@ def saved_bytes(policy: Policy, rows: int, width: int) -> int:
             kept[storage._cdata] = storage
         return tensor
 
-    stream = TokenStream([1] * width, [0] * width, [False] + [True] * (width - 1))
-    batch = pad([stream] * rows, policy.pad_id, policy.device)
+    ids = torch.ones(rows, width, dtype=torch.long, device=policy.device)
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    policy.steer_at(None)
+    mask = None
+    if policy.device.type == "meta":
+        # Whole, or transformers would look into it; what is not there cannot be looked at.
+        mask = torch.ones(rows, 1, width, width, dtype=torch.bool, device=policy.device)
     with torch.enable_grad(), hooks:
-        forward(policy, batch)
+        policy.trunk(input_ids=ids, attention_mask=mask, use_cache=False)
     return sum(storage.nbytes() for storage in kept.values())
 
 
