@@ -221,10 +221,11 @@ class SteerHeal:
         with self.policy.steered(self.vector.steering(dose, self.config.dose)):
             steered = predicting(self.policy, new)
         unsteered = predicting(self.policy, new)
+        ids = [torch.tensor(reply_ids(talk), device=self.policy.device) for talk in new]
         with torch.no_grad():
             kl = [
-                token_statistics(own, torch.tensor(reply_ids(talk)), self.policy.unembed, ref).kl
-                for own, talk, ref in zip(steered, new, unsteered, strict=True)
+                token_statistics(own, targets, self.policy.unembed, ref).kl
+                for own, targets, ref in zip(steered, ids, unsteered, strict=True)
             ]
         return float(torch.quantile(torch.cat(kl), 0.95))
 
