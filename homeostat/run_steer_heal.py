@@ -6,7 +6,7 @@ Like `homeostat.run`, which calls it, it logs, evaluates and saves; nothing else
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +18,7 @@ from homeostat.config_steering import PersonaConfig, SteerHealConfig
 from homeostat.evals.foundations import read_vignettes
 from homeostat.evals.stages import (
     BASE,
+    DIARY,
     PROMPTED,
     Row,
     Stages,
@@ -29,10 +30,10 @@ from homeostat.evals.verdicts import Verdict, judge_run
 from homeostat.files import replace_folder
 from homeostat.interrupt import Interrupt
 from homeostat.models.adapters import Policy
+from homeostat.models.cache import remembered
 from homeostat.report.console import Console
 from homeostat.report.metrics import MetricsLog, write_rows
-from homeostat.steering.complete import Sampling, reply
-from homeostat.steering.vectors import as_persona, plain
+from homeostat.steering.complete import Sampling
 from homeostat.timing import Stopwatch
 from homeostat.trainers.steer_heal import HEALED, STEERED, SteerHeal
 from homeostat.types import StepResult
@@ -124,12 +125,10 @@ def run_steer_heal(
         checkpoints.restore(config.resume_override, console.say)
     measured = config.resume is not None and kept.resume(trainer.done)
     if trainer.base_perplexity is None:
-        with console.stage("the base's own replies") as progress:
-            trainer.progress = progress
-            trainer.measure_base()
+        trainer.base_perplexity = base_perplexity(config, trainer, console)
     stages = make_stages(config, trainer, persona)
     if not measured:
-        measure_fixed_arms(stages, policy, kept, console, watch)
+        measure_fixed_arms(config, stages, policy, kept, console, watch)
     ended = lost_coherence(kept, stages, trainer.done)
     results = iter(trainer.steps())
     while ended is None and not stop.requested and not trainer.is_over:
@@ -141,7 +140,7 @@ def run_steer_heal(
             result = next(results)
         for notice in trainer.notices[said:]:
             console.say(notice)
-        finish_stage(result, trainer, stages, kept, checkpoints, folder, console)
+        finish_stage(config, result, trainer, stages, kept, checkpoints, folder, console)
         ended = lost_coherence(kept, stages, trainer.done)
     if trainer.starved is not None:
         ended = f"starved: {trainer.starved}"
@@ -165,20 +164,52 @@ def make_stages(config: RunConfig, trainer: SteerHeal, persona: PersonaConfig) -
     )
 
 
+def before_healing(config: RunConfig, policy: Policy, what: str, compute: Callable[[], Any]) -> Any:
+    """What was measured before the first healing, from the cache where nothing has changed.
+
+    The arms of a sweep over barriers share it: neither adapter nor barrier has acted yet.
+    """
+    if not config.signals.cache:
+        return compute()
+    later = ("lr", "max_steps", "gradient_checkpointing", "heal", "barrier")
+    acting = {name: value for name, value in asdict(config.trainer).items() if name not in later}
+    base = (policy.base.fingerprint, str(policy.dtype), policy.device.type)
+    return remembered("stages", [what, *base, config.seed, config.persona, acting], compute)
+
+
+def base_perplexity(config: RunConfig, trainer: SteerHeal, console: Console) -> float:
+    """Median perplexity of the base's own replies."""
+
+    def compute() -> float:
+        with console.stage("the base's own replies") as progress:
+            trainer.progress = progress
+            return trainer.measure_base()
+
+    return float(before_healing(config, trainer.policy, "base_perplexity", compute))
+
+
 def measure_fixed_arms(
-    stages: Stages, policy: Policy, kept: StageLog, console: Console, watch: Stopwatch
+    config: RunConfig,
+    stages: Stages,
+    policy: Policy,
+    kept: StageLog,
+    console: Console,
+    watch: Stopwatch,
 ) -> None:
     """The base, and the base told to be the persona; neither changes over the rounds."""
     for name in (BASE, PROMPTED):
-        with console.stage(f"measure: {name}") as progress, watch("evaluate"), policy.reference():
-            rows = stages.measure(policy, name == PROMPTED, progress)
-            diary = ask_diary(policy, stages.persona, stages.sampling, name == PROMPTED)
-        keep_arm(kept, rows, 0, name, {}, stages)
-        kept.add("evals/diary.jsonl", [diary], 0, name)
+
+        def compute(name: str = name) -> list[Row]:
+            stage = console.stage(f"measure: {name}")
+            with stage as progress, watch("evaluate"), policy.reference():
+                return stages.measure(policy, name == PROMPTED, progress)
+
+        keep_arm(kept, before_healing(config, policy, name, compute), 0, name, {}, stages)
     kept.save()
 
 
 def finish_stage(
+    config: RunConfig,
     result: StepResult,
     trainer: SteerHeal,
     stages: Stages,
@@ -197,12 +228,15 @@ def finish_stage(
     else:
         kept.add("heal.jsonl", result.episodes, round_, stage)
     if not (stage == STEERED and trainer.starved):
-        title = f"round {round_}: measure {stage}"
-        with console.stage(title) as progress, checkpoints.watch("evaluate"), context:
-            rows = stages.measure(policy, progress=progress)
-            diary = ask_diary(policy, stages.persona, stages.sampling)
+
+        def compute() -> list[Row]:
+            title = f"round {round_}: measure {stage}"
+            with console.stage(title) as progress, checkpoints.watch("evaluate"), context:
+                return stages.measure(policy, progress=progress)
+
+        untrained = result.step == 1
+        rows = before_healing(config, policy, stage, compute) if untrained else compute()
         row = keep_arm(kept, rows, round_, stage, result.metrics, stages)
-        kept.add("evals/diary.jsonl", [diary], round_, stage)
         console.say(describe_stage(round_, stage, row))
     timing = {f"time/{name}_s": spent for name, spent in checkpoints.watch.seconds.items()}
     checkpoints.log.step(result.step, result.metrics, completions, timing)
@@ -225,6 +259,11 @@ def keep_arm(
     stages: Stages,
 ) -> dict[str, Any]:
     """Add an arm's items and its row in rounds.jsonl; returns that row."""
+    entries = [
+        {key: row[key] for key in ("question", "reply")} for row in rows if row["kind"] == DIARY
+    ]
+    kept.add("evals/diary.jsonl", entries, round_, stage)
+    rows = [row for row in rows if row["kind"] != DIARY]
     kept.add("evals/stages.jsonl", rows, round_, stage)
     row: dict[str, Any] = {**aggregate(rows), **metrics}
     base = kept.arm(0, BASE)
@@ -235,16 +274,6 @@ def keep_arm(
         row["trait_per_nat"] = asdict(trait_per_nat(base, rows, samples))
     kept.add("rounds.jsonl", [row], round_, stage)
     return row
-
-
-def ask_diary(
-    policy: Policy, persona: PersonaConfig, sampling: Sampling, prompted: bool = False
-) -> dict[str, Any]:
-    """The diary's question, answered as nearly greedily as sampling can be."""
-    question = persona.diary
-    talk = as_persona(persona, "positive", question) if prompted else plain(question)
-    cold = Sampling(sampling.max_new_tokens, 1e-4, sampling.key)
-    return {"question": question, "reply": reply(policy, [talk], cold)[0].turns[-1].text}
 
 
 def lost_coherence(kept: StageLog, stages: Stages, done: int) -> str | None:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from homeostat.config import RunConfig
+from homeostat.evals.stages import Stages
 from homeostat.report.console import Console
 from homeostat.run import run
 
@@ -143,6 +144,7 @@ def test_a_killed_run_goes_on_at_the_stage_that_was_under_way(
         return function(*arguments, **options)
 
     config, folder = composed(*OVERRIDES), tmp_path / "run"
+    monkeypatch.setenv("HOMEOSTAT_CACHE", str(tmp_path / "cache"))
     # The figures take longer than the run, and say nothing here.
     monkeypatch.setattr("homeostat.run.write_report", lambda folder: folder)
     with pytest.MonkeyPatch.context() as patch:
@@ -156,6 +158,35 @@ def test_a_killed_run_goes_on_at_the_stage_that_was_under_way(
         own, expected = (load_file(f / "adapters" / name) for f in (folder, whole))
         assert all(torch.equal(own[key], weight) for key, weight in expected.items())
     assert summary(folder)["verdicts"] == summary(whole)["verdicts"]
+
+
+def test_arms_of_a_sweep_share_what_was_measured_before_the_first_healing(
+    whole: Path,
+    composed: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("homeostat.run.write_report", lambda folder: folder)
+    measure, calls = Stages.measure, 0
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return measure(*arguments, **options)
+
+    monkeypatch.setattr(Stages, "measure", counted)
+    arms = {"other barrier": "trainer.barrier.aggregate=max", "other seed": "seed=5"}
+    spent = {}
+    for name, override in arms.items():
+        before, overrides = calls, (*OVERRIDES, override, "trainer.max_steps=1")
+        run(composed(*overrides), tmp_path / name, Console(), overrides)
+        spent[name] = calls - before
+    assert spent == {"other barrier": 1, "other seed": 4}
+    first = [
+        [row for row in rows(folder / "evals" / "stages.jsonl") if row["stage"] != "healed"]
+        for folder in (whole, tmp_path / "other barrier")
+    ]
+    assert first[0][: len(first[1])] == first[1]
 
 
 def test_a_starved_run_ends_with_counts_and_a_report(

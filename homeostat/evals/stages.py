@@ -9,6 +9,7 @@ persona. Three kinds of rows:
                under the plain base, whether it passes the filter's gates of coherence, KL from the
                base per token
     vignette   the forced choice over moral foundations
+    diary      the persona's own question with a sampled reply, to be read and not to be counted
 
 A reply of a collapsed model fails the gates, so coherence falls whatever the trait says.
 """
@@ -36,8 +37,9 @@ from homeostat.signals.repetition import repetition
 from homeostat.steering.complete import (
     Sampling,
     read_replies,
-    reply,
     reply_ids,
+    sampled,
+    statistics_of,
     with_given_reply,
     without_persona,
 )
@@ -46,6 +48,7 @@ from homeostat.steering.vectors import Context, as_persona, plain
 from homeostat.types import Conversation, Estimate, Progress, silent
 
 BASE, PROMPTED = "base", "prompted"
+DIARY = "diary"  # kind of the row that is only read
 Row = dict[str, Any]
 
 
@@ -112,13 +115,19 @@ class Stages:
         ]
 
     def _replies(self, policy: Policy, prompted: bool, progress: Progress) -> list[Row]:
-        asked = [self._ask(context.text, prompted) for context in self.contexts]
-        talks = reply(policy, asked, self.sampling, progress=progress)
-        found = read_replies(policy, talks, [without_persona(talk) for talk in talks])
-        return [
+        questions = [*(context.text for context in self.contexts), self.persona.diary]
+        asked = [self._ask(text, prompted) for text in questions]
+        *said, diary = sampled(policy, asked, self.sampling, progress=progress)
+        talks, states = [talk for talk, _ in said], [own for _, own in said]
+        is_base = not (policy.adapter_on or policy.steering or prompted)
+        refs = None if is_base else [without_persona(talk) for talk in talks]
+        found = statistics_of(policy, talks, states, refs)
+        rows = [
             self._reply_row(context, talk, -s.ref_logprob.cpu().numpy(), float(s.kl.mean()))
             for context, talk, s in zip(self.contexts, talks, found, strict=True)
         ]
+        entry = {"question": self.persona.diary, "reply": diary[0].turns[-1].text}
+        return [*rows, {"kind": DIARY, **entry}]
 
     def _reply_row(self, context: Context, talk: Conversation, nll_R: np.ndarray, kl: float) -> Row:
         text = talk.turns[-1].text

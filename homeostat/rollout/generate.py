@@ -22,6 +22,10 @@ class Sampler:
     All rows share the columns of one cache. A row that has nothing to say in a column is masked
     there, and positions count only what a row really holds, so that a row's tokens do not depend on
     its neighbours (up to floating point).
+
+    Attributes:
+        predicted_from: Of each row's newest reply, the final hidden states ``[R, D]`` that its
+            tokens were drawn from: what reading it again would give.
     """
 
     def __init__(self, policy: Policy, rows: int) -> None:
@@ -30,6 +34,7 @@ class Sampler:
         self._mask = torch.zeros(rows, 0, dtype=torch.long, device=policy.device)
         self._unread: list[list[int]] = [[] for _ in range(rows)]
         self._hidden: Tensor | None = None
+        self.predicted_from: list[Tensor] = []
 
     def fork(self) -> Sampler:
         """A copy that goes on from here on its own."""
@@ -88,10 +93,12 @@ class Sampler:
         numbers = numbers.clamp(max=1 - 2**-24)
         eos = torch.tensor(self._policy.eos_ids, device=self._policy.device)
         replies: list[list[int]] = [[] for _ in range(rows)]
+        states: list[Tensor] = []
         alive = torch.ones(rows, dtype=torch.bool, device=self._policy.device)
         for step in range(limit):
             if self._hidden is None:
                 raise ValueError("append a prompt before sampling.")
+            states.append(self._hidden)
             logits = self._policy.unembed(self._hidden) / temperature
             chosen = _inverse_cdf(logits, numbers[:, step])
             for row in torch.nonzero(alive)[:, 0].tolist():
@@ -110,6 +117,8 @@ class Sampler:
             column = alive.long()[:, None]
             number = torch.where(column > 0, step + 1, -1)
             self._forward(torch.where(alive, chosen, pad)[:, None], column, number)
+        by_row = torch.stack(states, dim=1)
+        self.predicted_from = [own[: len(ids)] for own, ids in zip(by_row, replies, strict=True)]
         return replies
 
     def _read_once(self, blocks: Sequence[list[int]]) -> list[list[int]]:

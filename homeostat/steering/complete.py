@@ -47,7 +47,25 @@ def reply(
     first: int = 0,
     progress: Progress = silent,
 ) -> list[Conversation]:
-    """Every conversation with one more reply, sampled from the policy as it is.
+    """Every conversation with one more reply, sampled from the policy as it is; see `sampled`."""
+    found = sampled(policy, talks, sampling, vector, doses, dose_config, first, progress)
+    return [talk for talk, _ in found]
+
+
+def sampled(
+    policy: Policy,
+    talks: Sequence[Conversation],
+    sampling: Sampling,
+    vector: PersonaVector | None = None,
+    doses: Sequence[float] = (),
+    dose_config: DoseConfig | None = None,
+    first: int = 0,
+    progress: Progress = silent,
+) -> list[tuple[Conversation, Tensor]]:
+    """Every conversation with one more reply, and the hidden states that it was drawn from.
+
+    The states, ``[R, D]`` of a reply, are what `predicting` would give, so that a policy never
+    reads its own reply again.
 
     Args:
         policy: As it is now.
@@ -59,7 +77,7 @@ def reply(
         first: Number of the first reply; a reply depends on its number, not on the batch.
         progress: Told how many replies are done, and their tokens.
     """
-    found: list[Conversation] = []
+    found: list[tuple[Conversation, Tensor]] = []
     for start in range(0, len(talks), BATCH):
         part = talks[start : start + BATCH]
         numbers = [sampling.uniforms(first + start + row) for row in range(len(part))]
@@ -73,7 +91,10 @@ def reply(
             with policy.steered(vector.steering(own, dose_config)):
                 sampler.append(prompts)
                 ids = sampler.sample(np.stack(numbers), sampling.temperature)
-        found += [_with_reply(policy, talk, new) for talk, new in zip(part, ids, strict=True)]
+        found += [
+            (_with_reply(policy, talk, new), states)
+            for talk, new, states in zip(part, ids, sampler.predicted_from, strict=True)
+        ]
         progress(len(found), len(talks), sum(map(len, ids)))
     return found
 
@@ -131,16 +152,25 @@ def read_replies(
         ref_talks: The conversations as the base is to read them, with the same replies; gives the
             reference's log-probabilities and KL(policy || base). None: no reference.
     """
-    hidden = predicting(policy, talks)
-    targets = [torch.tensor(reply_ids(talk), device=policy.device) for talk in talks]
-    if ref_talks is None:
-        refs: Sequence[Tensor | None] = [None] * len(talks)
-    else:
+    return statistics_of(policy, talks, predicting(policy, talks), ref_talks)
+
+
+@torch.no_grad()
+def statistics_of(
+    policy: Policy,
+    talks: Sequence[Conversation],
+    states: Sequence[Tensor],
+    ref_talks: Sequence[Conversation] | None = None,
+) -> list[TokenStatistics]:
+    """What `read_replies` says, from hidden states ``[R, D]`` of each reply that are there."""
+    refs: Sequence[Tensor | None] = [None] * len(talks)
+    if ref_talks is not None:
         with policy.reference():
             refs = predicting(policy, ref_talks)
+    targets = [torch.tensor(reply_ids(talk), device=policy.device) for talk in talks]
     return [
         token_statistics(own, ids, policy.unembed, ref)
-        for own, ids, ref in zip(hidden, targets, refs, strict=True)
+        for own, ids, ref in zip(states, targets, refs, strict=True)
     ]
 
 

@@ -36,6 +36,8 @@ from homeostat.steering.complete import (
     predicting,
     reply,
     reply_ids,
+    sampled,
+    statistics_of,
 )
 from homeostat.steering.dose import Search, bisect_dose, bisect_to
 from homeostat.steering.filters import Steered, judge, last_good_position, report
@@ -139,7 +141,8 @@ class SteerHeal:
             )
         if self.first_vector is None:
             self.first_vector = self.vector
-        self.measure_base()
+        if self.base_perplexity is None:
+            self.base_perplexity = self.measure_base()
         bank: list[Steered] = []
         talks: list[Conversation] = []
         search = self._search(round_, bank, talks)
@@ -311,16 +314,15 @@ class SteerHeal:
     def _sampling(self, round_: int) -> Sampling:
         return Sampling(self.config.max_new_tokens, self.config.temperature, (self.seed, 5, round_))
 
-    def measure_base(self) -> None:
-        """Set `base_perplexity` once, from replies to contexts that may be steered on."""
-        if self.base_perplexity is not None:
-            return
+    def measure_base(self) -> float:
+        """Median perplexity of the base's replies to contexts that may be steered on."""
         asked = [plain(context.text) for context in self._contexts(0, 0, self.config.batch_size)]
         sampling = Sampling(self.config.max_new_tokens, self.config.temperature, (self.seed, 11))
         with self.watch("generate"), self.policy.reference():
-            talks = reply(self.policy, asked, sampling, progress=self.progress)
-            nll = [own.mean() for own in base_nll(self.policy, talks)]
-        self.base_perplexity = float(np.exp(np.median(nll)))
+            said = sampled(self.policy, asked, sampling, progress=self.progress)
+            talks, states = [talk for talk, _ in said], [own for _, own in said]
+            found = statistics_of(self.policy, talks, states)
+        return float(np.exp(np.median([-float(one.logprob.mean()) for one in found])))
 
     def _judge(self, completion: Steered) -> tuple[str, ...]:
         assert self.base_perplexity is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from homeostat.models.adapters import Policy
 from homeostat.steering.complete import (
     Sampling,
     base_nll,
+    predicting,
     read_replies,
     reply,
     reply_ids,
+    sampled,
     with_given_reply,
     without_persona,
 )
@@ -56,6 +59,23 @@ def test_every_row_has_its_own_dose(make_policy: Callable[..., Policy]) -> None:
     alone = reply(policy, talks[1:], SAMPLING, vector, [4.0], DoseConfig(), first=1)
     assert reply_ids(both[1]) == reply_ids(alone[0])
     assert reply_ids(both[1]) != reply_ids(unsteered[1])
+
+
+@pytest.mark.parametrize("dose", [None, 4.0])
+def test_states_of_a_sampled_reply_are_what_reading_it_gives(
+    dose: float | None, make_policy: Callable[..., Policy], stir: Callable[..., None]
+) -> None:
+    policy = make_policy()
+    stir(policy)
+    vector = PersonaVector({1: torch.linspace(-3, 3, policy.hidden_size)}, {1: 1.0}, "mean_diff")
+    talks = [plain(text) for text in TEXTS]
+    steering = () if dose is None else (vector, [dose] * len(talks), DoseConfig())
+    said = sampled(policy, talks, SAMPLING, *steering)
+    with nullcontext() if dose is None else policy.steered(vector.steering(dose, DoseConfig())):
+        read = predicting(policy, [talk for talk, _ in said])
+    for (talk, states), again in zip(said, read, strict=True):
+        assert states.shape == (len(reply_ids(talk)), policy.hidden_size)
+        torch.testing.assert_close(states, again, atol=1e-4, rtol=1e-4)
 
 
 def test_log_probabilities_against_a_plain_pass(
