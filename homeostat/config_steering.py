@@ -93,7 +93,8 @@ class VectorConfig:
 class DoseConfig:
     """How hard to steer: multiples of the raw vector.
 
-    ``grid`` spreads the completions over ``values``. ``iso_kl`` bisects, on a logarithmic scale
+    ``grid`` spreads the completions over ``values``, of which the middle one is measured as the
+    steered stage. ``iso_kl`` bisects, on a logarithmic scale
     between ``low`` and ``high``, to the dose whose 95th-percentile KL from the unsteered model is
     ``target_kl`` nats; ``survival`` to the highest dose of which at least ``target_survival`` of
     the completions pass the filter. Each of ``probes`` steps looks at ``probe_size`` completions.

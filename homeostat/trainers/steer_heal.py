@@ -187,7 +187,7 @@ class SteerHeal:
         """The dose; what was sampled on the way goes into ``bank``."""
         dose = self.config.dose
         if dose.kind == "grid":
-            return Search(max(dose.values), [])
+            return Search(sorted(dose.values)[len(dose.values) // 2], [])
         if dose.kind == "iso_kl":
             return bisect_to(
                 dose.low,
