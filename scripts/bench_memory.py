@@ -9,12 +9,13 @@ of
 
     update     one PPO update: every minibatch of 8 episodes, backward pass and optimiser steps
     one pass   one forward and backward pass of a micro-batch, logits at response positions only
+    heal       two steps of healing under the rmse barrier, four completions in each
 
-over conversations of 200 tokens, half of them responses. Measured is the peak above what the
-process held before the model was built: resident memory on a CPU (Linux; the peak is reset before
-the update, freed blocks are returned to the system at once), allocated memory on CUDA, where the
-process is held to 12 GB. A case that is too large or too slow for a CPU is estimated alone, with
-the model on the meta device.
+over conversations of 200 tokens (or 512), half of them responses. Measured is the peak above what
+the process held before the model was built: resident memory on a CPU (Linux; the peak is reset
+before the update, freed blocks are returned to the system at once), allocated memory on CUDA,
+where the process is held to 12 GB. A case that is too large or too slow for a CPU is estimated
+alone, with the model on the meta device.
 """
 
 from __future__ import annotations
@@ -36,17 +37,20 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen2Config
 
 from homeostat.config import LoraConfig, RolloutConfig, build
-from homeostat.config_trainers import PPOConfig
+from homeostat.config_steering import BarrierConfig, HealConfig, SteerHealConfig
+from homeostat.config_trainers import PPOConfig, TrainerConfig
 from homeostat.models.adapters import Policy
 from homeostat.models.chat import TokenStream
 from homeostat.models.load import BaseModel
 from homeostat.models.tiny import byte_tokenizer
 from homeostat.timing import Stopwatch
+from homeostat.trainers.heal import Completion, Heal
 from homeostat.trainers.memory import MemoryPlan, plan
 from homeostat.trainers.policy_gradient import Batch, Credit
 from homeostat.trainers.ppo import PPO
 
 LENGTH, EPISODES, MINIBATCHES = 200, 8, 2
+HEALED = 4  # completions in a step of healing
 GPU_BYTES = 12e9
 # Freed blocks go back to the system, so that resident memory is what is in use.
 MALLOC = {
@@ -99,10 +103,15 @@ class Case:
     micro_batch_tokens: int = 800
     checkpointing: bool = False
     lora_layers: tuple[float, float] = (0.0, 1.0)
+    length: int = LENGTH
 
     @property
-    def config(self) -> PPOConfig:
+    def config(self) -> TrainerConfig:
         """The trainer's config."""
+        if self.what == "heal":
+            return SteerHealConfig(
+                name="steer_heal", heal=HealConfig(minibatch=HEALED, epochs=2, validation=0.0)
+            )
         return PPOConfig(
             name="ppo",
             batch_size=EPISODES,
@@ -118,6 +127,8 @@ CASES = [
     Case("SmolLM2-135M", "float32", lora_layers=(0.5, 1.0)),
     Case("SmolLM2-135M", "float32", checkpointing=True),
     Case("SmolLM2-135M", "float32", what="one pass"),
+    Case("SmolLM2-135M", "float32", what="heal", micro_batch_tokens=HEALED * LENGTH),
+    Case("SmolLM2-135M", "float32", what="heal", micro_batch_tokens=HEALED * 512, length=512),
     Case("SmolLM2-135M", "bfloat16"),
     Case("Qwen2.5-0.5B", "float32", micro_batch_tokens=400),
     Case("Qwen2.5-0.5B", "float32", micro_batch_tokens=400, checkpointing=True),
@@ -126,6 +137,7 @@ CASES = [
     Case("gemma-3-4b", "bfloat16", micro_batch_tokens=400),
     Case("gemma-3-4b", "bfloat16", micro_batch_tokens=400, checkpointing=True),
     Case("gemma-3-4b", "bfloat16", what="one pass", micro_batch_tokens=400, checkpointing=True),
+    Case("gemma-3-4b", "bfloat16", what="heal", micro_batch_tokens=HEALED * 512, length=512),
 ]
 
 
@@ -175,6 +187,19 @@ def make_batch() -> Batch:
     return Batch([nothing] * EPISODES, stream, nothing, nothing, logprobs, credit)
 
 
+def heal(case: Case, policy: Policy) -> None:
+    """Two steps of healing on completions of random tokens."""
+    config, half = case.config, case.length // 2
+    assert isinstance(config, SteerHealConfig)
+    rng = np.random.default_rng(0)
+    completions = [
+        Completion(*(tuple(rng.integers(0, 200, half).tolist()) for _ in range(2)))
+        for _ in range(HEALED)
+    ]
+    barrier = BarrierConfig(tau=0.0)
+    Heal(config.heal, barrier, policy=policy, lr=1e-4, seed=0, round=0, tau=0.0).run(completions)
+
+
 def resident() -> int:
     """Bytes of this process in memory."""
     return int(psutil.Process().memory_info().rss)
@@ -205,9 +230,13 @@ def measure(case: Case, device_name: str) -> dict[str, Any]:
         torch.cuda.set_per_process_memory_fraction(min(1.0, GPU_BYTES / total))
     before = resident() if device.type == "cpu" else 0
     policy = make_policy(case, device)
-    found = plan(policy, case.config, LENGTH, rows=0)
+    found = plan(policy, case.config, case.length, rows=0)
     if device.type == "meta":
         return as_row(case, found, None)
+    if case.what == "heal":
+        reset_peak(device)
+        heal(case, policy)
+        return as_row(case, found, peak(device) - before)
     trainer, batch = make_ppo(case, policy), make_batch()
     reset_peak(device)
     if case.what == "update":
@@ -222,7 +251,7 @@ def measure(case: Case, device_name: str) -> dict[str, Any]:
 
 def as_row(case: Case, found: MemoryPlan, measured: int | None) -> dict[str, Any]:
     """One row of the table; a single pass has no moments yet, only gradients."""
-    moments = 0 if case.what == "update" else found.optimiser * 2 // 3
+    moments = found.optimiser * 2 // 3 if case.what == "one pass" else 0
     estimate = found.total - moments
     return {
         "model": case.model,
@@ -231,6 +260,7 @@ def as_row(case: Case, found: MemoryPlan, measured: int | None) -> dict[str, Any
         "micro_batch_tokens": case.micro_batch_tokens,
         "checkpointing": case.checkpointing,
         "lora_layers": list(case.lora_layers),
+        "length": case.length,
         "parts_mb": {name: round(size / 1e6) for name, size in found.parts().items()},
         "estimate_mb": round(estimate / 1e6),
         "measured_mb": None if measured is None else round(measured / 1e6),
@@ -246,12 +276,16 @@ def fits(case: Case, device_name: str) -> bool:
 
 def show(rows: list[dict[str, Any]], device_name: str) -> None:
     """Print the table."""
-    print(f"device {device_name}, conversations of {LENGTH} tokens, LoRA rank 16, MB = 10^6 bytes")
+    print(
+        f"device {device_name}, conversations of {LENGTH} tokens unless said, LoRA rank 16, "
+        "MB = 10^6 bytes"
+    )
     print(f"{'model':<14}{'dtype':<10}{'what':<10}{'tokens':>7}  {'options':<22}", end="")
     print(f"{'estimate':>9}{'measured':>10}{'ratio':>7}")
     for row in rows:
         options = ["checkpointing"] if row["checkpointing"] else []
         options += ["upper half"] if row["lora_layers"][0] else []
+        options += [f"{row['length']} tokens each"] if row["length"] != LENGTH else []
         measured = "not run" if row["measured_mb"] is None else f"{row['measured_mb']:,}"
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
         print(
@@ -281,7 +315,7 @@ def main() -> None:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             rows.append(pool.submit(measure, case, where).result())
-        print(f"{len(rows)}: {case.model} {case.dtype} {case.what}", file=sys.stderr)
+        print(json.dumps(rows[-1]), file=sys.stderr)
     if arguments.json:
         print(json.dumps({"device": device_name, "cases": rows}))
     else:

@@ -6,12 +6,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Gemma3TextConfig
 from worlds import Parrots, make_trainer, own_reward, share_of_low_ids
 
 from homeostat.config import LoraConfig, RolloutConfig, TinyModelConfig
+from homeostat.config_steering import HealConfig, SteerHealConfig
 from homeostat.config_trainers import DPOConfig, GRPOConfig, PPOConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
+from homeostat.models.load import BaseModel
 from homeostat.models.tiny import load_tiny
 from homeostat.trainers.memory import (
     MemoryPlan,
@@ -107,6 +110,32 @@ def test_a_critic_with_an_adapter_counts_twice(make_policy: Callable[..., Policy
     assert own.adapters == 2 * shared.adapters
     assert own.activations == 2 * shared.activations
     assert own.weights == shared.weights
+
+
+def test_healing_four_times_512_tokens_fits_beside_a_model_of_4b(
+    make_policy: Callable[..., Policy],
+) -> None:
+    shape = Gemma3TextConfig(
+        hidden_size=2560,
+        intermediate_size=10240,
+        num_hidden_layers=34,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=256,
+        vocab_size=262_208,
+        tie_word_embeddings=True,
+    )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16).requires_grad_(False)
+    base = BaseModel(model.eval(), make_policy().tokenizer, "4b", "shape")
+    policy = Policy(base, LoraConfig(rank=16), seed=0)
+    config = SteerHealConfig(name="steer_heal", heal=HealConfig(minibatch=4))
+    found = plan(policy, config, length=512, rows=32)
+    assert 7.5e9 < found.weights < 8e9
+    assert found.total < 12e9
+    kept = HealConfig(minibatch=4, micro_batch_tokens=4 * 512)
+    whole = plan(policy, SteerHealConfig(name="steer_heal", heal=kept), 512, 32)
+    assert whole.total > 12e9, "the blocks must be computed again for it"
 
 
 @pytest.mark.parametrize(
