@@ -35,6 +35,7 @@ homeostat: train a language model on homeostatic intrinsic reward, without human
   homeostat model=qwen2.5_0.5b scale=gpu12     research size on one 12 GB GPU
   homeostat -m reward=full,intrinsic_only,relational_only seed=0,1     a sweep
   homeostat resume=outputs/2026-01-31/12-00-00 continue a run that was stopped or killed
+  homeostat export=outputs/2026-01-31/12-00-00 what it has trained, as one plain model
   homeostat --cfg job                          the composed config, without running
 """
 AFTERWORD = """\
@@ -63,6 +64,13 @@ def _run(composed: DictConfig) -> None:
     refuse_unknown_keys(config)
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
+    if config.export:
+        from homeostat.export import export
+        from homeostat.report.console import Console
+
+        refuse_changes(config, folder)
+        export(config, folder, Console())
+        return
     if config.resume and not refuse_changes(config, folder) and is_finished(folder):
         print(f"The run in {folder} is finished; nothing is left to resume.")
         return

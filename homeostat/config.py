@@ -423,6 +423,9 @@ class WandbConfig:
         require_one_of("wandb.mode", self.mode, ("offline", "online", "disabled"))
 
 
+EXPORTS = ("merged", "adapter")
+
+
 @dataclass
 class RunConfig:
     """One run."""
@@ -443,11 +446,14 @@ class RunConfig:
     dtype: str = "auto"
     resume: str | None = None
     resume_override: bool = False
+    export: str | None = None
+    export_as: str = "merged"
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 1000, f"seed={self.seed} must lie between 0 and 999.")
         require_one_of("device", self.device, DEVICES)
         require_one_of("dtype", self.dtype, DTYPES)
+        require_one_of("export_as", self.export_as, EXPORTS)
         require(
             self.persona is not None or not isinstance(self.trainer, SteerHealConfig),
             "trainer=steer_heal needs a trait to steer towards; choose one with persona=love, or "

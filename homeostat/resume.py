@@ -1,5 +1,7 @@
 """Continuing a run: ``homeostat resume=<run folder>`` means the same config in the same folder.
 
+``homeostat export=<run folder>`` takes over the config in the same way.
+
 A run folder keeps the command line's overrides in ``overrides.yaml`` and what they composed to in
 ``config.yaml``. Resuming puts the kept overrides in front of those typed now, lets Hydra compose
 them as ever, and compares the outcome with the kept config. No torch import.
@@ -18,12 +20,13 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from homeostat.config import RunConfig
+from homeostat.config import EXPORTS, RunConfig
 from homeostat.errors import HomeostatError
 from homeostat.files import write_text
 
 CONFIG, OVERRIDES = "config.yaml", "overrides.yaml"
-OWN_KEYS = ("resume", "resume_override")
+OWN_KEYS = ("resume", "resume_override", "export", "export_as")
+RUNS = ("resume", "export")  # keys that name a run folder, whose config they take over
 
 
 def resume_command(folder: Path) -> str:
@@ -44,34 +47,39 @@ def with_kept_overrides(arguments: Sequence[str]) -> list[str]:
     Raises:
         HomeostatError: There is no run to resume, or the arguments ask for a sweep.
     """
-    own = [a for a in arguments if a.lstrip("+").startswith("resume=")]
+    own = [a for a in arguments if a.lstrip("+").partition("=")[0] in RUNS and "=" in a]
     value = OverridesParser.create().parse_override(own[-1]).value() if own else None
     if value is None:
         return list(arguments)
+    key = own[-1].lstrip("+").partition("=")[0]
     if {"-m", "--multirun"} & set(arguments) or not isinstance(value, str | int):
-        raise HomeostatError("resume takes one run folder, and no sweep: resume=<run folder>.")
+        raise HomeostatError(f"{key} takes one run folder, and no sweep: {key}=<run folder>.")
     folder = Path(str(value)).expanduser().resolve()
-    kept = [o for o in kept_overrides(folder) if o not in arguments]
+    kept = [o for o in kept_overrides(folder, key) if o not in arguments]
     # Side by side: Hydra's parser takes no override after a flag that follows an override.
     first = next(i for i, a in enumerate(arguments) if re.match(r"~|[^-].*=", a))
     typed = list(arguments)
     last = len(typed) - 1 - typed[::-1].index(own[-1])
-    typed[last : last + 1] = [_assignment("resume", folder), _assignment("hydra.run.dir", folder)]
+    typed[last : last + 1] = [_assignment(key, folder), _assignment("hydra.run.dir", folder)]
     return [*typed[:first], *kept, *typed[first:]]
 
 
-def kept_overrides(folder: Path) -> list[str]:
+def kept_overrides(folder: Path, key: str = "resume") -> list[str]:
     """The overrides that the run in ``folder`` was started with.
+
+    Args:
+        folder: Of the run.
+        key: That named it, for the errors.
 
     Raises:
         HomeostatError: There is no such folder, or no run in it.
     """
     if not folder.is_dir():
-        raise HomeostatError(f"resume={folder}: there is no such folder.")
+        raise HomeostatError(f"{key}={folder}: there is no such folder.")
     for name in (CONFIG, OVERRIDES):
         if not (folder / name).is_file():
             raise HomeostatError(
-                f"resume={folder}: {name} is missing, so this is no run folder, or one whose run "
+                f"{key}={folder}: {name} is missing, so this is no run folder, or one whose run "
                 "was stopped before it began; start the run anew."
             )
     return [str(override) for override in OmegaConf.load(folder / OVERRIDES)]
@@ -107,8 +115,9 @@ def refuse_changes(config: RunConfig, folder: Path) -> bool:
     if changed and not config.resume_override:
         listed = "; ".join(f"{key} was {old} and is {new}" for key, (old, new) in changed.items())
         raise HomeostatError(
-            f"resume={folder}: {listed}. A resumed run keeps its config; leave these values as "
-            "they were, or set resume_override=true to go on with the new ones."
+            f"{'export' if config.export else 'resume'}={folder}: {listed}. The run keeps its "
+            "config; leave these values as they were, or set resume_override=true to go on with "
+            "the new ones."
         )
     return bool(changed)
 
@@ -116,7 +125,9 @@ def refuse_changes(config: RunConfig, folder: Path) -> bool:
 def _yaml(config: RunConfig) -> str:
     """The config of a run; how it was started is no part of it."""
     return OmegaConf.to_yaml(
-        OmegaConf.structured(replace(config, resume=None, resume_override=False))
+        OmegaConf.structured(
+            replace(config, resume=None, resume_override=False, export=None, export_as=EXPORTS[0])
+        )
     )
 
 

@@ -367,6 +367,8 @@ def test_what_the_run_was_started_with_comes_before_what_is_typed_now(
         (["resume=."], r"config\.yaml is missing"),
         (["-m", "resume=a,b"], "no sweep"),
         (["resume=a,b"], "one run folder"),
+        (["export=nowhere"], "export=.*nowhere: there is no such folder"),
+        (["-m", "export=a,b"], "export takes one run folder, and no sweep"),
     ],
 )
 def test_a_folder_that_cannot_be_resumed_is_named(

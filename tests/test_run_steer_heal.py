@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +12,18 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
-from homeostat.config import RunConfig
+from homeostat.config import RunConfig, build
+from homeostat.errors import HomeostatError
 from homeostat.evals.stages import Stages
+from homeostat.export import export
+from homeostat.models.adapters import Policy
 from homeostat.report.console import Console
-from homeostat.run import run
+from homeostat.run import load_policy, run
+from homeostat.timing import Stopwatch
 
 OVERRIDES = (
     "model=tiny_random",
@@ -187,6 +195,39 @@ def test_arms_of_a_sweep_share_what_was_measured_before_the_first_healing(
         for folder in (whole, tmp_path / "other barrier")
     ]
     assert first[0][: len(first[1])] == first[1]
+
+
+def test_a_run_is_exported_as_one_model_or_one_adapter(
+    whole: Path, composed: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [sys.executable, "-m", "homeostat.cli", f"export={whole}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=whole.parent)
+    assert "merged weights differ by at most" in done.stdout
+    config = composed(*OVERRIDES)
+    policy = load_policy(config, Console(), Stopwatch())
+    policy.load_adapter(whole / "adapters")
+    ids = torch.arange(60, 90)[None]
+    with torch.no_grad():
+        expected = policy.model(ids).logits
+        merged = AutoModelForCausalLM.from_pretrained(whole / "export" / "merged")
+        assert torch.allclose(merged(ids).logits, expected, atol=1e-4)
+        export(replace(config, export_as="adapter"), whole, Console())
+        base = build(config.model, device=torch.device("cpu"), dtype=torch.float32)
+        adapted = PeftModel.from_pretrained(base.model, str(whole / "export" / "adapter"))
+        assert torch.allclose(adapted(ids).logits, expected, atol=1e-4)
+    monkeypatch.setattr(Policy, "verify_bake", lambda *_: 0.5)
+    with pytest.raises(HomeostatError, match=r"by 0\.5 nats, and float32 allows 0\.001"):
+        export(config, whole, Console())
+
+
+def test_adapters_that_are_not_there_or_of_another_model_are_not_exported(
+    whole: Path, composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    with pytest.raises(HomeostatError, match="there are no adapters in it"):
+        export(composed(*OVERRIDES), tmp_path, Console())
+    other = composed(*OVERRIDES, "model.hidden_size=64")
+    with pytest.raises(HomeostatError, match="does not fit this model"):
+        export(other, whole, Console())
 
 
 def test_a_starved_run_ends_with_counts_and_a_report(

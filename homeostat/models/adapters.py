@@ -243,6 +243,9 @@ class Policy:
         self.model.add_weighted_adapter(self.rounds, ones, STACK, combination_type="cat")
         try:
             self.model.save_pretrained(str(folder), selected_adapters=[STACK])
+            for path in (folder / STACK).iterdir():  # where peft puts what is not its default
+                path.rename(folder / path.name)
+            (folder / STACK).rmdir()
         finally:
             self.model.delete_adapter(STACK)
             self._activate(self.rounds)

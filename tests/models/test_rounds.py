@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
-from homeostat.models.load import fingerprint
 
 IDS = torch.tensor([[5, 80, 33, 12, 200], [9, 9, 41, 7, 101]])
 Stir = Callable[..., None]
@@ -147,8 +146,6 @@ def test_one_adapter_is_exported(
     stacked.export_adapter(tmp_path / "one")
     assert torch.equal(logits(stacked), before), "exporting changes nothing"
     base = make_policy()
-    digest = fingerprint(base.model.unload())
-    folder = next(path.parent for path in (tmp_path / "one").rglob("adapter_model.safetensors"))
-    loaded = PeftModel.from_pretrained(base.base.model, str(folder))
+    base.model.unload()
+    loaded = PeftModel.from_pretrained(base.base.model, str(tmp_path / "one"))
     assert torch.allclose(loaded(IDS).logits, before, atol=1e-4)
-    assert digest
