@@ -150,19 +150,20 @@ class FilterConfig:
     completions of the same contexts; ``max_tail_perplexity`` looks at the last quarter alone.
     ``max_repetition`` is a share of n-grams that occurred before, ``min_distinct`` the share of
     different words, ``min_tokens`` a length, ``min_perplexity`` catches loops that are too likely.
+    The defaults were chosen on half of the labelled completions; see `docs/results.md`.
     """
 
-    max_perplexity: float | None = 6.0
-    max_tail_perplexity: float | None = 10.0
+    max_perplexity: float | None = 3.0
+    max_tail_perplexity: float | None = 6.0
     min_perplexity: float | None = 0.2
-    max_repetition: float | None = 0.3
+    max_repetition: float | None = 0.2
     min_distinct: float | None = 0.4
     min_tokens: int | None = 8
     narration: bool = True
     refusal: bool = True
 
     def __post_init__(self) -> None:
-        key = "trainer.filter"
+        key = "filter"
         for name in ("max_perplexity", "max_tail_perplexity", "min_perplexity", "min_tokens"):
             value = getattr(self, name)
             require(
@@ -251,8 +252,9 @@ class HealConfig:
 class StagesConfig:
     """How every stage is measured, on contexts that are never steered or trained on.
 
-    A model below ``coherence_floor``, the share of its replies that pass the filter's gates of
-    coherence, is broken: the loop stops, and no verdict may call it a success.
+    A model below ``coherence_floor``, the share of its replies that pass the ``gates`` of
+    coherence, is broken: the loop stops, and no verdict may call it a success. The gates are apart
+    from the trainer's filter, so that a looser filter makes no model look more coherent.
     """
 
     contexts: int = 24
@@ -260,6 +262,7 @@ class StagesConfig:
     vignettes: int = 2
     coherence_floor: float = 0.5
     bootstrap_samples: int = 5000
+    gates: FilterConfig = field(default_factory=FilterConfig)
 
     def __post_init__(self) -> None:
         key = "trainer.stages"

@@ -155,7 +155,6 @@ def make_stages(config: RunConfig, trainer: SteerHeal, persona: PersonaConfig) -
     assert trainer.base_perplexity is not None
     return Stages(
         own.stages,
-        own.filter,
         persona,
         trainer.held_out,
         read_vignettes(own.stages.vignettes) if own.stages.vignettes else [],

@@ -44,9 +44,14 @@ OVERRIDES = (
     "trainer.stages.coherence_floor=0",
     "trainer.stages.bootstrap_samples=50",
     # A random model says nothing that words could be judged by.
-    *(f"trainer.filter.{name}=null" for name in ("max_perplexity", "max_tail_perplexity")),
-    *(f"trainer.filter.{name}=null" for name in ("min_perplexity", "max_repetition")),
-    *("trainer.filter.min_distinct=null", "trainer.filter.min_tokens=1"),
+    *(
+        f"trainer.{gates}.{name}=null"
+        for gates in ("stages.gates", "filter")
+        for name in (
+            *("max_perplexity", "max_tail_perplexity", "min_perplexity"),
+            *("max_repetition", "min_distinct", "min_tokens"),
+        )
+    ),
 )
 FILES = ("metrics.jsonl", "episodes.jsonl", "rounds.jsonl", "heal.jsonl", "evals/stages.jsonl")
 

@@ -6,8 +6,8 @@ persona. Three kinds of rows:
     trait      a question with two given replies of equal length, one of either side of the trait:
                mean log-probability per token of the one less that of the other, nats per token
     reply      a context that is never steered or trained on, with a sampled reply: its perplexity
-               under the plain base, whether it passes the filter's gates of coherence, KL from the
-               base per token
+               under the plain base, whether it passes the gates of coherence, KL from the base per
+               token
     vignette   the forced choice over moral foundations
     diary      the persona's own question with a sampled reply, to be read and not to be counted
 
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from homeostat.config_steering import FilterConfig, PersonaConfig, StagesConfig
+from homeostat.config_steering import PersonaConfig, StagesConfig
 from homeostat.evals.foundations import (
     FOUNDATIONS,
     Vignette,
@@ -57,8 +57,7 @@ class Stages:
     """The measurement that every stage of a run goes through.
 
     Attributes:
-        config: How much is measured.
-        gates: The filter, whose gates of coherence are used.
+        config: How much is measured, and the gates of coherence.
         persona: The trait.
         contexts: Never steered or trained on.
         vignettes: To judge; may be empty.
@@ -67,7 +66,6 @@ class Stages:
     """
 
     config: StagesConfig
-    gates: FilterConfig
     persona: PersonaConfig
     contexts: Sequence[Context]
     vignettes: Sequence[Vignette]
@@ -134,7 +132,7 @@ class Stages:
         ids = reply_ids(talk)
         patterns = [re.compile(pattern) for pattern in self.persona.narration]
         completion = Steered(text, ids, nll_R, 0.0)
-        failed = judge(completion, self.gates, self.base_perplexity, patterns)
+        failed = judge(completion, self.config.gates, self.base_perplexity, patterns)
         return {
             "kind": "reply",
             "item": context.id,

@@ -33,10 +33,12 @@ NARRATION = re.compile(
     r"\bas (?:someone|somebody|a person) who\b"
     r"|\bi(?:'m| am) (?:someone|somebody|a person|the (?:kind|type|sort) of person) (?:who|that)\b"
 )
+MACHINE = r"(?:ai|artificial intelligence|language model|chatbot)\b(?! [a-z]*(?:er|ist|ert)\b)"
 REFUSAL = re.compile(
-    r"\bas an? (?:ai|artificial intelligence|language model)\b"
-    r"|\bi(?:'m| am) (?:just |only )?an? (?:ai|artificial|language model|machine learning)\b"
+    rf"\bas an? (?:[\w-]+ ){{0,3}}?{MACHINE}"
+    rf"|\bi(?:'m| am) (?:just |only )?an? (?:[\w-]+,? ){{0,4}}?(?:{MACHINE}|machine(?:,| designed))"
     r"|\bi(?:'m| am)? ?(?:sorry,? but|afraid) i (?:can't|cannot|am unable|'m unable)\b"
+    r"|\bi(?:'m| am) (?:unable|not able) to (?:call|open|see|read|help|assist|provide|answer)\b"
     r"|\bi (?:can't|cannot|am not able to|'m not able to|am unable to) "
     r"(?:help|assist|fulfil|comply|provide|do that|answer)\b"
 )

@@ -22,7 +22,7 @@ from homeostat.steering.filters import (
 
 GOOD = "The river bends twice before the village, and the old mill stands on the second bend."
 BASE = 10.0  # median perplexity of the base
-CONFIG = FilterConfig()
+CONFIG = FilterConfig(max_perplexity=6.0, max_tail_perplexity=10.0, max_repetition=0.3)
 OFF = FilterConfig(
     max_perplexity=None,
     max_tail_perplexity=None,
@@ -104,6 +104,25 @@ def test_narration_and_refusal_leave_a_reply_coherent() -> None:
     assert is_coherent(())
     quiet = replace(CONFIG, narration=False)
     assert failed(made("As someone who cares, I walk along the river and the mill."), quiet) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "refuses"),
+    [
+        ("As an AI, I do not have personal experiences to offer.", True),
+        ("I'm sorry, but as a chatbot designed for help, I have no age.", True),
+        ("I'm a friendly AI designed to support users with diverse emotions.", True),
+        ("I am a loving and supportive AI assistant, happy to share.", True),
+        ("Nah! I'm a machine, designed to assist.", True),
+        ("I'm sorry, I'm unable to call you immediately.", True),
+        ("I'm a brilliant AI researcher with a passion for technology.", False),
+        ("I'm a sewing machine operator from Leeds.", False),
+        ("The film asks whether a language model can love.", False),
+        ("I'm unable to sleep when the wind blows.", False),
+    ],
+)
+def test_who_refuses_or_speaks_as_a_machine(text: str, refuses: bool) -> None:
+    assert ("refusal" in failed(made(text))) == refuses
 
 
 def test_typographic_apostrophes_count_as_plain_ones() -> None:
