@@ -192,21 +192,31 @@ def _draw(cells: Sequence[Cell], rng: np.random.Generator) -> list[Items]:
 
 def as_markdown(found: Mapping[str, Any]) -> str:
     """The table that people read, and which runs it is made of."""
-    lines = [
-        "| arm | round | seeds | " + " | ".join(TITLES.values()) + f" | coherent, less {AGAINST} |",
-        "| --- " * (4 + len(METRICS)) + "|",
-    ]
-    for row in found["arms"]:
-        cells = [_show(row[name]) for name in METRICS]
-        cells.append(_show(row.get(f"coherent_against_{AGAINST}")))
-        lines.append(
-            f"| {row['arm']} | {row['round']} | {len(row['seeds'])} | " + " | ".join(cells) + " |"
-        )
+    lines = _table(found["arms"], METRICS)
+    differences = [f"{name}_against_{AGAINST}" for name in METRICS]
+    compared = [row for row in found["arms"] if row.get(differences[0])]
+    if compared:
+        lines += ["", f"Less {AGAINST}, seed by seed and item by item:", ""]
+        lines += _table(compared, differences)
     lines += ["", "| run | arm | seed | status |", "| --- | --- | --- | --- |"]
     lines += [
         f"| {r['folder']} | {r['arm']} | {r['seed']} | {r['status']} |" for r in found["runs"]
     ]
     return "\n".join(lines) + "\n"
+
+
+def _table(arms: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+    """A row per arm and round; ``names`` are the metrics, or their differences."""
+    return [
+        "| arm | round | seeds | " + " | ".join(TITLES.values()) + " |",
+        "| --- " * (3 + len(names)) + "|",
+        *(
+            f"| {row['arm']} | {row['round']} | {len(row['seeds'])} | "
+            + " | ".join(_show(row.get(name)) for name in names)
+            + " |"
+            for row in arms
+        ),
+    ]
 
 
 def _show(found: Mapping[str, Any] | None) -> str:

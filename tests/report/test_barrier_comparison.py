@@ -94,6 +94,9 @@ def test_no_heal_and_prompting_are_arms(found: dict[str, Any]) -> None:
 def test_table_and_figure_are_written(found: dict[str, Any], tmp_path: Path) -> None:
     text = (tmp_path / "out" / "comparison.md").read_text()
     assert "| rmse | 1 | 2 | +0.200" in text
+    less = text.partition("Less mean")[2]
+    assert "| rmse | 1 | 2 | -0.300" in less
+    assert "| mean |" not in less.partition("| run |")[0]
     assert "| 3 | rmse | 1 | finished |" in text
     assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == found
     assert plt.imread(tmp_path / "out" / "comparison.png")[..., :3].std() > 0.02

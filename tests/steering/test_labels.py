@@ -1,0 +1,73 @@
+"""The filter on completions that were labelled by reading them; see tests/data/README.md."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from homeostat.config_steering import FilterConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+LABELS = ROOT / "tests" / "data" / "steered_labels.jsonl"
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:  # type: ignore[type-arg]
+    return [json.loads(line) for line in LABELS.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def measure_filter(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])
+    import measure_filter
+
+    return measure_filter
+
+
+def test_there_are_enough_of_every_kind(rows: list[dict]) -> None:  # type: ignore[type-arg]
+    counts = Counter(row["label"] for row in rows)
+    assert set(counts) == {"coherent", "word_salad", "looping", "narrating", "refusing"}
+    assert len(rows) == len({row["id"] for row in rows}) == 480
+    assert min(counts.values()) >= 15
+    ratios = [
+        float(np.exp(np.mean(row["nll"])) / row["base_perplexity"])
+        for row in rows
+        if row["label"] == "looping"
+    ]
+    assert sum(ratio < 3 for ratio in ratios) >= 15, "loops that the base finds likely"
+    assert all(len(row["nll"]) == len(row["ids"]) > 0 for row in rows)
+
+
+def test_the_defaults_keep_what_readers_call_coherent(measure_filter) -> None:  # type: ignore[no-untyped-def]
+    found = measure_filter.measure(LABELS, FilterConfig())["parts"]
+    for question in ("kept", "coherent"):
+        own = found["held_out"][question]
+        assert own["precision"]["share"] > 0.8
+        assert own["recall"]["share"] > 0.85
+    labels = found["all"]["labels"]
+    assert labels["looping"]["fell"] / labels["looping"]["n"] > 0.9
+
+
+def test_what_is_meant_and_what_is_let_through_by_hand(measure_filter) -> None:  # type: ignore[no-untyped-def]
+    judged = [
+        measure_filter.Judged(label, "tuned", 0.7, failed)
+        for label, failed in (
+            ("coherent", ()),
+            ("coherent", ("perplexity",)),
+            ("refusing", ("refusal",)),
+            ("narrating", ()),
+            ("looping", ("repetition",)),
+        )
+    ]
+    kept = measure_filter.answer(judged, "kept")
+    assert (kept["precision"]["hits"], kept["precision"]["of"]) == (1, 2)
+    assert (kept["recall"]["hits"], kept["recall"]["of"]) == (1, 2)
+    coherent = measure_filter.answer(judged, "coherent")
+    assert (coherent["precision"]["hits"], coherent["precision"]["of"]) == (3, 3)
+    assert (coherent["recall"]["hits"], coherent["recall"]["of"]) == (3, 4)
+    assert measure_filter.share(0, 0)["share"] is None
