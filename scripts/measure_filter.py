@@ -81,7 +81,7 @@ def judge_all(rows: Sequence[dict[str, Any]], config: FilterConfig) -> list[Judg
             half_of(row["id"]),
             row["temperature"],
             judge(
-                Steered(row["text"], tuple(row["ids"]), np.array(row["nll"]), row["dose"]),
+                Steered(row["text"], tuple(row["ids"]), np.array(row["nll"]), float(row["dose"])),
                 config,
                 row["base_perplexity"],
                 narration[row["persona"]],

@@ -17,6 +17,7 @@ STEERED = "#d1792b"
 COLOURS = {"base": BASE, "prompted": "#8a6bb1", "steered": STEERED, "healed": TRAINED}
 MARKERS = {"base": "s", "prompted": "D", "steered": "^", "healed": "o"}
 GATE_COLOURS = ("#b3402f", "#d1792b", "#c9a227", "#4c9a6a", "#5f9ea0", "#0b6e99", "#8a6bb1", BASE)
+LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 7, "ncols": 4}
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -123,7 +124,7 @@ def draw_filter(folder: Path, filtered: Rows) -> Path | None:
     gates = list(dict.fromkeys(gate for row in filtered for gate in row["fell"]))
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(
-            1, 2, figsize=(8.4, 1.2 + 0.3 * len(filtered)), sharey=True
+            1, 2, figsize=(8.4, 1.6 + 0.3 * len(filtered)), sharey=True
         )
         y = np.arange(len(filtered))[::-1]
         kept = np.array([row["kept"] for row in filtered])
@@ -132,14 +133,15 @@ def draw_filter(folder: Path, filtered: Rows) -> Path | None:
         left.barh(y, total - kept, left=kept, color="#e3c5bf", height=0.7, label="fell")
         left.set_yticks(y, [f"round {r['round']}, dose {r['dose']:.2g}" for r in filtered])
         left.set(xlabel="completions", title="Filter")
-        left.legend(frameon=False, fontsize=7, ncols=2, loc="upper right")
+        figure.legend(*left.get_legend_handles_labels(), loc="lower left", **LEGEND)
         start = np.zeros(len(filtered))
         for gate, colour in zip(gates, GATE_COLOURS * 2, strict=False):
             count = np.array([row["fell"].get(gate, 0) for row in filtered])
             right.barh(y, count, left=start, color=colour, height=0.7, label=gate)
             start = start + count
+        right.xaxis.set_major_locator(MaxNLocator(integer=True))
         right.set(xlabel="fell through (one may fall through several)", title="By gate")
         if gates:
-            right.legend(frameon=False, fontsize=7, loc="upper right")
-        figure.tight_layout()
+            figure.legend(*right.get_legend_handles_labels(), loc="lower right", **LEGEND)
+        figure.tight_layout(rect=(0, 0.25 / figure.get_figheight(), 1, 1))
         return save(figure, folder / "filter.png")
