@@ -25,8 +25,8 @@ import numpy as np
 from lifelines import KaplanMeierFitter
 
 from homeostat.evals.items import Item
-from homeostat.evals.subject import Subject
-from homeostat.types import Conversation, Progress, Turn, silent
+from homeostat.evals.subject import Dialogues, Subject
+from homeostat.types import Progress, silent
 
 Row = dict[str, Any]
 
@@ -92,19 +92,17 @@ def message(dispute: Dispute, arm: str, turn: int, number: int) -> str:
     return PRESSURE[kind].format(push=dispute.other if arm == "pressure" else dispute.side)
 
 
-def read_stances(
-    subject: Subject, talks: Sequence[Conversation], disputes: Sequence[Dispute]
-) -> list[float]:
+def read_stances(dialogues: Dialogues, disputes: Sequence[Dispute]) -> list[float]:
     """Margin of the side to be held in a side branch of each dialogue, nats."""
-    asked, letters = [], []
-    for talk, dispute in zip(talks, disputes, strict=True):
-        for first, second in ((dispute.side, dispute.other), (dispute.other, dispute.side)):
-            question = Turn("user", ASK.format(first=first, second=second))
-            asked.append(Conversation((*talk.turns, question)))
-            letters.append(("A", "B"))
-    scores = subject.score(asked, letters, OPENING)
-    margins = [own[0].total - own[1].total for own in scores]
-    return [(margins[2 * i] - margins[2 * i + 1]) / 2 for i in range(len(disputes))]
+    questions = [
+        [ASK.format(first=d.side, second=d.other), ASK.format(first=d.other, second=d.side)]
+        for d in disputes
+    ]
+    found = []
+    for own in dialogues.ask_aside(questions, ("A", "B"), OPENING):
+        first, last = (scores[0].total - scores[1].total for scores in own)
+        found.append((first - last) / 2)
+    return found
 
 
 def play(
@@ -121,21 +119,15 @@ def play(
         pressure, and what `outcome` makes of them.
     """
     cells = [(number, d, arm) for arm in arms for number, d in enumerate(disputes)]
-    talks = [Conversation((Turn("user", d.opening),)) for _, d, _ in cells]
+    dialogues = subject.open(len(cells))
     margins: list[list[float]] = [[] for _ in cells]
     said: list[list[str]] = [[] for _ in cells]
     for turn in range(TURNS + 1):
-        if turn:
-            talks = [
-                Conversation((*talk.turns, Turn("user", message(d, arm, turn - 1, number))))
-                for talk, (number, d, arm) in zip(talks, cells, strict=True)
-            ]
-        replies = subject.reply(talks, max_new_tokens)
-        talks = [
-            Conversation((*talk.turns, Turn("assistant", text)))
-            for talk, text in zip(talks, replies, strict=True)
+        messages = [
+            message(d, arm, turn - 1, number) if turn else d.opening for number, d, arm in cells
         ]
-        read = read_stances(subject, talks, [d for _, d, _ in cells])
+        replies = dialogues.say(messages, max_new_tokens)
+        read = read_stances(dialogues, [d for _, d, _ in cells])
         for i, (margin, text) in enumerate(zip(read, replies, strict=True)):
             margins[i].append(margin)
             said[i].append(text)

@@ -14,7 +14,7 @@ import numpy as np
 
 from homeostat.models.adapters import Policy
 from homeostat.rollout.generate import Sampler
-from homeostat.types import Conversation, Progress, silent
+from homeostat.types import Conversation, Progress, Turn, silent
 
 ROWS = 32  # prompts that share a cache
 BRANCHES = 96  # given answers read at once
@@ -49,8 +49,30 @@ class Subject(Protocol):
             opening: Words that the reply begins with already.
         """
 
-    def reply(self, talks: Sequence[Conversation], max_new_tokens: int) -> list[str]:
-        """The greedy reply to each conversation."""
+    def open(self, rows: int) -> Dialogues:
+        """So many empty dialogues, to be talked in."""
+
+
+@runtime_checkable
+class Dialogues(Protocol):
+    """Dialogues that go on side by side; the subject's own replies are fed back to it."""
+
+    def say(self, messages: Sequence[str], max_new_tokens: int) -> list[str]:
+        """One user message per dialogue; returns the greedy replies."""
+
+    def ask_aside(
+        self, questions: Sequence[Sequence[str]], answers: Sequence[str], opening: str
+    ) -> list[list[list[Score]]]:
+        """How likely the answers to some questions are at this point; nothing of it is kept.
+
+        Args:
+            questions: As many to each dialogue.
+            answers: The same for every question.
+            opening: Words that each reply begins with already.
+
+        Returns:
+            By dialogue, question and answer.
+        """
 
 
 class PolicySubject:
@@ -63,14 +85,18 @@ class PolicySubject:
     def __init__(self, policy: Policy, progress: Progress = silent) -> None:
         self.policy = policy
         self.progress = progress
-        self.tokens_read = 0
+
+    def open(self, rows: int) -> PolicyDialogues:
+        """See `Subject.open`."""
+        return PolicyDialogues(self.policy, rows)
 
     def score(
         self, talks: Sequence[Conversation], answers: Sequence[Sequence[str]], opening: str = ""
     ) -> list[list[Score]]:
         """See `Subject.score`."""
-        prompts = [[*self.policy.encode(talk).ids, *self._ids(opening)] for talk in talks]
-        given = [[self._ids(text) for text in own] for own in answers]
+        begun = ids_of(self.policy, opening)
+        prompts = [[*self.policy.encode(talk).ids, *begun] for talk in talks]
+        given = [[ids_of(self.policy, text) for text in own] for own in answers]
         order = sorted(range(len(talks)), key=lambda i: len(prompts[i]))
         found: list[list[Score]] = [[] for _ in talks]
         for start in range(0, len(order), ROWS):
@@ -85,24 +111,64 @@ class PolicySubject:
                 )
                 for (_, i, _), logprob in zip(own, scores, strict=True):
                     found[i].append(Score(float(logprob.sum()), len(logprob)))
-            self.tokens_read += sum(len(prompts[i]) + sum(map(len, given[i])) for i in part)
             self.progress(min(start + ROWS, len(order)), len(order))
         return found
 
-    def reply(self, talks: Sequence[Conversation], max_new_tokens: int) -> list[str]:
-        """See `Subject.reply`."""
-        found: list[str] = []
-        for start in range(0, len(talks), ROWS):
-            part = talks[start : start + ROWS]
-            sampler = Sampler(self.policy, len(part))
-            sampler.append([self.policy.encode(talk).ids for talk in part])
-            ids = sampler.sample(np.full((len(part), max_new_tokens), 0.5), GREEDY)
-            found += [
-                self.policy.tokenizer.decode(own, skip_special_tokens=True).strip() for own in ids
+
+class PolicyDialogues:
+    """Dialogues with a policy on one KV cache: nothing is read twice, side questions branch off."""
+
+    def __init__(self, policy: Policy, rows: int) -> None:
+        self.policy = policy
+        self.talks = [Conversation(())] * rows
+        self._sampler = Sampler(policy, rows)
+        self._read = [0] * rows
+
+    def say(self, messages: Sequence[str], max_new_tokens: int) -> list[str]:
+        """See `Dialogues.say`."""
+        self._grow([Turn("user", text) for text in messages])
+        streams = [self.policy.encode(talk).ids for talk in self.talks]
+        self._sampler.append([ids[read:] for ids, read in zip(streams, self._read, strict=True)])
+        uniforms = np.full((len(streams), max_new_tokens), 0.5)
+        replies = self._sampler.sample(uniforms, GREEDY)
+        texts = [
+            self.policy.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in replies
+        ]
+        turns = zip(texts, replies, strict=True)
+        self._grow([Turn("assistant", text, token_ids=tuple(ids)) for text, ids in turns])
+        self._read = [len(ids) + len(reply) for ids, reply in zip(streams, replies, strict=True)]
+        return texts
+
+    def ask_aside(
+        self, questions: Sequence[Sequence[str]], answers: Sequence[str], opening: str
+    ) -> list[list[list[Score]]]:
+        """See `Dialogues.ask_aside`."""
+        begun = ids_of(self.policy, opening)
+        given = [ids_of(self.policy, text) for text in answers]
+        cells = [(row, text) for row, own in enumerate(questions) for text in own]
+        asked = [Conversation((*self.talks[row].turns, Turn("user", text))) for row, text in cells]
+        branch = self._sampler.keep([row for row, _ in cells])
+        branch.append(
+            [
+                [*self.policy.encode(talk).ids[self._read[row] :], *begun]
+                for talk, (row, _) in zip(asked, cells, strict=True)
             ]
-            self.progress(len(found), len(talks), sum(map(len, ids)))
+        )
+        found: list[list[list[Score]]] = [[[] for _ in own] for own in questions]
+        places = [(row, k) for row, own in enumerate(questions) for k in range(len(own))]
+        for ids in given:
+            scores = branch.keep(range(len(cells))).score([ids] * len(cells))
+            for (row, k), logprob in zip(places, scores, strict=True):
+                found[row][k].append(Score(float(logprob.sum()), len(logprob)))
         return found
 
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.policy.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+    def _grow(self, turns: Sequence[Turn]) -> None:
+        self.talks = [
+            Conversation((*talk.turns, turn)) for talk, turn in zip(self.talks, turns, strict=True)
+        ]
+
+
+def ids_of(policy: Policy, text: str) -> list[int]:
+    """Token ids of a text that stands on its own."""
+    ids: list[int] = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids

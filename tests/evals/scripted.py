@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from homeostat.evals.subject import Score
-from homeostat.types import Conversation
+from homeostat.types import Conversation, Turn
 
 Prefers = Callable[[str, str, Sequence[str]], float]
 
@@ -37,8 +37,36 @@ class Scripted:
             found.append([Score(float(x), 1) for x in nats])
         return found
 
-    def reply(self, talks: Sequence[Conversation], _max_new_tokens: int) -> list[str]:
-        return [self.says(talk.turns[-1].text) for talk in talks]
+    def open(self, rows: int) -> ScriptedDialogues:
+        return ScriptedDialogues(self, rows)
+
+
+class ScriptedDialogues:
+    """Dialogues in which every question is put to the whole conversation so far."""
+
+    def __init__(self, subject: Scripted, rows: int) -> None:
+        self.subject = subject
+        self.talks = [Conversation(())] * rows
+
+    def say(self, messages: Sequence[str], _max_new_tokens: int) -> list[str]:
+        replies = [self.subject.says(text) for text in messages]
+        self.talks = [
+            Conversation((*talk.turns, Turn("user", text), Turn("assistant", reply)))
+            for talk, text, reply in zip(self.talks, messages, replies, strict=True)
+        ]
+        return replies
+
+    def ask_aside(
+        self, questions: Sequence[Sequence[str]], answers: Sequence[str], opening: str
+    ) -> list[list[list[Score]]]:
+        return [
+            self.subject.score(
+                [Conversation((*talk.turns, Turn("user", text))) for text in own],
+                [answers] * len(own),
+                opening,
+            )
+            for talk, own in zip(self.talks, questions, strict=True)
+        ]
 
 
 def uniform(_text: str, _answer: str, _answers: Sequence[str]) -> float:

@@ -60,19 +60,31 @@ def test_the_base_is_asked_within_reference(
     assert again[0][0].total == pytest.approx(before[0][0].total, abs=1e-5)
 
 
-def test_replies_are_greedy_and_do_not_depend_on_the_batch(
-    make_policy: Callable[..., Policy],
+def test_dialogues_are_those_of_single_passes(
+    make_policy: Callable[..., Policy], stir: Callable[..., None]
 ) -> None:
     policy = make_policy()
-    whole = PolicySubject(policy).reply(TALKS, 5)
-    for talk, text in zip(TALKS, whole, strict=True):
-        assert PolicySubject(policy).reply([talk], 5) == [text]
-        ids = list(policy.encode(talk).ids)
-        for _ in range(5):
-            with torch.no_grad():
-                chosen = int(policy.model(torch.tensor([ids])).logits[0, -1].argmax())
-            ids.append(chosen)
-            if chosen in policy.eos_ids:
-                break
-        own = ids[len(policy.encode(talk).ids) :]
-        assert policy.tokenizer.decode(own, skip_special_tokens=True).strip() == text
+    stir(policy)
+    dialogues = PolicySubject(policy).open(2)
+    talks = [Conversation(()), Conversation(())]
+    for messages in (["Who are you?", "Hm."], ["Really?", "I doubt that very much."]):
+        replies = dialogues.say(messages, 5)
+        for row, (message, reply) in enumerate(zip(messages, replies, strict=True)):
+            talk = Conversation((*talks[row].turns, Turn("user", message)))
+            ids = list(policy.encode(talk).ids)
+            start = len(ids)
+            while len(ids) < start + 5 and ids[-1] not in policy.eos_ids[: len(ids) > start]:
+                with torch.no_grad():
+                    ids.append(int(policy.model(torch.tensor([ids])).logits[0, -1].argmax()))
+            assert policy.tokenizer.decode(ids[start:], skip_special_tokens=True).strip() == reply
+            turn = Turn("assistant", reply, token_ids=tuple(ids[start:]))
+            talks[row] = Conversation((*talk.turns, turn))
+        questions = [["A or B?", "B or A, then?"], ["Left?", "Right or left?"]]
+        found = dialogues.ask_aside(questions, ("A", "Bee"), "It is (")
+        for talk, own, scores in zip(talks, questions, found, strict=True):
+            for text, by_answer in zip(own, scores, strict=True):
+                asked = Conversation((*talk.turns, Turn("user", text)))
+                for answer, score in zip(("A", "Bee"), by_answer, strict=True):
+                    total, tokens = slow_score(policy, asked, answer, "It is (")
+                    assert score.total == pytest.approx(total, abs=1e-3)
+                    assert score.tokens == tokens
