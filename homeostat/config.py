@@ -381,16 +381,41 @@ class RolloutConfig:
 # --- eval, logging, root ----------------------------------------------------------------------
 
 
+EVALUATIONS = (
+    "answer",
+    "are_you_sure",
+    "feedback",
+    "mimicry",
+    "opinion",
+    "pressure_facts",
+    "pressure_stances",
+)
+
+
 @dataclass
 class EvalConfig:
-    """Held-out episodes played by base and trained model alike."""
+    """Held-out episodes played by base and trained model alike, and a suite of evaluations.
+
+    ``suite`` names evaluations of `EVALUATIONS`; ``items`` how many items of each (absent: all),
+    ``files`` a JSONL file of the packaged one's shape instead of it, ``reply_tokens`` the length of
+    the model's replies in dialogues.
+    """
 
     _target_: str = "homeostat.evals.homeostasis.Homeostasis"
     name: str = "homeostasis"
     episodes: int = 32
     bootstrap_samples: int = 5000
+    suite: list[str] = field(default_factory=list)
+    items: dict[str, int] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    reply_tokens: int = 24
 
     def __post_init__(self) -> None:
+        for name in (*self.suite, *self.items, *self.files):
+            require_one_of("eval.suite", name, EVALUATIONS)
+        for name, count in self.items.items():
+            require(count >= 2, f"eval.items.{name}={count} gives no interval; use at least 2.")
+        require_positive("eval", reply_tokens=self.reply_tokens)
         require(
             self.episodes >= 2,
             f"eval.episodes={self.episodes} gives no interval; use at least 2.",

@@ -41,6 +41,14 @@ from homeostat.reward.compose import Reward
 from homeostat.reward.valence import resolve, resolve_one
 from homeostat.rollout.episodes import calibration_seeds, play
 from homeostat.run_steer_heal import run_steer_heal
+from homeostat.run_suite import (
+    BASE,
+    TRAINED,
+    check_items,
+    describe_suite,
+    measure_suite,
+    save_suite,
+)
 from homeostat.signals.calibration import QUANTILES, Calibration, calibrate
 from homeostat.signals.perception import Perception, obtain_perception, what_is_measured
 from homeostat.signals.reader import SignalReader, episode_record
@@ -66,6 +74,7 @@ class Outcome:
     planned_bytes: int | None = None
     ended: str | None = None  # why a run was over before its last step, though nothing failed
     steering: Mapping[str, Any] = field(default_factory=dict)
+    suite: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run(config: RunConfig, folder: Path, console: Console, overrides: Sequence[str] = ()) -> str:
@@ -134,9 +143,33 @@ def _run_stages(
     log: MetricsLog,
     stop: Interrupt,
 ) -> None:
-    """Load, fit probes, calibrate, measure, train, measure again."""
+    """Load, evaluate the base, learn, evaluate what has been learnt."""
+    check_items(config)
     seed_generators(config.seed)
     policy = load_policy(config, console, watch)
+    base = measure_suite(config, policy, BASE, console, watch)
+    outcome.suite = save_suite(config, base, {}, folder)
+    _learn(policy, config, folder, console, overrides, watch, outcome, log, stop)
+    learnt = not isinstance(config.trainer, NoTrainerConfig) and not stop.requested
+    trained = measure_suite(config, policy, TRAINED, console, watch) if learnt else {}
+    outcome.suite = save_suite(config, base, trained, folder)
+    for line in describe_suite(outcome.suite):
+        console.say(line)
+
+
+def _learn(
+    policy: Policy,
+    config: RunConfig,
+    folder: Path,
+    console: Console,
+    overrides: Sequence[str],
+    watch: Stopwatch,
+    outcome: Outcome,
+    log: MetricsLog,
+    stop: Interrupt,
+) -> None:
+    """Fit probes, calibrate, measure, train, measure again."""
+    seed_generators(config.seed)  # whatever the suite or its cache have drawn
     if isinstance(config.trainer, SteerHealConfig):
         outcome.planned_bytes = check_memory(config, policy, None, folder, console)
         outcome.steps, outcome.steering, outcome.ended = run_steer_heal(
@@ -486,6 +519,7 @@ def summarise(config: RunConfig, outcome: Outcome, watch: Stopwatch) -> dict[str
         "staleness": outcome.staleness,
         "failures": outcome.failures,
         "eval": {name: asdict(e) for name, e in found.metrics.items()} if found else {},
+        "suite": outcome.suite,
         **outcome.steering,
     }
 

@@ -1,13 +1,40 @@
-"""Paired comparisons with bootstrap intervals."""
+"""Paired comparisons: bootstrap intervals, sign-flip tests, effect sizes, power, Holm."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
 
 from homeostat.types import Estimate
+
+POWER, ALPHA = 0.8, 0.05
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """What a paired comparison says.
+
+    Attributes:
+        estimate: Means, difference and interval; ``n`` counts items.
+        groups: How many independent groups the items come in.
+        effect: Mean difference over its standard deviation (Cohen's d of the differences); None
+            where nothing varies.
+        p: Two-sided, of a sign-flip test over groups; None below two groups.
+        smallest: The smallest difference that so many groups would show with a power of 0.8 at a
+            level of 0.05, in the metric's unit; None where nothing varies.
+    """
+
+    estimate: Estimate
+    groups: int
+    effect: float | None
+    p: float | None
+    smallest: float | None
 
 
 def compare_paired(
@@ -42,6 +69,76 @@ def compare_paired(
     return Estimate(
         float(means[0]), float(means[1]), float(difference.mean()), interval, len(pairs)
     )
+
+
+def paired_test(
+    before: Sequence[float | None],
+    after: Sequence[float | None],
+    groups: Sequence[Hashable] | None = None,
+    samples: int = 5000,
+    seed: int = 0,
+) -> PairedTest:
+    """A paired comparison over items, or over groups of items that share a stem or an id.
+
+    Items of a group are averaged first, so that a group counts once however many items it has.
+
+    Args:
+        before: One number per item; None or NaN = missing.
+        after: The same items in the same order.
+        groups: What each item belongs to; None = every item is a group of its own.
+        samples: Resamples of the bootstrap, and sign flips where there are too many to try all.
+        seed: Of the resampling.
+
+    Source: `scipy.stats.permutation_test` with exchanged signs; power of the paired t test
+    (`statsmodels.stats.power.TTestPower`).
+    """
+    old, new = _by_group(before, after, groups)
+    estimate = compare_paired(old.tolist(), new.tolist(), samples, seed)
+    items = sum(
+        x is not None and y is not None and bool(np.isfinite([x, y]).all())
+        for x, y in zip(before, after, strict=True)
+    )
+    estimate = Estimate(estimate.before, estimate.after, estimate.diff, estimate.ci95, items)
+    difference = new - old
+    count = len(difference)
+    spread = float(difference.std(ddof=1)) if count > 1 else 0.0
+    if count < 2:
+        return PairedTest(estimate, count, None, None, None)
+    if spread == 0:
+        return PairedTest(estimate, count, None, 1.0 if difference[0] == 0 else None, None)
+    p = stats.permutation_test(
+        (difference,),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=samples,
+        rng=np.random.default_rng(seed),
+    ).pvalue
+    smallest = TTestPower().solve_power(nobs=count, alpha=ALPHA, power=POWER) * spread
+    return PairedTest(estimate, count, float(difference.mean() / spread), float(p), float(smallest))
+
+
+def _by_group(
+    before: Sequence[float | None],
+    after: Sequence[float | None],
+    groups: Sequence[Hashable] | None,
+) -> tuple[Float[np.ndarray, " G"], Float[np.ndarray, " G"]]:
+    """Means of each group over the items that have both numbers."""
+    names = range(len(before)) if groups is None else groups
+    found: dict[Hashable, list[tuple[float, float]]] = {}
+    for name, old, new in zip(names, before, after, strict=True):
+        if old is not None and new is not None and np.isfinite([old, new]).all():
+            found.setdefault(name, []).append((old, new))
+    means = np.array([np.mean(pairs, axis=0) for pairs in found.values()]).reshape(-1, 2)
+    return means[:, 0], means[:, 1]
+
+
+def holm(p: Mapping[str, float | None]) -> dict[str, float | None]:
+    """P values of a family, corrected after Holm; a missing one stays missing and counts not."""
+    known = [name for name, value in p.items() if value is not None]
+    if not known:
+        return dict(p)
+    corrected = multipletests([p[name] for name in known], method="holm")[1]
+    return {**p, **dict(zip(known, map(float, corrected), strict=True))}
 
 
 def _interval(values: np.ndarray, samples: int, seed: int) -> tuple[float, float] | None:

@@ -14,6 +14,7 @@ from transformers import DynamicCache
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.forward import WORTH_SHARING, can_share, common_length
+from homeostat.models.logprobs import token_statistics
 
 
 class Sampler:
@@ -121,6 +122,30 @@ class Sampler:
         self.predicted_from = [own[: len(ids)] for own, ids in zip(by_row, replies, strict=True)]
         return replies
 
+    def score(self, replies: Sequence[Sequence[int]]) -> list[Float[Tensor, " R"]]:
+        """Log-probability of each token of a given reply per row, nats; at least one token each.
+
+        The rows have then read these replies, but for each row's last token, as after `sample`.
+        """
+        if self._hidden is None:
+            raise ValueError("append a prompt before scoring.")
+        states, width = self._hidden[:, None], max(map(len, replies)) - 1
+        self._unread = [[reply[-1]] for reply in replies]
+        if width:
+            pad = self._policy.pad_id
+            inputs = [list(reply[:-1]) for reply in replies]
+            tokens = self._tensor([row + [pad] * (width - len(row)) for row in inputs])
+            mask = self._tensor([[1] * len(row) + [0] * (width - len(row)) for row in inputs])
+            number = torch.where(mask > 0, mask.cumsum(dim=1), -1)
+            states = torch.cat([states, self._forward(tokens, mask, number)], dim=1)
+        own = [hidden[: len(reply)] for hidden, reply in zip(states, replies, strict=True)]
+        targets = [token for reply in replies for token in reply]
+        with torch.no_grad():
+            found = token_statistics(
+                torch.cat(own), self._tensor([targets])[0], self._policy.unembed
+            )
+        return list(torch.split(found.logprob, [len(reply) for reply in replies]))
+
     def _read_once(self, blocks: Sequence[list[int]]) -> list[list[int]]:
         """Read what all rows begin with as one row and lend it to all; returns what is left."""
         rows, shared = len(blocks), common_length(blocks)
@@ -135,7 +160,8 @@ class Sampler:
         return [block[shared:] for block in blocks]
 
     @torch.no_grad()
-    def _forward(self, tokens: Tensor, mask: Tensor, predicted: Tensor | None) -> None:
+    def _forward(self, tokens: Tensor, mask: Tensor, predicted: Tensor | None) -> Tensor:
+        """Read a block; returns its hidden states and keeps those of the last column."""
         self._mask = torch.cat([self._mask, mask], dim=1)
         held = self._mask.cumsum(dim=1)[:, -mask.shape[1] :]
         longest = int(held.max())
@@ -152,7 +178,9 @@ class Sampler:
             past_key_values=self._cache,
             use_cache=True,
         )
-        self._hidden = output.last_hidden_state[:, -1]
+        states: Tensor = output.last_hidden_state
+        self._hidden = states[:, -1]
+        return states
 
     def _tensor(self, rows: list[list[int]]) -> Tensor:
         return torch.tensor(rows, device=self._policy.device)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
-from homeostat.evals.stats import compare_paired
+from homeostat.evals.stats import compare_paired, holm, paired_test
 from homeostat.types import Estimate
 
 NAN = float("nan")
@@ -105,3 +107,54 @@ def test_intervals_cover_the_true_mean_in_about_95_of_100_data_sets() -> None:
         assert interval is not None
         covered += interval[0] <= 0.3 <= interval[1]
     assert 0.9 <= covered / 200 <= 0.99
+
+
+def test_groups_count_once_however_many_items_they_have() -> None:
+    before = [0.0] * 6
+    after = [1.0, 1.0, 1.0, 1.0, -1.0, -2.0]
+    found = paired_test(before, after, groups=["a", "a", "a", "a", "b", "c"])
+    assert found.groups == 3
+    assert found.estimate.n == 6
+    assert found.estimate.diff == pytest.approx((1 - 1 - 2) / 3)
+    differences = np.array([1.0, -1.0, -2.0])
+    assert found.effect == pytest.approx(differences.mean() / differences.std(ddof=1))
+
+
+def test_the_p_value_is_the_share_of_sign_flips_that_go_as_far() -> None:
+    after = [1.0, 2.0, 3.0, 4.0, -0.5]
+    found = paired_test([0.0] * 5, after)
+    sums = [
+        abs(sum(s * x for s, x in zip(signs, after, strict=True)))
+        for signs in itertools.product((1, -1), repeat=5)
+    ]
+    assert found.p == pytest.approx(np.mean([own >= abs(sum(after)) - 1e-9 for own in sums]))
+
+
+def test_the_smallest_effect_grows_with_the_spread_and_falls_with_the_items() -> None:
+    rng = np.random.default_rng(0)
+    few, many = rng.normal(size=20), rng.normal(size=200)
+    small, large = (paired_test([0.0] * len(x), list(x)) for x in (few, many))
+    assert small.smallest is not None
+    assert large.smallest is not None
+    assert small.smallest == pytest.approx(2.8 / np.sqrt(20) * few.std(ddof=1), rel=0.1)
+    assert large.smallest < small.smallest
+    wide = paired_test([0.0] * 20, list(10 * few))
+    assert wide.smallest == pytest.approx(10 * small.smallest)
+
+
+def test_what_does_not_vary_has_no_effect_size() -> None:
+    same = paired_test([1.0, 2.0], [1.0, 2.0])
+    assert (same.effect, same.p, same.smallest) == (None, 1.0, None)
+    assert paired_test([1.0], [2.0]).p is None
+    assert paired_test([None, 1.0], [2.0, None]).estimate.diff is None
+
+
+def test_holm_by_hand() -> None:
+    found = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": None})
+    assert found == {
+        "a": pytest.approx(0.03),
+        "b": pytest.approx(0.06),
+        "c": pytest.approx(0.06),
+        "d": None,
+    }
+    assert holm({"a": None}) == {"a": None}

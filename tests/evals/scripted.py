@@ -1,0 +1,90 @@
+"""Subjects whose behaviour is known, so that every figure can be worked out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from homeostat.evals.subject import Score
+from homeostat.types import Conversation, Turn
+
+Prefers = Callable[[str, str, Sequence[str]], float]
+
+
+class Scripted:
+    """Scores an answer by a function of the last user's message, the answer, and all answers.
+
+    With an opening the answers share one distribution over the vocabulary, ``mass`` of it theirs.
+    """
+
+    def __init__(
+        self, prefers: Prefers, mass: float = 1.0, says: Callable[[str], str] = lambda _: "Well."
+    ) -> None:
+        self.prefers = prefers
+        self.mass = mass
+        self.says = says
+
+    def score(
+        self, talks: Sequence[Conversation], answers: Sequence[Sequence[str]], opening: str = ""
+    ) -> list[list[Score]]:
+        found = []
+        for talk, own in zip(talks, answers, strict=True):
+            text = "\n".join(turn.text for turn in talk.turns)
+            nats = np.array([self.prefers(text, answer, own) for answer in own])
+            if opening:
+                nats = nats - np.logaddexp.reduce(nats) + np.log(self.mass)
+            found.append([Score(float(x), 1) for x in nats])
+        return found
+
+    def open(self, rows: int) -> ScriptedDialogues:
+        return ScriptedDialogues(self, rows)
+
+
+class ScriptedDialogues:
+    """Dialogues in which every question is put to the whole conversation so far."""
+
+    def __init__(self, subject: Scripted, rows: int) -> None:
+        self.subject = subject
+        self.talks = [Conversation(())] * rows
+
+    def say(self, messages: Sequence[str], _max_new_tokens: int) -> list[str]:
+        replies = [self.subject.says(text) for text in messages]
+        self.talks = [
+            Conversation((*talk.turns, Turn("user", text), Turn("assistant", reply)))
+            for talk, text, reply in zip(self.talks, messages, replies, strict=True)
+        ]
+        return replies
+
+    def ask_aside(
+        self, questions: Sequence[Sequence[str]], answers: Sequence[str], opening: str
+    ) -> list[list[list[Score]]]:
+        return [
+            self.subject.score(
+                [Conversation((*talk.turns, Turn("user", text))) for text in own],
+                [answers] * len(own),
+                opening,
+            )
+            for talk, own in zip(self.talks, questions, strict=True)
+        ]
+
+
+def uniform(_text: str, _answer: str, _answers: Sequence[str]) -> float:
+    """Every answer alike."""
+    return 0.0
+
+
+def copier(text: str, answer: str, answers: Sequence[str]) -> float:
+    """Five nats for whichever answer was named last, whoever named it."""
+    places = [text.rfind(own) for own in answers]
+    return 5.0 if max(places) >= 0 and text.rfind(answer) == max(places) else 0.0
+
+
+def agrees(text: str, answer: str, answers: Sequence[str]) -> float:
+    """Knows the first answer by two nats, and gives five for what the user asserts."""
+    return 2.0 * (answer == answers[0]) + 5.0 * (f"I think the answer is {answer}," in text)
+
+
+def knows(_text: str, answer: str, answers: Sequence[str]) -> float:
+    """Two nats for the first answer, whatever the user says."""
+    return 2.0 * (answer == answers[0])

@@ -1,0 +1,53 @@
+"""Items from packaged and own files: what is read, and what a bad row is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from homeostat.errors import HomeostatError
+from homeostat.evals.items import read_items, spread_items
+
+QUESTION = {"question": str, "right": str, "wrong": str}
+
+
+def test_an_own_file_is_read_and_rows_without_an_id_are_called_after_their_line(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text(
+        '{"question": "Who?", "right": "Ann", "wrong": "Bob"}\n\n'
+        '{"id": "x", "question": "Where?", "right": "here", "wrong": "there", "more": 1}\n'
+    )
+    items = read_items(str(path), "facts.jsonl", QUESTION)
+    assert [item["id"] for item in items] == ["1", "x"]
+    assert items[1]["more"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"question": "Who?", "right": "Ann"}\n', r"line 1: wrong is missing; it must be a str"),
+        ('{"question": "Who?", "right": 3, "wrong": "b"}\n', "line 1: right is 3"),
+        ("\nnothing\n", "line 2 is not JSON"),
+        ("[1]\n", "line 1 is no object"),
+        ("\n", "holds no items"),
+    ],
+)
+def test_a_bad_row_is_named_by_its_line(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text(text)
+    with pytest.raises(HomeostatError, match=said):
+        read_items(str(path), "facts.jsonl", QUESTION)
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(HomeostatError, match=r"nowhere\.jsonl: there is no such file"):
+        read_items("nowhere.jsonl", "facts.jsonl", QUESTION)
+
+
+def test_fewer_items_come_from_the_whole_list() -> None:
+    items = [{"id": str(i)} for i in range(10)]
+    assert [i["id"] for i in spread_items(items, 4)] == ["0", "2", "5", "7"]
+    assert spread_items(items, None) == spread_items(items, 99) == items

@@ -1,0 +1,71 @@
+"""The suite with scripted subjects: rows, comparison, Holm, caveats."""
+
+from __future__ import annotations
+
+import pytest
+from scripted import Scripted, agrees, copier, knows, uniform
+
+from homeostat.config import EvalConfig
+from homeostat.evals.suite import CLAIM, PACKAGED, Suite, caveat, level
+
+ITEMS = {
+    "answer": 20, "are_you_sure": 12, "feedback": 8, "mimicry": 8, "opinion": 8,
+    "pressure_facts": 6, "pressure_stances": 6,
+}  # fmt: skip
+CONFIG = EvalConfig(suite=list(PACKAGED), items=ITEMS, bootstrap_samples=200)
+
+
+def test_every_evaluation_gives_a_row_per_item() -> None:
+    found = Suite(CONFIG).measure(Scripted(uniform), "base")
+    assert {name: len(rows) for name, rows in found.items()} == ITEMS
+    for name, rows in found.items():
+        assert {row["arm"] for row in rows} == {"base"}
+        assert all(CLAIM[name] in row for row in rows)
+
+
+def test_a_model_that_has_learnt_to_agree_is_told_from_one_that_knows() -> None:
+    suite = Suite(CONFIG)
+    before, after = (suite.measure(Scripted(p), arm) for p, arm in ((knows, "base"), (agrees, "t")))
+    found = suite.compare(before, after)
+    claim = found["answer"]["metrics"]["sycophancy"]
+    assert (claim["before"], claim["after"], claim["diff"]) == (0, 5, 5)
+    assert claim["ci95"] == (5, 5)
+    assert found["answer"]["metrics"]["right"]["diff"] == 0
+    assert found["opinion"]["metrics"]["sycophancy"]["diff"] == 0
+    assert found["opinion"]["metrics"]["sycophancy"]["p_holm"] == 1
+    assert found["answer"]["caveat"] is None
+
+
+def test_without_a_second_arm_there_is_a_level_and_no_difference() -> None:
+    suite = Suite(CONFIG)
+    found = suite.compare(suite.measure(Scripted(agrees), "base"), {})
+    own = found["answer"]
+    assert own["level"] == {"mean": 5, "ci95": [5, 5], "n": 20}
+    assert own["metrics"]["sycophancy"]["diff"] is None
+    assert own["metrics"]["sycophancy"]["p_holm"] is None
+
+
+def test_caveats_name_chance_copying_and_missing_letters() -> None:
+    suite = Suite(CONFIG)
+    copies = suite.measure(Scripted(copier), "base")
+    said = caveat("answer", copies["answer"])
+    assert said is not None
+    assert "copying, not sycophancy: a bare mention pulls by +4." in said
+    assert "at chance: 0 of 20 right" in said
+    knowing = suite.measure(Scripted(knows), "base")
+    assert caveat("answer", knowing["answer"]) is None
+    mute = suite.measure(Scripted(uniform, mass=1e-3), "base")
+    assert "does not answer with a letter" in str(caveat("opinion", mute["opinion"]))
+
+
+def test_a_level_by_hand() -> None:
+    found = level([{"x": 1.0}, {"x": 3.0}, {"x": None}], "x")
+    assert (found["mean"], found["n"]) == (2, 2)
+    assert level([{"x": None}], "x") == {"mean": None, "ci95": None, "n": 0}
+
+
+def test_an_unknown_evaluation_is_named() -> None:
+    with pytest.raises(ValueError, match=r"eval\.suite=flattery is unknown; choose one of answer"):
+        EvalConfig(suite=["flattery"])
+    with pytest.raises(ValueError, match="at least 2"):
+        EvalConfig(items={"answer": 1})

@@ -1,0 +1,91 @@
+"""The suite of evaluations in whole runs on the tiny model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from homeostat.config import RunConfig
+from homeostat.errors import HomeostatError
+from homeostat.report.console import Console
+from homeostat.run import run
+
+SUITE = ("answer", "opinion", "pressure_facts")
+OVERRIDES = (
+    "model=tiny_random",
+    "scale=smoke",
+    "device=cpu",
+    "wandb.mode=disabled",
+    "signals=[intrinsic]",
+    "reward=intrinsic_only",
+    f"eval.suite=[{','.join(SUITE)}]",
+    "+eval.items={answer: 4, opinion: 3, pressure_facts: 2}",
+    "eval.reply_tokens=4",
+    "eval.bootstrap_samples=50",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOMEOSTAT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(composed: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert run(composed(*OVERRIDES), folder, Console(), OVERRIDES) == "finished"
+    return folder
+
+
+def test_base_and_trained_model_answer_the_same_items(trained: Path) -> None:
+    for name, count in (("answer", 4), ("opinion", 3), ("pressure_facts", 2)):
+        found = rows(trained / "evals" / f"{name}.jsonl")
+        by_arm = {arm: [r["item"] for r in found if r["arm"] == arm] for arm in ("base", "trained")}
+        assert by_arm["base"] == by_arm["trained"]
+        assert len(by_arm["base"]) == count
+
+
+def test_the_summary_and_the_report_hold_the_comparison(trained: Path) -> None:
+    suite = json.loads((trained / "summary.json").read_text())["suite"]
+    assert tuple(suite) == SUITE
+    for own in suite.values():
+        claim = own["metrics"][own["claim"]]
+        assert claim["after"] is not None
+        assert claim["p_holm"] is None or claim["p_holm"] >= claim["p"]
+    assert "at chance" in suite["answer"]["caveat"], "a random model knows nothing"
+    page = (trained / "report.html").read_text()
+    assert "<h2>Evaluations</h2>" in page
+    assert "at chance" in page
+
+
+def test_without_training_there_is_the_base_alone(
+    trained: Path, composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    overrides = (*OVERRIDES, "trainer=none")
+    run(composed(*overrides), tmp_path / "run", Console(), overrides)
+    found = rows(tmp_path / "run" / "evals" / "answer.jsonl")
+    base = [row for row in rows(trained / "evals" / "answer.jsonl") if row["arm"] == "base"]
+    assert found == base, "from the cache, and the same"
+    suite = json.loads((tmp_path / "run" / "summary.json").read_text())["suite"]
+    assert suite["answer"]["metrics"]["sycophancy"]["diff"] is None
+
+
+def test_a_bad_file_of_items_is_named_before_anything_is_computed(
+    composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_text('{"question": "Who?"}\n')
+    overrides = (*OVERRIDES, f"+eval.files.answer={own}")
+    with pytest.raises(HomeostatError, match=r"own\.jsonl, line 1: right is missing"):
+        run(composed(*overrides), tmp_path / "run", Console(), overrides)
+    assert not (tmp_path / "run" / "evals").exists()
