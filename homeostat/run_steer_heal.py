@@ -30,7 +30,7 @@ from homeostat.evals.verdicts import Verdict, judge_run
 from homeostat.files import replace_folder
 from homeostat.interrupt import Interrupt
 from homeostat.models.adapters import Policy
-from homeostat.models.cache import remembered
+from homeostat.models.cache import file_sha256, remembered
 from homeostat.report.console import Console
 from homeostat.report.metrics import MetricsLog, write_rows
 from homeostat.steering.complete import Sampling
@@ -173,7 +173,11 @@ def before_healing(config: RunConfig, policy: Policy, what: str, compute: Callab
     later = ("lr", "max_steps", "gradient_checkpointing", "heal", "barrier")
     acting = {name: value for name, value in asdict(config.trainer).items() if name not in later}
     base = (policy.base.fingerprint, str(policy.dtype), policy.device.type)
-    return remembered("stages", [what, *base, config.seed, config.persona, acting], compute)
+    assert isinstance(config.trainer, SteerHealConfig)
+    path = config.trainer.vector.contexts_path
+    contexts = None if path is None else file_sha256(Path(path).expanduser())
+    recipe = [what, *base, config.seed, config.persona, acting, contexts]
+    return remembered("stages", recipe, compute)
 
 
 def base_perplexity(config: RunConfig, trainer: SteerHeal, console: Console) -> float:

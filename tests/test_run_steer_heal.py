@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -188,13 +189,21 @@ def test_arms_of_a_sweep_share_what_was_measured_before_the_first_healing(
         return measure(*arguments, **options)
 
     monkeypatch.setattr(Stages, "measure", counted)
-    arms = {"other barrier": "trainer.barrier.aggregate=max", "other seed": "seed=5"}
+    own = tmp_path / "contexts.jsonl"
+    lines = files("homeostat").joinpath("data/contexts.jsonl").read_text().splitlines()
+    arms = {
+        "other barrier": "trainer.barrier.aggregate=max",
+        "other seed": "seed=5",
+        "own contexts": f"trainer.vector.contexts_path={own}",
+        "changed contexts": f"trainer.vector.contexts_path={own}",
+    }
     spent = {}
-    for name, override in arms.items():
+    for number, (name, override) in enumerate(arms.items()):
+        own.write_text("\n".join(lines[number:]) + "\n")
         before, overrides = calls, (*OVERRIDES, override, "trainer.max_steps=1")
         run(composed(*overrides), tmp_path / name, Console(), overrides)
         spent[name] = calls - before
-    assert spent == {"other barrier": 1, "other seed": 4}
+    assert spent == {"other barrier": 1, "other seed": 4, "own contexts": 4, "changed contexts": 4}
     first = [
         [row for row in rows(folder / "evals" / "stages.jsonl") if row["stage"] != "healed"]
         for folder in (whole, tmp_path / "other barrier")
