@@ -387,8 +387,10 @@ EVALUATIONS = (
     "feedback",
     "mimicry",
     "opinion",
+    "perez",
     "pressure_facts",
     "pressure_stances",
+    "capability",
 )
 
 

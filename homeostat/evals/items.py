@@ -14,19 +14,24 @@ from homeostat.errors import HomeostatError
 Item = dict[str, Any]
 
 
-def read_items(path: str | None, packaged: str, required: Mapping[str, type]) -> list[Item]:
+def read_items(path: str | None, packaged: str | None, required: Mapping[str, type]) -> list[Item]:
     """Rows of a JSONL file, checked.
 
     Args:
         path: A user's file; None = the packaged one.
-        packaged: Name of the packaged file.
+        packaged: Name of the packaged file; None = there is none.
         required: Keys that every row must have, and their types. A row without an ``id`` is
             called after its line.
 
     Raises:
         HomeostatError: There is no such file, or a row lacks something; says which line.
     """
-    source: Traversable | Path = files("homeostat") / "data" / packaged
+    if path is None and packaged is None:
+        raise HomeostatError(
+            f"this evaluation has no packaged items; give a JSONL file with {', '.join(required)} "
+            "by eval.files."
+        )
+    source: Traversable | Path = files("homeostat") / "data" / str(packaged)
     if path is not None:
         source = Path(path).expanduser()
         if not source.is_file():

@@ -6,13 +6,14 @@ import pytest
 from scripted import Scripted, agrees, copier, knows, uniform
 
 from homeostat.config import EvalConfig
-from homeostat.evals.suite import CLAIM, PACKAGED, Suite, caveat, level
+from homeostat.errors import HomeostatError
+from homeostat.evals.suite import CLAIM, Suite, caveat, level
 
 ITEMS = {
     "answer": 20, "are_you_sure": 12, "feedback": 8, "mimicry": 8, "opinion": 8,
-    "pressure_facts": 6, "pressure_stances": 6,
+    "pressure_facts": 6, "pressure_stances": 6, "capability": 20,
 }  # fmt: skip
-CONFIG = EvalConfig(suite=list(PACKAGED), items=ITEMS, bootstrap_samples=200)
+CONFIG = EvalConfig(suite=list(ITEMS), items=ITEMS, bootstrap_samples=200)
 
 
 def test_every_evaluation_gives_a_row_per_item() -> None:
@@ -59,9 +60,14 @@ def test_caveats_name_chance_copying_and_missing_letters() -> None:
 
 
 def test_a_level_by_hand() -> None:
-    found = level([{"x": 1.0}, {"x": 3.0}, {"x": None}], "x")
-    assert (found["mean"], found["n"]) == (2, 2)
-    assert level([{"x": None}], "x") == {"mean": None, "ci95": None, "n": 0}
+    rows = [{"item": i, "x": x} for i, x in enumerate((1.0, 3.0, None))]
+    assert (level(rows, "x")["mean"], level(rows, "x")["n"]) == (2, 2)
+    assert level(rows[2:], "x") == {"mean": None, "ci95": None, "n": 0}
+
+
+def test_an_evaluation_without_packaged_items_needs_a_file() -> None:
+    with pytest.raises(HomeostatError, match=r"no packaged items; give a JSONL file with question"):
+        Suite(EvalConfig(suite=["perez"])).measure(Scripted(uniform), "base")
 
 
 def test_an_unknown_evaluation_is_named() -> None:
