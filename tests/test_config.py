@@ -184,8 +184,10 @@ def reward(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", options("reward"))
-def test_reward_options_differ_only_in_weights(name: str) -> None:
+def test_reward_options_differ_only_in_weights_and_terms(name: str) -> None:
     found, full = reward(name), reward("full")
+    assert set(found.pop("terms")) == ({"praise"} if name == "external_praise" else set())
+    full.pop("terms")
     for config in (found, full):
         for point in config["set_points"].values():
             point.pop("weight")
@@ -198,6 +200,12 @@ def test_reward_options_differ_only_in_weights(name: str) -> None:
         ("full", INTRINSIC_SIGNALS + AFFECTS),
         ("intrinsic_only", INTRINSIC_SIGNALS),
         ("relational_only", AFFECTS),
+        ("external_praise", ()),
+        *(
+            (f"without_{name}", tuple(n for n in INTRINSIC_SIGNALS + AFFECTS if n != name))
+            for name in INTRINSIC_SIGNALS + AFFECTS
+            if name != "self_certainty"  # it has no weight to begin with
+        ),
     ],
 )
 def test_an_ablation_keeps_the_weights_of_its_family(name: str, weighted: tuple[str, ...]) -> None:

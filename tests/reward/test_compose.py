@@ -131,6 +131,12 @@ def test_an_own_term_is_weighted_and_gets_its_options() -> None:
     np.testing.assert_allclose(found.valence.total_N, [0.0, -2.0, -4.0])
 
 
+def test_external_praise_grows_with_the_signal_and_knows_no_enough() -> None:
+    term = {"_target_": "homeostat.reward.terms.praise", "weight": 5.0, "signal": "boredom"}
+    found = reward(points={}, praise=term).score(TALKS, readings(boredom=(-0.5, 0.2, 1.0)))
+    np.testing.assert_allclose(found.total_N, [-2.5, 1.0, 5.0])
+
+
 def test_the_weight_of_an_own_term_is_one_unless_told() -> None:
     found = reward(words=own(reply_words)).score(TALKS, readings())
     np.testing.assert_allclose(found.own_terms["words"], [3.0, 1.0, 2.0])
