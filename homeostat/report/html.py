@@ -21,6 +21,7 @@ from homeostat.report.signal_figures import (
     draw_reliability,
 )
 from homeostat.report.steering_figures import draw_filter, draw_foundations, draw_trajectory
+from homeostat.report.suite_figures import draw_claims, draw_survival
 
 UNITS = {
     "entropy": "nats/token",
@@ -37,6 +38,7 @@ UNITS = {
     "kl": "nats/token",
 }
 SHOWN_EPISODES = 3
+ALPHA = 0.05  # of the evaluations' claims, after Holm
 
 
 def write_report(folder: Path) -> Path:
@@ -81,7 +83,7 @@ def write_report(folder: Path) -> Path:
         figures={path.stem: _data_uri(path) for path in drawn},
         pairs=side_by_side(episodes),
         units=UNITS,
-        headline=headline(summary),
+        headline=f"{headline(summary)} {suite_sentence(summary.get('suite', {}))}".strip(),
     )
     path = folder / "report.html"
     write_text(path, page)
@@ -110,6 +112,9 @@ def draw_figures(
         drawn += [draw(folder, probes) for draw in (draw_controls, draw_layers, draw_reliability)]
     if failures:
         drawn.append(draw_failures(folder, failures))
+    if suite := summary.get("suite"):
+        found = (draw_claims(folder, suite), draw_survival(folder, suite))
+        drawn += [path for path in found if path is not None]
     return drawn
 
 
@@ -156,6 +161,26 @@ def headline(summary: dict[str, Any]) -> str:
         f"episodes: {found['diff']:+.2f}, 95% interval [{low:+.2f}, {high:+.2f}] - {verdict}. "
         + _which_terms(summary["eval"])
     )
+
+
+def suite_sentence(suite: Mapping[str, Any]) -> str:
+    """Which evaluations' claims have moved by more than chance, after Holm; empty if none was run.
+
+    A figure with a caveat is not counted: it does not say what its name says.
+    """
+    claims = {name: own["metrics"][own["claim"]] for name, own in suite.items()}
+    tested = [name for name, claim in claims.items() if claim.get("p_holm") is not None]
+    spoilt = [name for name in tested if suite[name]["caveat"]]
+    moved = [
+        f"{name} {claims[name]['diff']:+.3f}"
+        for name in tested
+        if name not in spoilt and claims[name]["p_holm"] < ALPHA
+    ]
+    if not tested:
+        return ""
+    found = f"moved: {', '.join(moved)}" if moved else "none shows a change"
+    left = f"; {len(spoilt)} cannot be read on this model, see their caveats" if spoilt else ""
+    return f"Of {len(tested)} evaluations {found}{left}."
 
 
 def _basenames(pair: str) -> str:
