@@ -21,25 +21,29 @@ import torch
 
 import homeostat
 from homeostat.checkpoint import Checkpoints, checkpoints_in, seed_generators
-from homeostat.config import AFFECTS, RunConfig, SetPointConfig, build
+from homeostat.config import AFFECTS, RunConfig, build
 from homeostat.config_steering import SteerHealConfig
 from homeostat.config_trainers import NoTrainerConfig
 from homeostat.errors import HomeostatError
-from homeostat.evals.failures import Failures, verdicts
 from homeostat.evals.homeostasis import Homeostasis, perception_validity
-from homeostat.evals.staleness import measure_staleness, stale
 from homeostat.files import alone_in, remove_leftovers, replace_folder, write_text
 from homeostat.interrupt import Interrupt
 from homeostat.models.adapters import Policy
-from homeostat.models.cache import remembered
 from homeostat.models.load import resolve_device, resolve_dtype
-from homeostat.report.console import Console, number
+from homeostat.report.console import Console
 from homeostat.report.html import write_report
 from homeostat.report.metrics import MetricsLog, plain, write_rows
 from homeostat.resume import resume_command, save_config
 from homeostat.reward.compose import Reward
-from homeostat.reward.valence import resolve, resolve_one
-from homeostat.rollout.episodes import calibration_seeds, play
+from homeostat.reward.valence import resolve
+from homeostat.run_signals import (
+    allowed_set_points,
+    measure_base,
+    perceive,
+    save_calibration,
+    validate_intrinsic,
+    watch_probes,
+)
 from homeostat.run_steer_heal import run_steer_heal
 from homeostat.run_suite import (
     BASE,
@@ -49,9 +53,8 @@ from homeostat.run_suite import (
     measure_suite,
     save_suite,
 )
-from homeostat.signals.calibration import QUANTILES, Calibration, calibrate
-from homeostat.signals.perception import Perception, obtain_perception, what_is_measured
-from homeostat.signals.reader import SignalReader, episode_record
+from homeostat.signals.perception import Perception
+from homeostat.signals.reader import SignalReader
 from homeostat.timing import Stopwatch
 from homeostat.trainers.memory import as_record, memory_limit, micro_key, plan_memory
 from homeostat.types import EvalResult
@@ -277,150 +280,6 @@ def check_memory(
     return plan.total
 
 
-def perceive(
-    config: RunConfig, policy: Policy, folder: Path, console: Console, watch: Stopwatch
-) -> Perception | None:
-    """The affect probes and what they are worth; None for a run without them."""
-    if config.signals.affect is None:
-        return None
-    with console.stage("affect probes") as progress, watch("probes"):
-        found = obtain_perception(policy, config.signals, progress)
-    found.save(folder / "probes")
-    for notice in found.notices:
-        console.say(notice)
-    return found
-
-
-def allowed_set_points(
-    config: RunConfig, perception: Perception | None, console: Console
-) -> dict[str, SetPointConfig]:
-    """The set points that the probes' verdicts allow; says which are left out.
-
-    Raises:
-        HomeostatError: Nothing is left to reward, and the run is to train.
-    """
-    points = {n: p for n, p in config.reward.set_points.items() if p.weight > 0}
-    affect = config.signals.affect
-    if affect is None or perception is None:
-        return points
-    allowed = perception.allowed(affect.require)
-    left_out = [name for name in points if name in AFFECTS and name not in allowed]
-    for name in left_out:
-        report = perception.reports.get(name)
-        why = f"is {report.verdict} ({report.reason})" if report else "has no probe"
-        console.say(f"{name} is left out of the reward: it {why}")
-    kept = {name: point for name, point in points.items() if name not in left_out}
-    validating = isinstance(config.trainer, NoTrainerConfig)
-    if not kept and not config.reward.terms and not validating:
-        raise HomeostatError(
-            f"signals.affect.require={affect.require} leaves no signal to reward; lower it, or "
-            "add intrinsic signals with reward=full."
-        )
-    return kept
-
-
-def measure_base(
-    config: RunConfig,
-    reader: SignalReader,
-    perception: Perception | None,
-    bots: Any,
-    console: Console,
-    watch: Stopwatch,
-) -> tuple[Calibration, dict[str, Any]]:
-    """The base model's own conversations: its signals, and whether it perceives the bots."""
-    policy = reader.policy
-
-    def compute() -> dict[str, Any]:
-        seeds = calibration_seeds(config.signals.calibration_episodes)
-        temperature = config.signals.calibration_temperature
-        stage = console.stage("set points: episodes")
-        with policy.reference(), stage as progress, watch("generate"):
-            episodes = play(policy, bots, seeds, config.rollout, temperature, progress)
-        with console.stage("set points: signals") as progress, watch("trace"):
-            found, readings = calibrate(reader, [e.conversation for e in episodes], progress)
-        records = [episode_record(e, readings, i, reader.affects) for i, e in enumerate(episodes)]
-        return {
-            "values": found.values,
-            "base_norms": found.base_norms.tolist(),
-            "loop": perception_validity(records),
-        }
-
-    digest = perception.corpus.digest if perception else None
-    found = _remembered(config, policy, digest, "set_points", compute)
-    calibration = Calibration.of(found["values"], found["base_norms"])
-    reader.base_norms = calibration.base_norms
-    return calibration, found["loop"]
-
-
-def validate_intrinsic(
-    config: RunConfig,
-    reader: SignalReader,
-    bots: Any,
-    calibration: Calibration,
-    folder: Path,
-    console: Console,
-    watch: Stopwatch,
-) -> dict[str, Any] | None:
-    """Failures made on the model, and which signals see them; None without intrinsic signals."""
-    if config.signals.intrinsic is None:
-        return None
-    points = {
-        name: resolve_one(name, config.reward.set_points[name], calibration)
-        for name in config.signals.intrinsic.names
-        if name in config.reward.set_points and calibration.n[name]
-    }
-    failures = Failures(
-        reader, bots, config.signals.calibration_temperature, config.rollout.max_new_tokens
-    )
-
-    def compute() -> list[dict[str, Any]]:
-        with console.stage("failures: replies") as progress, watch("failures"):
-            return failures.measure(config.signals.validation_replies, points, progress)
-
-    judged = {name: asdict(point) for name, point in points.items()}
-    rows = _remembered(config, reader.policy, judged, "failures", compute)
-    write_rows(folder / "evals" / "failures.jsonl", rows)
-    found = verdicts(rows)
-    console.failures(found)
-    return found
-
-
-def watch_probes(
-    config: RunConfig,
-    policy: Policy,
-    perception: Perception | None,
-    console: Console,
-    watch: Stopwatch,
-) -> dict[str, Any] | None:
-    """Whether the probes have gone stale under training; None for a run without probes."""
-    if perception is None or config.signals.affect is None:
-        return None
-    with console.stage("staleness of the probes") as progress, watch("evaluate"):
-        found = measure_staleness(policy, perception, config.signals.affect, progress)
-    for affect in stale(found):
-        console.say(
-            f"the probe of {affect} has gone stale: AUROC {number(found[affect]['auroc_off'])} → "
-            f"{number(found[affect]['auroc_on'])}, its reading moved by "
-            f"{number(found[affect]['distance'])}"
-        )
-    return found
-
-
-def _remembered(config: RunConfig, policy: Policy, depends_on: Any, kind: str, compute: Any) -> Any:
-    """What ``compute`` finds out about the base model, from the cache where nothing has changed."""
-    if not config.signals.cache:
-        return compute()
-    recipe = [
-        policy.base.fingerprint,
-        str(policy.dtype),
-        policy.device.type,
-        depends_on,
-        what_is_measured(config.signals),
-        *(asdict(part) for part in (config.bot, config.rollout)),
-    ]
-    return remembered(kind, recipe, compute)
-
-
 def evaluate(
     evaluation: Homeostasis, arm: str, console: Console, watch: Stopwatch
 ) -> list[dict[str, Any]]:
@@ -456,21 +315,6 @@ def prepare_folder(config: RunConfig, folder: Path, overrides: Sequence[str]) ->
         "packages": {name: metadata.version(name) for name in PACKAGES},
     }
     write_text(folder / "environment.json", json.dumps(environment, indent=2))
-
-
-def save_calibration(folder: Path, calibration: Calibration, set_points: Mapping[str, Any]) -> None:
-    """Write set_points.json: what the base model showed, and what the reward uses."""
-    signals = {
-        name: {
-            "n": calibration.n[name],
-            "quantiles": dict(zip(map(str, QUANTILES), q, strict=True)),
-            "values": calibration.values[name],
-        }
-        for name, q in calibration.quantiles.items()
-    }
-    norms = calibration.base_norms.tolist()
-    about = {"signals": signals, "set_points": set_points, "base_norms": norms}
-    write_text(folder / "set_points.json", json.dumps(plain(about), indent=2))
 
 
 def save_evaluation(

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from rich.console import Console as RichConsole
 
-from homeostat import run as run_module
+from homeostat import run_signals
 from homeostat.config import AFFECTS, INTRINSIC_SIGNALS, MemoryConfig, RunConfig, build
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.report.console import Console
-from homeostat.run import allowed_set_points, watch_probes
+from homeostat.run_signals import allowed_set_points, watch_probes
 from homeostat.signals.corpus import Corpus
 from homeostat.signals.perception import Perception
 from homeostat.signals.probes import AffectProbes
@@ -156,7 +156,7 @@ def test_stale_probes_are_named(
     said: str,
 ) -> None:
     """Also where the test messages that were read lack a class, so that there is no AUROC."""
-    monkeypatch.setattr(run_module, "measure_staleness", lambda *_: {"boredom": figures})
+    monkeypatch.setattr(run_signals, "measure_staleness", lambda *_: {"boredom": figures})
     config = composed("bot=curious")
     found = watch_probes(config, make_policy(), perception(boredom="weak"), console[0], Stopwatch())
     assert found == {"boredom": figures}
