@@ -17,6 +17,7 @@ from homeostat.config import AFFECTS, INTRINSIC_SIGNALS, MemoryConfig, RunConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.report.console import Console
+from homeostat.run import check_memory
 from homeostat.run_signals import allowed_set_points, watch_probes
 from homeostat.signals.corpus import Corpus
 from homeostat.signals.perception import Perception
@@ -124,12 +125,12 @@ def test_a_run_that_cannot_fit_is_refused_before_it_trains(
     config = composed("model=tiny_random", "scale=smoke", "memory.limit_gb=0.001")
     policy, bots = make_policy(), build(config.bot)
     with pytest.raises(HomeostatError, match=r"memory\.limit_gb is 0\.0; .*trainer\."):
-        run_module.check_memory(config, policy, bots, tmp_path, console[0])
+        check_memory(config, policy, bots, tmp_path, console[0])
     assert "activations" in console[1].getvalue()
     kept = json.loads((tmp_path / "memory.json").read_text())
     assert kept["limit"] == 1_000_000 < kept["total"]
     roomy = replace(config, memory=MemoryConfig(limit_gb=4.0))
-    found = run_module.check_memory(roomy, policy, bots, tmp_path, console[0])
+    found = check_memory(roomy, policy, bots, tmp_path, console[0])
     assert found == json.loads((tmp_path / "memory.json").read_text())["total"]
 
 
