@@ -35,6 +35,9 @@ FLOAT32 = 4  # bytes; adapters, moments and logits are float32 whatever the base
 SAMPLING_COPIES = 3  # logits, probabilities and their running sum
 # A chunk in the backward pass: log-probabilities, probabilities, a gradient for each use of them.
 CHUNK_COPIES = 5
+# Of healing as well the reference's, their difference, and what the gradient norms of either part
+# of the loss keep alive.
+DIVERGENCE_COPIES = 10
 # One block in the backward pass: gradients of the gated product, its two factors, and a sum.
 WORK_COPIES = 4
 PROBE_ROWS, PROBE_WIDTHS = 2, (32, 64)
@@ -133,6 +136,7 @@ def plan(policy: Policy, config: TrainerConfig, length: int, rows: int) -> Memor
     critics = 2 if isinstance(config, PPOConfig) and config.critic == "lora" else 1
     tokens = micro_batch_size(config, length)
     vocabulary = int(policy.text_config.vocab_size)
+    copies = DIVERGENCE_COPIES if isinstance(config, SteerHealConfig) else CHUNK_COPIES
     return MemoryPlan(
         weights=sum(p.numel() * p.element_size() for p in base),
         adapters=critics * adapter,
@@ -140,7 +144,7 @@ def plan(policy: Policy, config: TrainerConfig, length: int, rows: int) -> Memor
         kv_cache=rows * length * cache_bytes_per_token(policy)
         + SAMPLING_COPIES * rows * vocabulary * FLOAT32,
         activations=critics * activation_bytes(policy, tokens, length, recomputing),
-        logits=CHUNK_COPIES * min(tokens * vocabulary, CHUNK_LOGITS) * FLOAT32,
+        logits=copies * min(tokens * vocabulary, CHUNK_LOGITS) * FLOAT32,
     )
 
 
