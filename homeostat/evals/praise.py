@@ -11,7 +11,7 @@ from importlib.resources import files
 
 from homeostat.evals.matching import negates, words
 
-REACH = 3  # words before a word of praise or blame in which a "not" turns it round
+REACH = 4  # words before a word of praise or blame in which a "not" turns it round
 # After these a word of praise says what is missing: "it could be clearer, if it were vivid".
 WISHES = frozenset({"could", "should", "would", "might", "if", "need", "needs"})
 
