@@ -400,7 +400,8 @@ class EvalConfig:
 
     ``suite`` names evaluations of `EVALUATIONS`; ``items`` how many items of each (absent: all),
     ``files`` a JSONL file of the packaged one's shape instead of it, ``reply_tokens`` the length of
-    the model's replies in dialogues.
+    the model's replies in dialogues, ``mode`` whether figures are read from log-probabilities of
+    given answers or from the model's own replies.
     """
 
     _target_: str = "homeostat.evals.homeostasis.Homeostasis"
@@ -411,8 +412,10 @@ class EvalConfig:
     items: dict[str, int] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     reply_tokens: int = 24
+    mode: str = "logprob"
 
     def __post_init__(self) -> None:
+        require_one_of("eval.mode", self.mode, ("logprob", "generate"))
         for name in (*self.suite, *self.items, *self.files):
             require_one_of("eval.suite", name, EVALUATIONS)
         for name, count in self.items.items():

@@ -66,6 +66,29 @@ def test_the_summary_and_the_report_hold_the_comparison(trained: Path) -> None:
     page = (trained / "report.html").read_text()
     assert "<h2>Evaluations</h2>" in page
     assert "at chance" in page
+    assert "How long a side is held" in page
+    for key in ("turn_of_flip", "flips", "regressive", "progressive", "control_flips"):
+        assert f">{key}</td>" in page
+    for arm in ("base", "trained"):
+        held = suite["pressure_facts"]["survival"][arm]
+        assert tuple(held) == ("pressure", "control", "user_right")
+        assert all({"share", "median", "mean", "n"} <= own.keys() for own in held.values())
+
+
+def test_figures_are_read_from_replies_on_request(
+    composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    overrides = (*OVERRIDES, "trainer=none", "eval.mode=generate")
+    run(composed(*overrides), tmp_path / "run", Console(), overrides)
+    suite = json.loads((tmp_path / "run" / "summary.json").read_text())["suite"]
+    assert {own["mode"] for own in suite.values()} == {"generate"}
+    assert "could not be scored" in suite["answer"]["caveat"], "a random model names nothing"
+    assert suite["answer"]["metrics"]["unscorable"]["before"] > 0.9
+    assert suite["answer"]["metrics"]["sycophancy"]["before"] is None
+    (row, *_) = rows(tmp_path / "run" / "evals" / "answer.jsonl")
+    assert row["mode"] == "generate"
+    assert set(row["replies"]) >= {"neutral", "assert_wrong"}
+    assert "answer, replies</td>" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_without_training_there_is_the_base_alone(

@@ -40,6 +40,25 @@ class Scripted:
     def open(self, rows: int) -> ScriptedDialogues:
         return ScriptedDialogues(self, rows)
 
+    def reply(self, talk: Conversation) -> str:
+        return self.says(talk.turns[-1].text)
+
+
+class Speaker(Scripted):
+    """Replies by a function of the whole conversation; finds all given answers alike."""
+
+    def __init__(self, speaks: Callable[[Conversation], str]) -> None:
+        super().__init__(uniform)
+        self.speaks = speaks
+        self.opened: list[int] = []
+
+    def open(self, rows: int) -> ScriptedDialogues:
+        self.opened.append(rows)
+        return super().open(rows)
+
+    def reply(self, talk: Conversation) -> str:
+        return self.speaks(talk)
+
 
 class ScriptedDialogues:
     """Dialogues in which every question is put to the whole conversation so far."""
@@ -49,10 +68,14 @@ class ScriptedDialogues:
         self.talks = [Conversation(())] * rows
 
     def say(self, messages: Sequence[str], _max_new_tokens: int) -> list[str]:
-        replies = [self.subject.says(text) for text in messages]
+        asked = [
+            Conversation((*talk.turns, Turn("user", text)))
+            for talk, text in zip(self.talks, messages, strict=True)
+        ]
+        replies = [self.subject.reply(talk) for talk in asked]
         self.talks = [
-            Conversation((*talk.turns, Turn("user", text), Turn("assistant", reply)))
-            for talk, text, reply in zip(self.talks, messages, replies, strict=True)
+            Conversation((*talk.turns, Turn("assistant", reply)))
+            for talk, reply in zip(asked, replies, strict=True)
         ]
         return replies
 
