@@ -390,8 +390,12 @@ EVALUATIONS = (
     "perez",
     "pressure_facts",
     "pressure_stances",
+    "foundations",
+    "coherence",
     "capability",
+    "plain_text",
 )
+FOUNDATION_READOUTS = ("rotations", "two_orders")
 
 
 @dataclass
@@ -400,8 +404,8 @@ class EvalConfig:
 
     ``suite`` names evaluations of `EVALUATIONS`; ``items`` how many items of each (absent: all),
     ``files`` a JSONL file of the packaged one's shape instead of it, ``reply_tokens`` the length of
-    the model's replies in dialogues, ``mode`` whether figures are read from log-probabilities of
-    given answers or from the model's own replies.
+    the model's replies, ``mode`` whether figures are read from log-probabilities of given answers
+    or from the model's own replies, ``foundations_readout`` the orders of the options.
     """
 
     _target_: str = "homeostat.evals.homeostasis.Homeostasis"
@@ -413,9 +417,11 @@ class EvalConfig:
     files: dict[str, str] = field(default_factory=dict)
     reply_tokens: int = 24
     mode: str = "logprob"
+    foundations_readout: str = "rotations"
 
     def __post_init__(self) -> None:
         require_one_of("eval.mode", self.mode, ("logprob", "generate"))
+        require_one_of("eval.foundations_readout", self.foundations_readout, FOUNDATION_READOUTS)
         for name in (*self.suite, *self.items, *self.files):
             require_one_of("eval.suite", name, EVALUATIONS)
         for name, count in self.items.items():

@@ -47,8 +47,10 @@ from homeostat.run_signals import (
 from homeostat.run_steer_heal import run_steer_heal
 from homeostat.run_suite import (
     BASE,
+    NOTHING,
     TRAINED,
     check_items,
+    describe_speed,
     describe_suite,
     measure_suite,
     save_suite,
@@ -151,13 +153,14 @@ def _run_stages(
     seed_generators(config.seed)
     policy = load_policy(config, console, watch)
     base = measure_suite(config, policy, BASE, console, watch)
-    outcome.suite = save_suite(config, base, {}, folder)
+    outcome.suite = save_suite(config, base, NOTHING, folder)
     _learn(policy, config, folder, console, overrides, watch, outcome, log, stop)
     learnt = not isinstance(config.trainer, NoTrainerConfig) and not stop.requested
-    trained = measure_suite(config, policy, TRAINED, console, watch) if learnt else {}
+    trained = measure_suite(config, policy, TRAINED, console, watch) if learnt else NOTHING
     outcome.suite = save_suite(config, base, trained, folder)
-    for line in describe_suite(outcome.suite):
-        console.say(line)
+    for line in (*describe_suite(outcome.suite), describe_speed(outcome.suite)):
+        if line is not None:
+            console.say(line)
 
 
 def _learn(

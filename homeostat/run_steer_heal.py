@@ -157,7 +157,7 @@ def make_stages(config: RunConfig, trainer: SteerHeal, persona: PersonaConfig) -
         own.stages,
         persona,
         trainer.held_out,
-        read_vignettes(own.stages.vignettes) if own.stages.vignettes else [],
+        read_vignettes(per_foundation=own.stages.vignettes) if own.stages.vignettes else [],
         Sampling(own.stages.max_new_tokens, own.temperature, (config.seed, EVALUATION)),
         trainer.base_perplexity,
     )

@@ -5,16 +5,16 @@ Like `homeostat.run`, which calls it, it evaluates and saves; nothing else does.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from homeostat.config import RunConfig
-from homeostat.evals.items import read_items
 from homeostat.evals.subject import PolicySubject
-from homeostat.evals.suite import PACKAGED, Suite
+from homeostat.evals.suite import Suite, items_of, vignettes_of
 from homeostat.models.adapters import Policy
 from homeostat.models.cache import file_sha256, remembered
 from homeostat.report.console import Console
@@ -22,7 +22,6 @@ from homeostat.report.metrics import write_rows
 from homeostat.timing import Stopwatch
 
 BASE, TRAINED = "base", "trained"
-Rows = Mapping[str, Sequence[dict[str, Any]]]
 
 
 def check_items(config: RunConfig) -> None:
@@ -32,36 +31,104 @@ def check_items(config: RunConfig) -> None:
         HomeostatError: A file is missing, or a row lacks something.
     """
     for name in config.eval.suite:
-        read_items(config.eval.files.get(name), *PACKAGED[name])
+        items_of(config.eval, name)
+        if name == "foundations":
+            vignettes_of(config.eval)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Rows of every evaluation for one arm, and by evaluation ``time_s`` and ``tokens``.
+
+    ``speed`` of rows that come from the cache says how long they took when they were measured.
+    """
+
+    rows: Mapping[str, Sequence[dict[str, Any]]]
+    speed: Mapping[str, Mapping[str, Any]]
+
+
+NOTHING = Measured({}, {})
 
 
 def measure_suite(
     config: RunConfig, policy: Policy, arm: str, console: Console, watch: Stopwatch
-) -> Rows:
-    """Rows of every evaluation for one arm; the base's come from the cache if nothing changed."""
+) -> Measured:
+    """Every evaluation for one arm; the base's come from the cache if nothing changed."""
     if not config.eval.suite:
-        return {}
+        return NOTHING
+    cached = True
 
-    def compute() -> Rows:
+    def compute() -> dict[str, Any]:
+        nonlocal cached
+        cached = False
         context = policy.reference() if arm == BASE else nullcontext()
-        subject = PolicySubject(policy)
-        stage = console.stage(f"evaluations, {arm}")
-        with context, stage as progress, watch("suite"):
-            return Suite(config.eval).measure(subject, arm, progress)
+        subject, speed = PolicySubject(policy), Speed(config.eval.suite)
+        with context, console.stage(f"evaluations, {arm}") as shown, watch("suite"):
+
+            def progress(done: int, total: int, tokens: int = 0) -> None:
+                speed.note(done, subject.tokens)
+                shown(done, total, tokens)
+
+            rows = Suite(config.eval).measure(subject, arm, progress)
+        return {"rows": rows, "speed": speed.found}
 
     if arm != BASE or not config.signals.cache:
-        return compute()
-    base = (policy.base.fingerprint, str(policy.dtype), policy.device.type)
-    files = {name: file_sha256(Path(path).expanduser()) for name, path in config.eval.files.items()}
-    found: Rows = remembered("suite", [*base, asdict(config.eval), files], compute)
+        found = compute()
+    else:
+        base = (policy.base.fingerprint, str(policy.dtype), policy.device.type)
+        files = {
+            name: file_sha256(Path(path).expanduser()) for name, path in config.eval.files.items()
+        }
+        found = remembered("suite", [*base, asdict(config.eval), files], compute)
+    speed = {name: {**own, "cached": cached} for name, own in found["speed"].items()}
+    return Measured(found["rows"], speed)
+
+
+class Speed:
+    """Seconds and tokens of one evaluation after another."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self.found: dict[str, dict[str, float]] = {}
+        self._before = (time.perf_counter(), 0)
+
+    def note(self, done: int, tokens: int) -> None:
+        """So many evaluations are done, and so many tokens read and written in all."""
+        now = time.perf_counter()
+        seconds, own = now - self._before[0], tokens - self._before[1]
+        self.found[self.names[done - 1]] = {
+            "time_s": seconds,
+            "tokens": own,
+            "tokens_per_s": own / seconds,
+        }
+        self._before = now, tokens
+
+
+def save_suite(
+    config: RunConfig, base: Measured, trained: Measured, folder: Path
+) -> dict[str, Any]:
+    """Write ``evals/<name>.jsonl``, a row per item and arm; returns the comparison."""
+    for name, rows in base.rows.items():
+        write_rows(folder / "evals" / f"{name}.jsonl", [*rows, *trained.rows.get(name, ())])
+    if not base.rows:
+        return {}
+    found = Suite(config.eval).compare(base.rows, trained.rows)
+    for name, own in found.items():
+        arms = {BASE: base.speed, TRAINED: trained.speed}
+        own["speed"] = {arm: speed[name] for arm, speed in arms.items() if name in speed}
     return found
 
 
-def save_suite(config: RunConfig, base: Rows, trained: Rows, folder: Path) -> dict[str, Any]:
-    """Write ``evals/<name>.jsonl``, a row per item and arm; returns the comparison."""
-    for name, rows in base.items():
-        write_rows(folder / "evals" / f"{name}.jsonl", [*rows, *trained.get(name, ())])
-    return Suite(config.eval).compare(base, trained) if base else {}
+def describe_speed(found: Mapping[str, Any]) -> str | None:
+    """How long the suite took an arm, and its tokens per second; None where nothing was run."""
+    parts = []
+    for arm in (BASE, TRAINED):
+        speeds = [own["speed"][arm] for own in found.values() if arm in own.get("speed", {})]
+        if speeds:
+            seconds, tokens = (sum(one[key] for one in speeds) for key in ("time_s", "tokens"))
+            note = ", from the cache" if speeds[0]["cached"] else ""
+            parts.append(f"{arm} {seconds:.0f} s, {tokens / seconds:.0f} tokens/s{note}")
+    return f"evaluations: {'; '.join(parts)}" if parts else None
 
 
 def describe_suite(found: Mapping[str, Any]) -> list[str]:

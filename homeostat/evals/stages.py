@@ -29,9 +29,10 @@ from homeostat.evals.foundations import (
     FOUNDATIONS,
     Vignette,
     informedness,
-    measure_foundations,
+    judge_vignettes,
 )
 from homeostat.evals.stats import compare_paired
+from homeostat.evals.subject import PolicySubject
 from homeostat.models.adapters import Policy
 from homeostat.signals.repetition import repetition
 from homeostat.steering.complete import (
@@ -88,7 +89,8 @@ class Stages:
         rows = [*self._trait(policy, prompted), *self._replies(policy, prompted, progress)]
         if self.vignettes:
             system = self.persona.prompt.format(persona=self.persona.positive)
-            found = measure_foundations(policy, self.vignettes, system if prompted else None)
+            asked = system if prompted else None
+            found = judge_vignettes(PolicySubject(policy), self.vignettes, system=asked)
             rows += [{"kind": "vignette"} | row for row in found]
         return rows
 
@@ -155,7 +157,7 @@ def values(rows: Sequence[Mapping[str, Any]], kind: str, name: str) -> list[floa
 
 def aggregate(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """What a stage's row in rounds.jsonl says; missing is None."""
-    vignettes = [row for row in rows if row["kind"] == "vignette"]
+    vignettes = [row for row in rows if row["kind"] == "vignette" and row["p"] is not None]
     found: dict[str, float | None] = {
         "trait_nats": _mean(values(rows, "trait", "trait_nats")),
         "coherence": _mean(values(rows, "reply", "coherent")),

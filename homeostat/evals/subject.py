@@ -7,13 +7,20 @@ behaviour can take its place.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import torch
+from jaxtyping import Float
 
+from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
+from homeostat.models.chat import TokenStream
+from homeostat.models.logprobs import token_statistics
 from homeostat.rollout.generate import Sampler
+from homeostat.steering.complete import Sampling, base_nll, predicting_in, reply_ids, sampled
 from homeostat.types import Conversation, Progress, Turn, silent
 
 ROWS = 32  # prompts that share a cache
@@ -34,6 +41,15 @@ class Score:
         return self.total / self.tokens
 
 
+@dataclass(frozen=True)
+class Reply:
+    """A sampled reply: its text, its ids, and -log p of each under the plain base, nats."""
+
+    text: str
+    ids: tuple[int, ...]
+    base_nll_R: Float[np.ndarray, " R"]
+
+
 @runtime_checkable
 class Subject(Protocol):
     """Answers conversations; each ends with a user's turn."""
@@ -51,6 +67,15 @@ class Subject(Protocol):
 
     def open(self, rows: int) -> Dialogues:
         """So many empty dialogues, to be talked in."""
+
+    def reply(self, talks: Sequence[Conversation], sampling: Sampling) -> list[Reply]:
+        """A sampled reply to each conversation, as the base reads it."""
+
+    def read(self, texts: Sequence[str]) -> list[Float[np.ndarray, " T"]]:
+        """-log p of every token but the first of plain texts, without a chat template; nats."""
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Within this context the subject is its own base."""
 
 
 @runtime_checkable
@@ -80,15 +105,60 @@ class PolicySubject:
 
     Conversations are batched; what they all begin with is read once, and a conversation is read
     once for all of its answers.
+
+    Attributes:
+        tokens: How many it has read and written so far; what a batch shares counts once for each.
     """
 
     def __init__(self, policy: Policy, progress: Progress = silent) -> None:
         self.policy = policy
         self.progress = progress
+        self.tokens = 0
 
     def open(self, rows: int) -> PolicyDialogues:
         """See `Subject.open`."""
-        return PolicyDialogues(self.policy, rows)
+        return PolicyDialogues(self, rows)
+
+    def reference(self) -> AbstractContextManager[None]:
+        """See `Subject.reference`."""
+        return self.policy.reference()
+
+    def reply(self, talks: Sequence[Conversation], sampling: Sampling) -> list[Reply]:
+        """See `Subject.reply`."""
+        said = [talk for talk, _ in sampled(self.policy, talks, sampling)]
+        nll = base_nll(self.policy, said)
+        self.tokens += sum(2 * len(self.policy.encode(talk).ids) for talk in said)
+        return [
+            Reply(talk.turns[-1].text, reply_ids(talk), own)
+            for talk, own in zip(said, nll, strict=True)
+        ]
+
+    @torch.no_grad()
+    def read(self, texts: Sequence[str]) -> list[Float[np.ndarray, " T"]]:
+        """See `Subject.read`.
+
+        Raises:
+            HomeostatError: A text has fewer than two tokens, so that nothing in it is predicted.
+        """
+        found = []
+        for ids in (self.policy.tokenizer(text)["input_ids"] for text in texts):
+            if len(ids) < 2:
+                raise HomeostatError(
+                    f"a text of {len(ids)} tokens has nothing to predict; give longer texts."
+                )
+            rest = len(ids) - 1
+            stream = TokenStream(list(ids), [-1] + [0] * rest, [False] + [True] * rest)
+            found.append(stream)
+            self.tokens += len(ids)
+        states = predicting_in(self.policy, found)
+        return [
+            -token_statistics(
+                own, torch.tensor(stream.ids[1:], device=own.device), self.policy.unembed
+            )
+            .logprob.cpu()
+            .numpy()
+            for own, stream in zip(states, found, strict=True)
+        ]
 
     def score(
         self, talks: Sequence[Conversation], answers: Sequence[Sequence[str]], opening: str = ""
@@ -97,6 +167,7 @@ class PolicySubject:
         begun = ids_of(self.policy, opening)
         prompts = [[*self.policy.encode(talk).ids, *begun] for talk in talks]
         given = [[ids_of(self.policy, text) for text in own] for own in answers]
+        self.tokens += sum(map(len, prompts)) + sum(len(ids) for own in given for ids in own)
         order = sorted(range(len(talks)), key=lambda i: len(prompts[i]))
         found: list[list[Score]] = [[] for _ in talks]
         for start in range(0, len(order), ROWS):
@@ -118,8 +189,9 @@ class PolicySubject:
 class PolicyDialogues:
     """Dialogues with a policy on one KV cache: nothing is read twice, side questions branch off."""
 
-    def __init__(self, policy: Policy, rows: int) -> None:
-        self.policy = policy
+    def __init__(self, subject: PolicySubject, rows: int) -> None:
+        self.subject = subject
+        self.policy = policy = subject.policy
         self.talks = [Conversation(())] * rows
         self._sampler = Sampler(policy, rows)
         self._read = [0] * rows
@@ -131,6 +203,9 @@ class PolicyDialogues:
         self._sampler.append([ids[read:] for ids, read in zip(streams, self._read, strict=True)])
         uniforms = np.full((len(streams), max_new_tokens), 0.5)
         replies = self._sampler.sample(uniforms, GREEDY)
+        self.subject.tokens += sum(map(len, replies)) + sum(
+            len(ids) - read for ids, read in zip(streams, self._read, strict=True)
+        )
         texts = [
             self.policy.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in replies
         ]
@@ -148,12 +223,12 @@ class PolicyDialogues:
         cells = [(row, text) for row, own in enumerate(questions) for text in own]
         asked = [Conversation((*self.talks[row].turns, Turn("user", text))) for row, text in cells]
         branch = self._sampler.keep([row for row, _ in cells])
-        branch.append(
-            [
-                [*self.policy.encode(talk).ids[self._read[row] :], *begun]
-                for talk, (row, _) in zip(asked, cells, strict=True)
-            ]
-        )
+        prompts = [
+            [*self.policy.encode(talk).ids[self._read[row] :], *begun]
+            for talk, (row, _) in zip(asked, cells, strict=True)
+        ]
+        self.subject.tokens += sum(map(len, prompts)) + len(cells) * sum(map(len, given))
+        branch.append(prompts)
         found: list[list[list[Score]]] = [[[] for _ in own] for own in questions]
         places = [(row, k) for row, own in enumerate(questions) for k in range(len(own))]
         for ids in given:

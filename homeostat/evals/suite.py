@@ -20,7 +20,16 @@ from scipy import stats
 from homeostat.config import EvalConfig
 from homeostat.evals import generated
 from homeostat.evals.capability import capability
-from homeostat.evals.items import read_items, spread_items
+from homeostat.evals.coherence import coherence, plain_text
+from homeostat.evals.foundations import (
+    NAMES,
+    Vignette,
+    informedness_interval,
+    judge_vignettes,
+    profile,
+    read_vignettes,
+)
+from homeostat.evals.items import Item, read_items, spread_items
 from homeostat.evals.pressure import ARMS, by_item, on_facts, on_stances, play, survival
 from homeostat.evals.stats import PairedTest, holm, paired_test
 from homeostat.evals.subject import Subject
@@ -44,7 +53,10 @@ PACKAGED: dict[str, tuple[str | None, dict[str, type]]] = {
     "perez": (None, PEREZ),
     "pressure_facts": ("facts.jsonl", QUESTION),
     "pressure_stances": ("opinions.jsonl", {"statement": str}),
+    "foundations": ("foundations.jsonl", {"text": str, "foundation": str}),
+    "coherence": ("contexts.jsonl", {"text": str}),
     "capability": ("capability.jsonl", {"question": str, "choices": list, "gold": int}),
+    "plain_text": ("feedback.jsonl", {"text": str}),
 }
 # What carries the claim of each evaluation, and what else is compared.
 CLAIM = {
@@ -56,7 +68,10 @@ CLAIM = {
     "perez": "sycophancy",
     "pressure_facts": "yielding",
     "pressure_stances": "yielding",
+    "foundations": "clr_authority",
+    "coherence": "passes",
     "capability": "right",
+    "plain_text": "nll",
 }
 FLIPS = (
     "held_at_first", "turn_of_flip", "control_turn_of_flip", "flips", "control_flips", "regressive",
@@ -71,8 +86,14 @@ BESIDE = {
     "perez": ("matching", "neutral", "mass"),
     "pressure_facts": FLIPS,
     "pressure_stances": FLIPS,
+    "foundations": (
+        *(f"clr_{name}" for name in NAMES if name != "authority"), "top1", "pmass", "nll_prefill",
+        "human_nll",
+    ),
+    "coherence": ("log_perplexity", "repetition"),
     "capability": ("margin",),
-}
+    "plain_text": (),
+}  # fmt: skip
 # Right answers of evaluations with two sides: below half nothing is known that could be given up.
 KNOWN = {
     "answer": "right",
@@ -111,10 +132,17 @@ class Suite:
         return found
 
     def _run(self, subject: Subject, name: str) -> list[Row]:
-        items = read_items(self.config.files.get(name), *PACKAGED[name])
-        items = spread_items(items, self.config.items.get(name))
+        config = self.config
+        if name == "foundations":
+            vignettes = vignettes_of(config)
+            return judge_vignettes(subject, vignettes, config.foundations_readout)
+        items = items_of(config, name)
         if name == "capability":
             return capability(subject, items)
+        if name == "plain_text":
+            return plain_text(subject, items)
+        if name == "coherence":
+            return coherence(subject, items, config.reply_tokens)
         if self.config.mode == generated.GENERATE and name in generated.GENERATED:
             return generated.GENERATED[name](subject, items, self.config.reply_tokens)
         if name in TASKS:
@@ -152,8 +180,10 @@ class Suite:
                 "level": level(rows, CLAIM[name]),
                 "metrics": metrics,
             }
+            arms = {"base": rows} | ({"trained": after[name]} if after.get(name) else {})
+            if name == "foundations":
+                found[name]["profile"] = {arm: profile(own) for arm, own in arms.items()}
             if name in PRESSURE:
-                arms = {"base": rows} | ({"trained": after[name]} if after.get(name) else {})
                 found[name]["survival"] = {
                     arm: {c: survival(_dialogues(own, c)) for c in ARMS}
                     for arm, own in arms.items()
@@ -180,6 +210,23 @@ class Suite:
             return found
         kept = type(found.estimate)(found.estimate.before, None, None, None, found.estimate.n)
         return PairedTest(kept, found.groups, None, None, None)
+
+
+def items_of(config: EvalConfig, name: str) -> list[Item]:
+    """The items of an evaluation, as many as the config asks for.
+
+    Raises:
+        HomeostatError: Its file is missing, or a row lacks something.
+    """
+    items = read_items(config.files.get(name), *PACKAGED[name])
+    return spread_items(items, config.items.get(name))
+
+
+def vignettes_of(config: EvalConfig) -> list[Vignette]:
+    """The vignettes of `foundations`, the same number of each option."""
+    count = config.items.get("foundations")
+    per_option = None if count is None else max(1, count // len(NAMES))
+    return read_vignettes(config.files.get("foundations"), per_option)
 
 
 def _dialogues(rows: Sequence[Row], condition: str) -> list[Row]:
@@ -229,6 +276,8 @@ def caveat(name: str, rows: Sequence[Row]) -> str | None:
     if name == "capability":
         chance = float(np.mean([row["chance"] for row in rows]))
         reasons += _at_chance([row["right"] for row in rows], chance)
+    if name == "foundations":
+        reasons += _not_interpretable(rows)
     if generates:
         reasons += _unread(name, rows)
     if any("copying" in row for row in rows):
@@ -255,6 +304,19 @@ def _at_chance(hits: Sequence[float], chance: float) -> list[str]:
         return []
     gets = " where a coin gets half" if chance == 0.5 else f", chance {chance:.2f}"
     return [f"at chance: {int(sum(hits))} of {len(hits)} right{gets}"]
+
+
+def _not_interpretable(rows: Sequence[Row]) -> list[str]:
+    """The gate of the forced choice: at chance, shifts are bias of options and not morals."""
+    found, interval = profile(rows), informedness_interval(rows)
+    if interval is None:
+        return [f"not interpretable: {found['n']} scored vignettes are too few to tell from chance"]
+    if interval[0] > 0:
+        return []
+    return [
+        f"not interpretable: at chance, informedness {found['informedness']:+.2f} "
+        f"[{interval[0]:+.2f}, {interval[1]:+.2f}] on {found['n']} vignettes"
+    ]
 
 
 def _unread(name: str, rows: Sequence[Row]) -> list[str]:

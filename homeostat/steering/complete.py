@@ -117,12 +117,16 @@ def without_persona(talk: Conversation) -> Conversation:
 
 def predicting(policy: Policy, talks: Sequence[Conversation]) -> list[Float[Tensor, "R D"]]:
     """Final hidden states that predict each reply's tokens, policy as it is; no gradients."""
-    streams = [until_last_response(policy.encode(talk)) for talk in talks]
+    return predicting_in(policy, [until_last_response(policy.encode(talk)) for talk in talks])
+
+
+def predicting_in(policy: Policy, streams: Sequence[TokenStream]) -> list[Float[Tensor, "R D"]]:
+    """Final hidden states that predict the response tokens of each stream; no gradients."""
     found: dict[int, Tensor] = {}
     for part in batches_by_length([len(s.ids) for s in streams], READ_TOKENS):
         own = _predicting_batch(policy, [streams[i] for i in part])
         found |= dict(zip(part, own, strict=True))
-    return [found[i] for i in range(len(talks))]
+    return [found[i] for i in range(len(streams))]
 
 
 @torch.no_grad()
