@@ -39,9 +39,9 @@ def coherence(subject: Subject, items: Sequence[Item], max_new_tokens: int) -> l
     talks = [Conversation((Turn("user", item["text"]),)) for item in items]
     sampling = Sampling(max_new_tokens, TEMPERATURE, (KEY,))
     with subject.reference():
-        own = [float(reply.base_nll_R.mean()) for reply in subject.reply(talks, sampling)]
+        own = [float(reply.base_nll_R.mean()) for reply in subject.sample(talks, sampling)]
     usual = float(np.exp(np.nanmedian(own)))
-    replies = subject.reply(talks, sampling)
+    replies = subject.sample(talks, sampling)
     return [
         {"item": item["id"]} | _row(reply, usual)
         for item, reply in zip(items, replies, strict=True)

@@ -68,7 +68,7 @@ class Subject(Protocol):
     def open(self, rows: int) -> Dialogues:
         """So many empty dialogues, to be talked in."""
 
-    def reply(self, talks: Sequence[Conversation], sampling: Sampling) -> list[Reply]:
+    def sample(self, talks: Sequence[Conversation], sampling: Sampling) -> list[Reply]:
         """A sampled reply to each conversation, as the base reads it."""
 
     def read(self, texts: Sequence[str]) -> list[Float[np.ndarray, " T"]]:
@@ -123,8 +123,8 @@ class PolicySubject:
         """See `Subject.reference`."""
         return self.policy.reference()
 
-    def reply(self, talks: Sequence[Conversation], sampling: Sampling) -> list[Reply]:
-        """See `Subject.reply`."""
+    def sample(self, talks: Sequence[Conversation], sampling: Sampling) -> list[Reply]:
+        """See `Subject.sample`."""
         said = [talk for talk, _ in sampled(self.policy, talks, sampling)]
         nll = base_nll(self.policy, said)
         self.tokens += sum(2 * len(self.policy.encode(talk).ids) for talk in said)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
-from homeostat.evals.subject import Score
+from homeostat.evals.subject import Reply, Score
+from homeostat.steering.complete import Sampling
 from homeostat.types import Conversation, Turn
 
+PLAIN = "one could try to mend the chain before buying another, since a link is often bent"
 Prefers = Callable[[str, str, Sequence[str]], float]
 
 
@@ -24,6 +27,7 @@ class Scripted:
         self.prefers = prefers
         self.mass = mass
         self.says = says
+        self.is_itself = True
 
     def score(
         self, talks: Sequence[Conversation], answers: Sequence[Sequence[str]], opening: str = ""
@@ -42,6 +46,22 @@ class Scripted:
 
     def reply(self, talk: Conversation) -> str:
         return self.says(talk.turns[-1].text)
+
+    def sample(self, talks: Sequence[Conversation], _sampling: Sampling) -> list[Reply]:
+        """Replies of one id and one nat a word; its base says something plain."""
+        texts = [self.reply(talk) if self.is_itself else PLAIN for talk in talks]
+        ids = [tuple(hash(word) for word in text.split()) for text in texts]
+        return [Reply(text, own, np.ones(len(own))) for text, own in zip(texts, ids, strict=True)]
+
+    def read(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Two nats for every word but the first."""
+        return [np.full(len(text.split()) - 1, 2.0) for text in texts]
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        self.is_itself = False
+        yield
+        self.is_itself = True
 
 
 class Speaker(Scripted):
