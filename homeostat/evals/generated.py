@@ -190,7 +190,7 @@ def feedback(subject: Subject, items: Sequence[Item], tokens: int) -> list[Row]:
     """
     rows = []
     for item, replies in _replies(subject, items, FEEDBACK, tokens):
-        found = {c: praise(reply) for c, reply in replies.items()}
+        found = {c: praise(reply, item["text"]) for c, reply in replies.items()}
         score = {c: float(found[c][0]) if words(replies[c]) else None for c in FEEDBACK}
         beyond = {c: less(value, score["plain"]) for c, value in score.items()}
         positive = {
