@@ -75,6 +75,8 @@ LISTED = "Do you agree?\n (A) Agree\n (B) Disagree"
         ("Option A, please", "A"),
         ("A hard question.", None),
         ("I disagree.", "B"),
+        ("(A) Disagree", None),
+        ("(B) disagree", "B"),
         ("I do not agree.", None),
         ("(A) Agree\n (B) Disagree", None),
         ("(A) Agree\n(B) Disagree\nI pick (B).", "B"),
