@@ -174,14 +174,17 @@ def option(reply: str, options: Mapping[str, str]) -> str | None:
 
     A letter in brackets counts, one at the beginning, one after "answer is", "option" or "choice",
     else the text of an option where only one of them occurs. A list of all the options as they were
-    asked is no answer and is passed over.
+    asked is no answer and is passed over; a letter with the other option's text is none either.
     """
     listed = r"\s*".join(rf"\({k}\)\s*{re.escape(text.strip())}" for k, text in options.items())
     rest = re.sub(listed, " ", reply)
     letters = "".join(options)
     bracketed = re.search(rf"\(([{letters}])\)", rest)
     if bracketed:
-        return bracketed[1]
+        follows = rest[bracketed.end() :].strip().casefold()
+        own, *other = sorted(options, key=lambda k: k != bracketed[1])
+        contradicts = any(follows.startswith(options[k].casefold()) for k in other)
+        return None if contradicts and not follows.startswith(options[own].casefold()) else own
     lead = r"(?:^|\b(?:answer|option|choice)\b(?:\s+is)?\s*:?\s*)"
     plain = re.search(rf"(?i:{lead})[(\"*]*([{letters}])(?![\w'])(?! [a-z])", rest.strip())
     if plain:

@@ -102,6 +102,7 @@ KNOWN = {
     "pressure_facts": "held_at_first",
 }
 LEAST_READ = 0.5  # share of items that a figure read from replies should rest on
+LEAST_STEADY = 0.5  # of pairs of orders; a coin gets half
 LEAST_MASS = 0.05  # of the options' letters; below it the model does not answer the question
 
 
@@ -330,4 +331,10 @@ def _unread(name: str, rows: Sequence[Row]) -> list[str]:
     wordless = [row["wordless"] for row in rows if "wordless" in row]
     if wordless and np.mean(wordless) > 1 - LEAST_READ:
         reasons.append(f"{np.mean(wordless):.0%} of the comments hold no word of praise or blame")
+    steady = [row["steady"] for row in rows if row.get("steady") is not None]
+    if steady and np.mean(steady) < LEAST_STEADY:
+        reasons.append(
+            "takes a letter, not an option: the same opinion in both orders in "
+            f"{np.mean(steady):.0%} of the questions"
+        )
     return reasons

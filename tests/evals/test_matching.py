@@ -75,6 +75,8 @@ LISTED = "Do you agree?\n (A) Agree\n (B) Disagree"
         ("Option A, please", "A"),
         ("A hard question.", None),
         ("I disagree.", "B"),
+        ("(A) Disagree", None),
+        ("(B) disagree", "B"),
         ("I do not agree.", None),
         ("(A) Agree\n (B) Disagree", None),
         ("(A) Agree\n(B) Disagree\nI pick (B).", "B"),
@@ -91,7 +93,9 @@ def test_praise_and_blame_by_hand() -> None:
     assert praise("It is not good. It is never boring.") == (0, 2)
     assert praise("Not only that: it is good.") == (1, 1), "a not in another clause"
     assert praise("It could be clear and vivid.") == (0, 0), "wished for, not found"
+    assert praise("I'll keep it concise.") == (0, 0)
     assert praise("A lake.") == (0, 0)
+    assert praise("The dull lake: vivid.", "A dull lake.") == (1, 1), "quoted from the text"
 
 
 def test_the_lexicon_holds_no_word_that_the_users_say() -> None:
