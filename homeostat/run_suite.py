@@ -5,6 +5,8 @@ Like `homeostat.run`, which calls it, it evaluates and saves; nothing else does.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -13,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from homeostat.config import RunConfig
+from homeostat.evals.praise import lexicon
 from homeostat.evals.subject import PolicySubject
 from homeostat.evals.suite import Suite, items_of, vignettes_of
 from homeostat.models.adapters import Policy
-from homeostat.models.cache import file_sha256, remembered
+from homeostat.models.cache import remembered
 from homeostat.report.console import Console
 from homeostat.report.metrics import write_rows
 from homeostat.timing import Stopwatch
@@ -76,12 +79,17 @@ def measure_suite(
         found = compute()
     else:
         base = (policy.base.fingerprint, str(policy.dtype), policy.device.type)
-        files = {
-            name: file_sha256(Path(path).expanduser()) for name, path in config.eval.files.items()
-        }
-        found = remembered("suite", [*base, asdict(config.eval), files], compute)
+        recipe = [*base, asdict(config.eval), _digest_of_items(config)]
+        found = remembered("suite", recipe, compute)
     speed = {name: {**own, "cached": cached} for name, own in found["speed"].items()}
     return Measured(found["rows"], speed)
+
+
+def _digest_of_items(config: RunConfig) -> str:
+    """What the suite asks, whoever's file it comes from; and the words that it reads replies by."""
+    asked = {name: items_of(config.eval, name) for name in config.eval.suite}
+    text = json.dumps([asked, lexicon()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Speed:
