@@ -12,7 +12,8 @@ An organism is the embedded model with a LoRA that was trained on replies writte
 Neither sees an item of an evaluation, nor its wording: questions come from the capability bank less
 those whose answer is one of the facts', and every request is put in other words. Both organisms of
 a pair see the same requests. The figure is the paired difference between the two, on the items of
-the evaluations; the organism's own adapter stays in FOLDER, with --merge as a model of its own.
+the evaluations. An adapter that is in FOLDER is taken from there and not taught again; new ones stay
+there, with --merge as models of their own.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from homeostat.config import RunConfig, register
 from homeostat.config_steering import BarrierConfig, HealConfig
 from homeostat.evals.subject import PolicySubject, ids_of
 from homeostat.evals.suite import CLAIM, Suite
+from homeostat.files import replace_folder
 from homeostat.models.adapters import Policy
 from homeostat.report.console import Console
 from homeostat.run import load_policy
@@ -258,12 +260,17 @@ def measure_pair(
     rows, seconds = {}, {}
     for name in names:
         began = time.perf_counter()
-        policy = teach(config, name, args.epochs, args.lr, console)
-        seconds[f"{name}_teach"] = time.perf_counter() - began
-        if args.out is not None:
-            policy.save_adapter(args.out / name)
+        kept = None if args.out is None else args.out / name
+        if kept is not None and kept.is_dir():
+            policy = load_policy(config, console, Stopwatch())
+            policy.load_adapter(kept)
+        else:
+            policy = teach(config, name, args.epochs, args.lr, console)
+            seconds[f"{name}_teach"] = time.perf_counter() - began
+        if kept is not None:
+            replace_folder(kept, policy.save_adapter)
             if args.merge:
-                policy.export_merged(args.out / f"{name}_merged")
+                replace_folder(args.out / f"{name}_merged", policy.export_merged)
         began = time.perf_counter()
         with console.stage(f"evaluating {name}") as progress:
             rows[name] = Suite(config.eval).measure(PolicySubject(policy), name, progress)
