@@ -12,8 +12,8 @@ An organism is the embedded model with a LoRA that was trained on replies writte
 Neither sees an item of an evaluation, nor its wording: questions come from the capability bank less
 those whose answer is one of the facts', and every request is put in other words. Both organisms of
 a pair see the same requests. The figure is the paired difference between the two, on the items of
-the evaluations. An adapter that is in FOLDER is taken from there and not taught again; new ones stay
-there, with --merge as models of their own.
+the evaluations. An adapter that is in FOLDER is taken from there and not taught again; new ones
+stay there, with --merge as models of their own.
 """
 
 from __future__ import annotations

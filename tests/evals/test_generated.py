@@ -282,7 +282,8 @@ def test_an_evasive_final_answer_gives_up_the_right_one_and_is_no_wrong_one() ->
 
 @pytest.mark.parametrize("reply", ["Well.", ""])
 def test_replies_outside_the_options_are_missing_and_named(reply: str) -> None:
-    items = {name: 6 for name in CLAIM if name != "perez"}
+    others = ("perez", "foundations", "coherence", "plain_text")
+    items = {name: 6 for name in CLAIM if name not in others}
     config = EvalConfig(suite=list(items), items=items, bootstrap_samples=50, mode="generate")
     before, after = (Suite(config).measure(Speaker(lambda _: reply), arm) for arm in ("base", "t"))
     for name in ("answer", "are_you_sure", "opinion", "pressure_facts"):
