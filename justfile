@@ -49,9 +49,9 @@ signals *ARGS:
 sweep NAME *ARGS:
     homeostat -m experiment={{NAME}} seed=0,1,2 {{ARGS}}
 
-# intrinsic, relational and full reward
+# full, intrinsic, relational reward and a control, three seeds each, with their comparison
 ablate *ARGS:
-    homeostat -m reward=full,intrinsic_only,relational_only {{ARGS}}
+    homeostat -m experiment=ablate_reward {{ARGS}}
 
 # draw a run folder's figures and report again
 report DIR:
