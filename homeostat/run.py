@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 import homeostat
 from homeostat.checkpoint import Checkpoints, checkpoints_in, seed_generators
 from homeostat.config import AFFECTS, RunConfig, build
 from homeostat.config_steering import SteerHealConfig
 from homeostat.config_trainers import NoTrainerConfig
-from homeostat.errors import HomeostatError
+from homeostat.errors import HomeostatError, out_of_memory
 from homeostat.evals.homeostasis import Homeostasis, perception_validity
 from homeostat.files import alone_in, remove_leftovers, replace_folder, write_text
 from homeostat.interrupt import Interrupt
@@ -97,6 +98,7 @@ def run(config: RunConfig, folder: Path, console: Console, overrides: Sequence[s
     Raises:
         HomeostatError: The run could not go on; ``summary.json`` then says ``failed`` and why.
     """
+    _free_memory()  # what a failed job of a sweep has left behind
     folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder):
         prepare_folder(config, folder, overrides)
@@ -116,9 +118,12 @@ def _run_in(config: RunConfig, folder: Path, console: Console, overrides: Sequen
             _run_stages(config, folder, console, overrides, watch, outcome, log, stop)
         outcome.status = "interrupted" if stop.requested else outcome.ended or "finished"
     except BaseException as error:
-        outcome.status = f"failed: {error or type(error).__name__}"
+        lacking = advise_memory(config, error)
+        outcome.status = f"failed: {lacking or error or type(error).__name__}"
         if outcome.steps:
             console.say(f"continue with {resume_command(folder)}")
+        if lacking is not None:
+            raise HomeostatError(lacking) from error
         raise
     finally:
         summary = save_summary(config, outcome, watch, folder)
@@ -290,6 +295,19 @@ def evaluate(
     context = evaluation.policy.reference() if arm == "base" else nullcontext()
     with context, console.stage(f"held-out episodes, {arm}") as progress, watch("evaluate"):
         return evaluation.measure(arm, playing=progress)
+
+
+def advise_memory(config: RunConfig, error: BaseException) -> str | None:
+    """What to do about an error that says that memory ran out; None for any other error."""
+    said = out_of_memory(error)
+    if said is None:
+        return None
+    advice = "choose a smaller model, or dtype=bfloat16"
+    if not isinstance(config.trainer, NoTrainerConfig):
+        key = micro_key(config.trainer)
+        value = OmegaConf.select(OmegaConf.structured(config), key)
+        advice = f"lower {key} (now {value}) or rollout.max_new_tokens, or {advice}"
+    return f"out of memory: {said.rstrip('.')}. To mend it, {advice}."
 
 
 def prepare_folder(config: RunConfig, folder: Path, overrides: Sequence[str]) -> None:
