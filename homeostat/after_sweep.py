@@ -28,7 +28,7 @@ class CompareRuns(Callback):
         from homeostat.report.compare import compare_runs
         from homeostat.report.console import Console
 
-        sweep = Path(config.hydra.sweep.dir)
+        sweep = Path(config.hydra.sweep.dir).resolve()
         try:
             compare_runs([sweep], sweep, Console(), config.compare_baseline)
         except HomeostatError as error:

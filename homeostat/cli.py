@@ -68,7 +68,7 @@ def _job(composed: DictConfig) -> None:
         return
     _note(job, status, folder)
     if status == "interrupted":
-        if job.mode == RunMode.MULTIRUN and (left := how_to_go_on(Path(job.sweep.dir))):
+        if job.mode == RunMode.MULTIRUN and (left := how_to_go_on(Path(job.sweep.dir).resolve())):
             print(left)
         sys.exit(INTERRUPTED)
 
@@ -76,7 +76,9 @@ def _job(composed: DictConfig) -> None:
 def _note(job: HydraConf, status: str, folder: Path) -> None:
     """Keep what a job of a sweep has come to; a single run is no job."""
     if job.mode == RunMode.MULTIRUN:
-        note_job(Path(job.sweep.dir), job.job.num, list(job.overrides.task), status, folder)
+        note_job(
+            Path(job.sweep.dir).resolve(), job.job.num, list(job.overrides.task), status, folder
+        )
 
 
 def _run(composed: DictConfig) -> tuple[str, Path]:
@@ -91,7 +93,7 @@ def _run(composed: DictConfig) -> tuple[str, Path]:
         _look_back(config, folder, job.mode == RunMode.MULTIRUN)
         return "finished", folder
     if job.mode == RunMode.MULTIRUN:
-        plan = plan_job(config, Path(job.sweep.dir), folder)
+        plan = plan_job(config, Path(job.sweep.dir).resolve(), folder)
         if plan.done is not None:
             print(f"job {job.job.num} is done already: {plan.done}")
             return SKIPPED, plan.done

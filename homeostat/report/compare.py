@@ -13,7 +13,7 @@ from typing import Any
 
 from homeostat.errors import HomeostatError
 from homeostat.evals.stats import holm
-from homeostat.evals.suite import CLAIM, caveat, mode_of
+from homeostat.evals.suite import CLAIM, Row, caveat, mode_of
 from homeostat.files import write_text
 from homeostat.report.compare_figures import draw_comparison
 from homeostat.report.compare_runs import (
@@ -22,7 +22,6 @@ from homeostat.report.compare_runs import (
     VALENCE,
     VALENCE_KEYS,
     Arm,
-    Row,
     Run,
     find_runs,
     group_arms,

@@ -52,7 +52,7 @@ def notes(found: Found) -> list[str]:
         if seeds < 2
         else f"Intervals are 95%, of {found['samples']} bootstrap draws that take seeds with "
         "replacement and, once for all of them, items. An arm with one seed has intervals over "
-        "items alone, and few seeds make them too narrow rather than too wide."
+        "items alone; few seeds make an interval too narrow rather than too wide."
     )
     said = [
         f"Difference: the arm less {found['baseline']}, on the same items under the same seeds.",
