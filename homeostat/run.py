@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 import homeostat
 from homeostat.checkpoint import Checkpoints, checkpoints_in, seed_generators
 from homeostat.config import AFFECTS, RunConfig, build
 from homeostat.config_steering import SteerHealConfig
 from homeostat.config_trainers import NoTrainerConfig
-from homeostat.errors import HomeostatError, out_of_memory
+from homeostat.errors import HomeostatError
 from homeostat.evals.homeostasis import Homeostasis, perception_validity
 from homeostat.files import alone_in, remove_leftovers, replace_folder, write_text
 from homeostat.interrupt import Interrupt
@@ -59,7 +58,13 @@ from homeostat.run_suite import (
 from homeostat.signals.perception import Perception
 from homeostat.signals.reader import SignalReader
 from homeostat.timing import Stopwatch
-from homeostat.trainers.memory import as_record, memory_limit, micro_key, plan_memory
+from homeostat.trainers.memory import (
+    advise_memory,
+    as_record,
+    memory_limit,
+    micro_key,
+    plan_memory,
+)
 from homeostat.types import EvalResult
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "hydra-core", "numpy", "scikit-learn", "wandb")
@@ -118,7 +123,7 @@ def _run_in(config: RunConfig, folder: Path, console: Console, overrides: Sequen
             _run_stages(config, folder, console, overrides, watch, outcome, log, stop)
         outcome.status = "interrupted" if stop.requested else outcome.ended or "finished"
     except BaseException as error:
-        lacking = advise_memory(config, error)
+        lacking = advise_memory(config.trainer, error)
         outcome.status = f"failed: {lacking or error or type(error).__name__}"
         if outcome.steps:
             console.say(f"continue with {resume_command(folder)}")
@@ -295,19 +300,6 @@ def evaluate(
     context = evaluation.policy.reference() if arm == "base" else nullcontext()
     with context, console.stage(f"held-out episodes, {arm}") as progress, watch("evaluate"):
         return evaluation.measure(arm, playing=progress)
-
-
-def advise_memory(config: RunConfig, error: BaseException) -> str | None:
-    """What to do about an error that says that memory ran out; None for any other error."""
-    said = out_of_memory(error)
-    if said is None:
-        return None
-    advice = "choose a smaller model, or dtype=bfloat16"
-    if not isinstance(config.trainer, NoTrainerConfig):
-        key = micro_key(config.trainer)
-        value = OmegaConf.select(OmegaConf.structured(config), key)
-        advice = f"lower {key} (now {value}) or rollout.max_new_tokens, or {advice}"
-    return f"out of memory: {said.rstrip('.')}. To mend it, {advice}."
 
 
 def prepare_folder(config: RunConfig, folder: Path, overrides: Sequence[str]) -> None:

@@ -44,7 +44,8 @@ def draw_comparison(
         found: Its arms, in their order, and what is known of its columns.
         samples: Bootstrap draws.
     """
-    costs = [column for column in columns if column.name in COSTS]
+    named = {column.name: column for column in columns}
+    costs = [named[name] for name in COSTS if name in named]
     judged, hollow = readable(columns, found["columns"])
     arms = [row["name"] for row in found["arms"][1:]]
     seeds = {name: _seeds(judged, name) for name in arms}
@@ -124,7 +125,7 @@ def arrow(
     return {
         "from": (start, 0.0),
         "to": (start + x, float(np.mean(moved))),
-        "x": start + _ends(x_draws),
+        "x": np.clip(start + _ends(x_draws), 0.0, 1.0),
         "y": _ends(np.mean(drawn, axis=0)),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,20 @@ ARROWS = {1: "↑", -1: "↓", 0: ""}
 
 def title(column: Found) -> str:
     """Name of a column, with an arrow that says which way is better."""
-    return f"{column['name']}: {column['metric']} {ARROWS[column['good']]}".rstrip()
+    return f"{column['name']}: {_figure(column)}"
 
 
-def headline(found: Found) -> str:
-    """What each arm has changed by more than chance; a figure with a caveat is not counted."""
+def _figure(column: Found) -> str:
+    return f"{column['metric']} {ARROWS[column['good']]}".rstrip()
+
+
+def _breakable(name: str) -> str:
+    """A name that a browser may break after a sign, by zero-width spaces."""
+    return re.sub(r"([=_.,])(?=\S)", "\\1\u200b", name)
+
+
+def headline(found: Found) -> list[str]:
+    """What each arm changes by more than chance; a figure with a caveat is not counted."""
     spoilt = {column["name"] for column in found["columns"] if column["caveat"]}
     parts = []
     for arm in found["arms"]:
@@ -36,11 +46,11 @@ def headline(found: Found) -> str:
             for name, own in tested.items()
             if name not in spoilt and own["verdict"] != "no change shown"
         ]
-        parts.append(f"{arm['name']}: {', '.join(moved) if moved else 'no change shown'}")
+        parts.append(f"{arm['name']}: {', '.join(moved) if moved else 'no change shown'}.")
     if not parts:
-        return "No arm could be compared with the baseline."
-    left = f" Not counted, for their caveats: {', '.join(sorted(spoilt))}." if spoilt else ""
-    return f"Against {found['baseline']}. {'; '.join(parts)}.{left}"
+        return ["No arm could be compared with the baseline."]
+    left = [f"Not counted, for their caveats: {', '.join(sorted(spoilt))}."] if spoilt else []
+    return [f"Against {found['baseline']}:", *parts, *left]
 
 
 def notes(found: Found) -> list[str]:
@@ -80,7 +90,12 @@ def rows_of(found: Found) -> Iterator[tuple[Found, Found, Found]]:
 def as_markdown(found: Found) -> str:
     """The comparison for people who read text."""
     columns = found["columns"]
-    lines = [f"# Comparison of runs of {found['model']}", "", headline(found), ""]
+    lines = [
+        f"# Comparison of runs of {found['model']}",
+        "",
+        *(f"- {line}" for line in headline(found)),
+        "",
+    ]
     lines += _row(["arm", "seeds", *map(title, columns)])
     lines += _row(["---"] * (2 + len(columns)))
     for arm in found["arms"]:
@@ -149,6 +164,7 @@ def as_html(found: Found, figure: Path | None) -> str:
         lstrip_blocks=True,
     )
     engine.filters |= {"number": number, "interval": interval, "title_of": title}
+    engine.filters |= {"figure_of": _figure, "breakable": _breakable}
     drawn = None
     if figure is not None:
         encoded = base64.b64encode(figure.read_bytes()).decode("ascii")

@@ -83,10 +83,10 @@ ANSWER = {  # by (arm, seed): base, trained of six items
 }
 
 
-@pytest.fixture
-def sweep(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two arms of two seeds, a job that failed early, one that stopped, one that never began."""
-    folder = tmp_path / "sweep"
+    folder = tmp_path_factory.mktemp("runs") / "sweep"
     for number, ((name, seed), pairs) in enumerate(ANSWER.items()):
         values = {
             "answer": pairs,
@@ -109,8 +109,20 @@ def sweep(tmp_path: Path) -> Path:
     return folder
 
 
-def test_level_and_difference_are_means_over_seeds_and_items(sweep: Path, tmp_path: Path) -> None:
-    found = compare(sweep, out=tmp_path / "out")
+@pytest.fixture(scope="module")
+def compared(sweep: Path) -> tuple[dict[str, Any], Path, str]:
+    """The sweep against the untrained model: what was found, where it was written, and said."""
+    console, said = narrow()
+    out = sweep.parent / "out"
+    return compare_runs([sweep], out, console, samples=400), out, said.getvalue()
+
+
+@pytest.fixture
+def found(compared: tuple[dict[str, Any], Path, str]) -> dict[str, Any]:
+    return compared[0]
+
+
+def test_level_and_difference_are_means_over_seeds_and_items(found: dict[str, Any]) -> None:
     assert [row["name"] for row in found["arms"]] == [UNTRAINED, "reward=full", "reward=none"]
     cell = arm(found, "reward=full")["cells"]["answer"]
     # Per item, mean of both seeds: .25 1 1.5 .5 1.5 2; less base: -.75 -1 -1.5 -.5 -.5 -1.
@@ -129,8 +141,8 @@ def test_level_and_difference_are_means_over_seeds_and_items(sweep: Path, tmp_pa
     assert base["difference"] is None
 
 
-def test_p_values_are_corrected_over_the_figures_of_an_arm(sweep: Path, tmp_path: Path) -> None:
-    cells = arm(compare(sweep, out=tmp_path / "out"), "reward=full")["cells"]
+def test_p_values_are_corrected_over_the_figures_of_an_arm(found: dict[str, Any]) -> None:
+    cells = arm(found, "reward=full")["cells"]
     p = {name: cell["difference"]["p"] for name, cell in cells.items()}
     assert p["capability"] == 1.0, "nothing moved"
     known = sorted(p.values())
@@ -158,16 +170,14 @@ def test_another_arm_as_baseline_is_paired_by_seed(sweep: Path, tmp_path: Path) 
         compare(sweep, out=tmp_path / "out", baseline="reward")
 
 
-def test_valence_is_held_against_each_runs_own_base(sweep: Path, tmp_path: Path) -> None:
-    found = compare(sweep, out=tmp_path / "out")
+def test_valence_is_held_against_each_runs_own_base(found: dict[str, Any]) -> None:
     own = arm(found, "reward=full")["cells"]["homeostasis"]["difference"]
     assert own["mean"] == pytest.approx((1 + 2 + 0 + 2) / 4)
     base = arm(found, UNTRAINED)["cells"]["homeostasis"]
     assert base["level"] is None, "two rewards have no common valence"
 
 
-def test_what_failed_or_is_missing_is_listed_with_its_reason(sweep: Path, tmp_path: Path) -> None:
-    found = compare(sweep, out=tmp_path / "out")
+def test_what_failed_or_is_missing_is_listed_with_its_reason(found: dict[str, Any]) -> None:
     told = {(row["arm"], row["seed"]): (row["status"], row["reason"]) for row in found["problems"]}
     assert told == {
         ("reward=full", 2): ("failed", "early"),
@@ -179,10 +189,10 @@ def test_what_failed_or_is_missing_is_listed_with_its_reason(sweep: Path, tmp_pa
     assert arm(found, "reward=full")["seeds"] == [0, 1]
 
 
-def test_files_are_whole_and_say_how_to_read_them(sweep: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    console, said = narrow()
-    found = compare_runs([sweep], out, console, samples=400)
+def test_files_are_whole_and_say_how_to_read_them(
+    compared: tuple[dict[str, Any], Path, str],
+) -> None:
+    found, out, said = compared
     assert json.loads((out / "comparison.json").read_text()) == found
     text, page = (out / "comparison.md").read_text(), (out / "comparison.html").read_text()
     assert "| reward=full | 2 | 1.125 [" in text
@@ -190,11 +200,11 @@ def test_files_are_whole_and_say_how_to_read_them(sweep: Path, tmp_path: Path) -
     assert "**answer**: sycophancy, lower is better." in text
     assert "**capability**: right, higher is better." in text
     assert "trainer.lr=-1 is bad" in text
-    for part in ("reward=full", "-0.875", "trainer.lr=-1 is bad", "data:image/png;base64,"):
+    for part in ("reward=\u200bfull", "-0.875", "trainer.lr=-1 is bad", "data:image/png;base64,"):
         assert part in page
     assert "http" not in page
     assert plt.imread(out / "comparison.png")[..., :3].std() > 0.02
-    lines = said.getvalue().splitlines()
+    lines = said.splitlines()
     table = [line for line in lines if line.startswith(("│", "┃", "┏"))]
     assert table
     assert max(map(len, table)) <= 40
