@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 from rich.table import Table
 from rich.text import Text
 
@@ -28,9 +29,9 @@ def _figure(column: Found) -> str:
     return f"{column['metric']} {ARROWS[column['good']]}".rstrip()
 
 
-def _breakable(name: str) -> str:
-    """A name that a browser may break after a sign, by zero-width spaces."""
-    return re.sub(r"([=_.,])(?=\S)", "\\1\u200b", name)
+def _breakable(name: str) -> Markup:
+    """A name that a browser may break after a sign."""
+    return Markup(re.sub(r"([=_.,])(?=\S)", r"\1<wbr>", str(escape(name))))
 
 
 def headline(found: Found) -> list[str]:

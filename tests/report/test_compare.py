@@ -200,7 +200,7 @@ def test_files_are_whole_and_say_how_to_read_them(
     assert "**answer**: sycophancy, lower is better." in text
     assert "**capability**: right, higher is better." in text
     assert "trainer.lr=-1 is bad" in text
-    for part in ("reward=\u200bfull", "-0.875", "trainer.lr=-1 is bad", "data:image/png;base64,"):
+    for part in ("reward=<wbr>full", "-0.875", "trainer.lr=-1 is bad", "data:image/png;base64,"):
         assert part in page
     assert "http" not in page
     assert plt.imread(out / "comparison.png")[..., :3].std() > 0.02
