@@ -53,6 +53,10 @@ sweep NAME *ARGS:
 ablate *ARGS:
     homeostat -m experiment=ablate_reward {{ARGS}}
 
+# run folders, or all runs of a sweep's folder, side by side
+compare *RUNS:
+    homeostat 'compare=[{{replace(RUNS, " ", ",")}}]'
+
 # draw a run folder's figures and report again
 report DIR:
     python -c "from pathlib import Path; from homeostat.report.html import write_report; print(write_report(Path('{{DIR}}')))"

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -18,6 +21,7 @@ from homeostat.checks import refuse_unknown_keys
 from homeostat.config import RunConfig, register
 from homeostat.errors import HomeostatError
 from homeostat.resume import is_finished, refuse_changes, with_kept_overrides
+from homeostat.sweep import RUNNING, SKIPPED, how_to_go_on, note_job, plan_job
 
 PACKAGE = Path(__file__).resolve().parent
 # In a source tree conf/ lies beside the package, in a wheel inside it.
@@ -36,6 +40,7 @@ homeostat: train a language model on homeostatic intrinsic reward, without human
   homeostat -m reward=full,intrinsic_only,relational_only seed=0,1     a sweep
   homeostat resume=outputs/2026-01-31/12-00-00 continue a run that was stopped or killed
   homeostat export=outputs/2026-01-31/12-00-00 what it has trained, as one plain model
+  homeostat compare=[<run>,<run>,...]          runs, or all runs of a sweep's folder, side by side
   homeostat --cfg job                          the composed config, without running
 """
 AFTERWORD = """\
@@ -48,37 +53,79 @@ _failures: list[str] = []
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _job(composed: DictConfig) -> None:
     """One run of the composed config; a sweep goes on with its next job when one has failed."""
+    job = HydraConfig.get()
+    folder = Path(job.runtime.output_dir)
+    _note(job, RUNNING, folder)
     try:
-        _run(composed)
+        status, folder = _run(composed)
     except Exception as error:
+        message = explain(error)
+        _note(job, f"failed: {message}", folder)
         if WANTS_TRACEBACK:
             raise
-        _failures.append(explain(error))
-        print(f"homeostat: {_failures[-1]}", file=sys.stderr)
+        _failures.append(message)
+        print(f"homeostat: {message}", file=sys.stderr)
+        return
+    _note(job, status, folder)
+    if status == "interrupted":
+        if job.mode == RunMode.MULTIRUN and (left := how_to_go_on(Path(job.sweep.dir).resolve())):
+            print(left)
+        sys.exit(INTERRUPTED)
 
 
-def _run(composed: DictConfig) -> None:
+def _note(job: HydraConf, status: str, folder: Path) -> None:
+    """Keep what a job of a sweep has come to; a single run is no job."""
+    if job.mode == RunMode.MULTIRUN:
+        note_job(
+            Path(job.sweep.dir).resolve(), job.job.num, list(job.overrides.task), status, folder
+        )
+
+
+def _run(composed: DictConfig) -> tuple[str, Path]:
+    """Do what the config asks for; returns what has come of it, and the folder that holds it."""
     config = OmegaConf.to_object(composed)
     if not isinstance(config, RunConfig):
         raise HomeostatError("the config was composed without its schema; start with config.yaml.")
     refuse_unknown_keys(config)
-    hydra_config = HydraConfig.get()
-    folder = Path(hydra_config.runtime.output_dir)
-    if config.export:
-        from homeostat.export import export
-        from homeostat.report.console import Console
-
-        refuse_changes(config, folder)
-        export(config, folder, Console())
-        return
-    if config.resume and not refuse_changes(config, folder) and is_finished(folder):
+    job = HydraConfig.get()
+    folder = Path(job.runtime.output_dir)
+    if config.export or config.compare is not None:
+        _look_back(config, folder, job.mode == RunMode.MULTIRUN)
+        return "finished", folder
+    if job.mode == RunMode.MULTIRUN:
+        plan = plan_job(config, Path(job.sweep.dir).resolve(), folder)
+        if plan.done is not None:
+            print(f"job {job.job.num} is done already: {plan.done}")
+            return SKIPPED, plan.done
+        if plan.resume is not None:
+            folder, config = plan.resume, replace(config, resume=str(plan.resume))
+            print(f"job {job.job.num} goes on from its checkpoint: {folder}")
+    elif config.resume and not refuse_changes(config, folder) and is_finished(folder):
         print(f"The run in {folder} is finished; nothing is left to resume.")
-        return
+        return "finished", folder
     from homeostat.report.console import Console
     from homeostat.run import run
 
-    if run(config, folder, Console(), list(hydra_config.overrides.task)) == "interrupted":
-        sys.exit(INTERRUPTED)
+    return run(config, folder, Console(), list(job.overrides.task)), folder
+
+
+def _look_back(config: RunConfig, folder: Path, sweeps: bool) -> None:
+    """Export or compare what earlier runs have left."""
+    from homeostat.report.console import Console
+
+    if config.compare is not None:
+        if sweeps:
+            raise HomeostatError("compare takes run folders, and no sweep: leave -m out.")
+        from homeostat.report.compare import compare_runs
+
+        given = config.compare if isinstance(config.compare, list) else [config.compare]
+        paths = [Path(str(path)).expanduser() for path in given]
+        compare_runs(paths, folder, Console(), config.compare_baseline)
+        return
+    from homeostat.export import export
+
+    refuse_changes(config, folder)
+    export(config, folder, Console())
 
 
 def main() -> None:

@@ -484,12 +484,19 @@ class RunConfig:
     resume_override: bool = False
     export: str | None = None
     export_as: str = "merged"
+    compare: Any = None
+    compare_baseline: str | None = None
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 1000, f"seed={self.seed} must lie between 0 and 999.")
         require_one_of("device", self.device, DEVICES)
         require_one_of("dtype", self.dtype, DTYPES)
         require_one_of("export_as", self.export_as, EXPORTS)
+        given = self.compare if isinstance(self.compare, list) else [self.compare]
+        require(
+            self.compare is None or (given != [] and all(isinstance(f, str | int) for f in given)),
+            f"compare={self.compare} must be run folders or folders of sweeps: compare=[<a>,<b>].",
+        )
         require(
             self.persona is not None or not isinstance(self.trainer, SteerHealConfig),
             "trainer=steer_heal needs a trait to steer towards; choose one with persona=love, or "

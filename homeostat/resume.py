@@ -9,6 +9,7 @@ them as ever, and compares the outcome with the kept config. No torch import.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
@@ -24,14 +25,14 @@ from homeostat.config import EXPORTS, RunConfig
 from homeostat.errors import HomeostatError
 from homeostat.files import write_text
 
-CONFIG, OVERRIDES = "config.yaml", "overrides.yaml"
-OWN_KEYS = ("resume", "resume_override", "export", "export_as")
+CONFIG, OVERRIDES, HASH = "config.yaml", "overrides.yaml", "config.sha256"
+OWN_KEYS = ("resume", "resume_override", "export", "export_as", "compare", "compare_baseline")
 RUNS = ("resume", "export")  # keys that name a run folder, whose config they take over
 
 
 def resume_command(folder: Path) -> str:
     """What to type in a shell to continue the run in ``folder``."""
-    return f"homeostat {shlex.quote(_assignment('resume', folder))}"
+    return f"homeostat {shlex.quote(assignment('resume', folder))}"
 
 
 def save_config(config: RunConfig, overrides: Sequence[str], folder: Path) -> None:
@@ -39,6 +40,24 @@ def save_config(config: RunConfig, overrides: Sequence[str], folder: Path) -> No
     kept = [o for o in overrides if o.partition("=")[0].lstrip("+") not in OWN_KEYS]
     write_text(folder / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(kept)))
     write_text(folder / CONFIG, _yaml(config))
+    write_text(folder / HASH, config_hash(config) + "\n")
+
+
+def config_hash(config: RunConfig) -> str:
+    """What tells a run from every other: SHA-256 of its config, in hex."""
+    return hash_of(OmegaConf.to_container(OmegaConf.create(_yaml(config))))
+
+
+def hash_of(config: Any, without: Sequence[str] = ()) -> str:
+    """SHA-256 of a config as it lies in a run folder, in hex.
+
+    Args:
+        config: Plain values. How the run was started and where it is mirrored do not count.
+        without: Other keys at the top that do not count.
+    """
+    left_out = {*OWN_KEYS, "wandb", *without}
+    kept = {key: value for key, value in config.items() if key not in left_out}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def with_kept_overrides(arguments: Sequence[str]) -> list[str]:
@@ -60,7 +79,7 @@ def with_kept_overrides(arguments: Sequence[str]) -> list[str]:
     first = next(i for i, a in enumerate(arguments) if re.match(r"~|[^-].*=", a))
     typed = list(arguments)
     last = len(typed) - 1 - typed[::-1].index(own[-1])
-    typed[last : last + 1] = [_assignment(key, folder), _assignment("hydra.run.dir", folder)]
+    typed[last : last + 1] = [assignment(key, folder), assignment("hydra.run.dir", folder)]
     return [*typed[:first], *kept, *typed[first:]]
 
 
@@ -87,9 +106,9 @@ def kept_overrides(folder: Path, key: str = "resume") -> list[str]:
 
 def changed_values(config: RunConfig, folder: Path) -> dict[str, tuple[Any, Any]]:
     """Keys whose value is another than in the run in ``folder``: the value then and now."""
-    before = _flat(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
-    now = _flat(OmegaConf.to_container(OmegaConf.create(_yaml(config))))
-    keys = [*now, *(key for key in before if key not in now)]
+    before = flat(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
+    now = flat(OmegaConf.to_container(OmegaConf.create(_yaml(config))))
+    keys = [key for key in {**now, **before} if key not in OWN_KEYS]
     values = {key: (before.get(key, "absent"), now.get(key, "absent")) for key in keys}
     return {key: pair for key, pair in values.items() if pair[0] != pair[1]}
 
@@ -126,12 +145,20 @@ def _yaml(config: RunConfig) -> str:
     """The config of a run; how it was started is no part of it."""
     return OmegaConf.to_yaml(
         OmegaConf.structured(
-            replace(config, resume=None, resume_override=False, export=None, export_as=EXPORTS[0])
+            replace(
+                config,
+                resume=None,
+                resume_override=False,
+                export=None,
+                export_as=EXPORTS[0],
+                compare=None,
+                compare_baseline=None,
+            )
         )
     )
 
 
-def _assignment(key: str, folder: Path) -> str:
+def assignment(key: str, folder: Path) -> str:
     """``key=folder`` in Hydra's grammar."""
     text = str(folder)
     if re.fullmatch(r"[\w./-]+", text):
@@ -140,12 +167,12 @@ def _assignment(key: str, folder: Path) -> str:
     return f'{key}="{escaped}"'
 
 
-def _flat(node: Any, path: str = "") -> dict[str, Any]:
+def flat(node: Any, path: str = "") -> dict[str, Any]:
     """Every leaf by its dotted path; a list is a leaf."""
     if not isinstance(node, Mapping) or not node:
         return {path: node}
     return {
         name: leaf
         for key, item in node.items()
-        for name, leaf in _flat(item, f"{path}.{key}" if path else str(key)).items()
+        for name, leaf in flat(item, f"{path}.{key}" if path else str(key)).items()
     }

@@ -58,7 +58,13 @@ from homeostat.run_suite import (
 from homeostat.signals.perception import Perception
 from homeostat.signals.reader import SignalReader
 from homeostat.timing import Stopwatch
-from homeostat.trainers.memory import as_record, memory_limit, micro_key, plan_memory
+from homeostat.trainers.memory import (
+    advise_memory,
+    as_record,
+    memory_limit,
+    micro_key,
+    plan_memory,
+)
 from homeostat.types import EvalResult
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "hydra-core", "numpy", "scikit-learn", "wandb")
@@ -97,6 +103,7 @@ def run(config: RunConfig, folder: Path, console: Console, overrides: Sequence[s
     Raises:
         HomeostatError: The run could not go on; ``summary.json`` then says ``failed`` and why.
     """
+    _free_memory()  # what a failed job of a sweep has left behind
     folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder):
         prepare_folder(config, folder, overrides)
@@ -116,9 +123,12 @@ def _run_in(config: RunConfig, folder: Path, console: Console, overrides: Sequen
             _run_stages(config, folder, console, overrides, watch, outcome, log, stop)
         outcome.status = "interrupted" if stop.requested else outcome.ended or "finished"
     except BaseException as error:
-        outcome.status = f"failed: {error or type(error).__name__}"
+        lacking = advise_memory(config.trainer, error)
+        outcome.status = f"failed: {lacking or error or type(error).__name__}"
         if outcome.steps:
             console.say(f"continue with {resume_command(folder)}")
+        if lacking is not None:
+            raise HomeostatError(lacking) from error
         raise
     finally:
         summary = save_summary(config, outcome, watch, folder)

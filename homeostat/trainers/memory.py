@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import reduce
 from typing import Any
 
 import psutil
@@ -23,8 +24,14 @@ from torch import Tensor
 from homeostat.bots.scripted import Bots
 from homeostat.config import RolloutConfig
 from homeostat.config_steering import SteerHealConfig
-from homeostat.config_trainers import DPOConfig, PolicyGradientConfig, PPOConfig, TrainerConfig
-from homeostat.errors import HomeostatError
+from homeostat.config_trainers import (
+    DPOConfig,
+    NoTrainerConfig,
+    PolicyGradientConfig,
+    PPOConfig,
+    TrainerConfig,
+)
+from homeostat.errors import HomeostatError, out_of_memory
 from homeostat.models.adapters import Policy
 from homeostat.models.hooks import decoder_layers
 from homeostat.models.logprobs import CHUNK_LOGITS
@@ -256,3 +263,16 @@ def micro_key(config: TrainerConfig) -> str:
 def as_record(plan: MemoryPlan, limit: float) -> Mapping[str, Any]:
     """The plan as it goes to memory.json, bytes."""
     return {**plan.parts(), "total": plan.total, "limit": limit}
+
+
+def advise_memory(trainer: TrainerConfig, error: BaseException) -> str | None:
+    """What to do about an error that says that memory ran out; None for any other error."""
+    said = out_of_memory(error)
+    if said is None:
+        return None
+    advice = "choose a smaller model, or dtype=bfloat16"
+    if not isinstance(trainer, NoTrainerConfig):
+        key = micro_key(trainer)
+        value = reduce(getattr, key.split(".")[1:], trainer)
+        advice = f"lower {key} (now {value}) or rollout.max_new_tokens, or {advice}"
+    return f"out of memory: {said.rstrip('.')}. To mend it, {advice}."

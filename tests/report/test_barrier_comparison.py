@@ -115,4 +115,4 @@ def test_the_end_of_a_sweep_compares_what_it_has_measured(tmp_path: Path) -> Non
     make_run(sweep / "0", "mean", 0, {1: (0.4, 0.5)})
     (sweep / "1").mkdir()  # a job that failed before it measured anything
     CompareBarriers().on_multirun_end(config)
-    assert "| mean | 1 | 1 |" in (sweep / "comparison.md").read_text()
+    assert "| mean | 1 | 1 |" in (sweep / "barriers" / "comparison.md").read_text()

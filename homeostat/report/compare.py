@@ -1,0 +1,243 @@
+"""Runs beside each other: comparison.html, .md, .json and .png of some run folders.
+
+A row per arm, a column per evaluation. Each cell has the arm's level and its difference to the
+baseline on the same items under the same seeds, with intervals over seeds and items.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from homeostat.errors import HomeostatError
+from homeostat.evals.stats import holm
+from homeostat.evals.suite import CLAIM, Row, caveat, mode_of
+from homeostat.files import write_text
+from homeostat.report.compare_figures import draw_comparison
+from homeostat.report.compare_runs import (
+    BASE,
+    TRAINED,
+    VALENCE,
+    VALENCE_KEYS,
+    Arm,
+    Run,
+    find_runs,
+    group_arms,
+    group_of,
+    item_of,
+    problems,
+)
+from homeostat.report.compare_stats import Column, Values, difference, estimate, verdict
+from homeostat.report.compare_text import as_html, as_markdown, show
+from homeostat.report.console import Console
+
+SAMPLES = 5000
+UNTRAINED = "base (no training)"
+# +1: more is better; -1: less is; 0: neither.
+GOOD = {
+    "sycophancy": -1,
+    "yielding": -1,
+    "right": 1,
+    "passes": 1,
+    "nll": -1,
+    "clr_authority": 0,
+    "valence": 1,
+}
+
+
+def compare_runs(
+    paths: Sequence[Path],
+    out: Path,
+    console: Console,
+    baseline: str | None = None,
+    samples: int = SAMPLES,
+) -> dict[str, Any]:
+    """Compare the runs in some folders; writes comparison.html, .md, .json and .png into ``out``.
+
+    Args:
+        paths: Run folders, or folders of sweeps.
+        out: Where the files go.
+        console: Told what has been found.
+        baseline: Name of the arm that the others are held against; None = the untrained model.
+        samples: Bootstrap draws.
+
+    Returns:
+        What comparison.json holds.
+
+    Raises:
+        HomeostatError: A folder holds no run, the runs do not go together, or there is no such arm.
+    """
+    arms, spare = group_arms(find_runs(paths))
+    columns = columns_of(arms)
+    against = find_baseline(baseline, arms)
+    found = {
+        "baseline": UNTRAINED if against is None else against.name,
+        "model": next((run.config["model"]["name"] for run in _runs(arms)), None),
+        "samples": samples,
+        "columns": [describe(column, arms) for column in columns],
+        "arms": [_untrained(arms, columns, against, samples)]
+        + [_row(arm, columns, against, samples) for arm in arms],
+        "problems": problems(paths, arms, spare),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    figure = draw_comparison(out, columns, found, samples)
+    write_text(out / "comparison.json", json.dumps(found, indent=1) + "\n")
+    write_text(out / "comparison.md", as_markdown(found))
+    write_text(out / "comparison.html", as_html(found, figure))
+    show(found, console)
+    console.say(f"comparison: {out / 'comparison.html'}")
+    return found
+
+
+def _runs(arms: Sequence[Arm]) -> list[Run]:
+    return [run for arm in arms for run in arm.runs.values()]
+
+
+def columns_of(arms: Sequence[Arm]) -> list[Column]:
+    """A column for every evaluation that any run has measured, in the order of the suite."""
+    found = []
+    for name, metric in {**CLAIM, VALENCE: "valence"}.items():
+        groups: dict[str, str] = {}
+        values: dict[str, dict[str, Values]] = {}
+        for arm in arms:
+            values[arm.name] = {}
+            for side in (BASE, TRAINED):
+                by_seed = arm.rows(name, side)
+                values[arm.name][side] = {
+                    seed: {item_of(row): _value(row, metric) for row in rows}
+                    for seed, rows in by_seed.items()
+                }
+                for rows in by_seed.values():
+                    groups |= {item_of(row): group_of(row) for row in rows}
+        if groups:
+            found.append(Column(name, metric, groups, values))
+    return found
+
+
+def _value(row: Row, metric: str) -> float | None:
+    value = row["metrics"][metric] if "metrics" in row else row[metric]
+    return None if value is None else float(value)
+
+
+def find_baseline(name: str | None, arms: Sequence[Arm]) -> Arm | None:
+    """The arm of that name, or the only one whose name has it in it; None for the untrained model.
+
+    Raises:
+        HomeostatError: There is none, or more than one.
+    """
+    if name in (None, BASE, UNTRAINED):
+        return None
+    exact = [arm for arm in arms if arm.name == name]
+    near = exact or [arm for arm in arms if str(name) in arm.name]
+    if len(near) != 1:
+        raise HomeostatError(
+            f"compare_baseline={name} is {'more than one arm' if near else 'no arm'} of these "
+            f"runs; choose one of {'; '.join([BASE, *(arm.name for arm in arms)])}."
+        )
+    return near[0]
+
+
+def describe(column: Column, arms: Sequence[Arm]) -> dict[str, Any]:
+    """What a reader has to know about a column."""
+    rows = next(
+        (rows for arm in arms for rows in arm.rows(column.name, BASE).values()),
+        None,
+    )
+    suite = column.name != VALENCE and rows is not None
+    return {
+        "name": column.name,
+        "metric": column.metric,
+        "good": GOOD[column.metric],
+        "mode": mode_of(rows) if suite and rows else None,
+        "caveat": caveat(column.name, rows) if suite and rows else None,
+    }
+
+
+def _row(arm: Arm, columns: Sequence[Column], against: Arm | None, samples: int) -> dict[str, Any]:
+    """One arm, trained, against the baseline."""
+    cells = {}
+    for column in columns:
+        own = column.values[arm.name]
+        before, note = own[BASE], None
+        if against is not None:
+            before = column.values[against.name][TRAINED]
+            note = unlike(column, [arm, against])
+        if arm is against:
+            note = "this is the baseline"
+        cells[column.name] = _cell(column, before, own[TRAINED], note, samples)
+    _correct(cells, {column.name: GOOD[column.metric] for column in columns})
+    runs = arm.runs.values()
+    return {
+        "name": arm.name,
+        "overrides": list(next(iter(runs)).overrides),
+        "seeds": [run.seed for run in runs if run.trained],
+        "runs": [str(run.folder) for run in runs],
+        "cells": cells,
+    }
+
+
+def _untrained(
+    arms: Sequence[Arm], columns: Sequence[Column], against: Arm | None, samples: int
+) -> dict[str, Any]:
+    """The model before training; every run has measured it, and runs of one seed are averaged."""
+    cells = {}
+    for column in columns:
+        note = unlike(column, arms)
+        own: Values = {} if note else _merged([column.values[arm.name][BASE] for arm in arms])
+        before = own
+        note = note or "this is the baseline"
+        if against is not None:
+            before = column.values[against.name][TRAINED]
+            own = column.values[against.name][BASE]
+            note = None
+        cells[column.name] = _cell(column, before, own, note, samples)
+    _correct(cells, {column.name: GOOD[column.metric] for column in columns})
+    seeds = sorted({run.seed for run in _runs(arms)})
+    return {"name": UNTRAINED, "overrides": [], "seeds": seeds, "runs": [], "cells": cells}
+
+
+def _merged(values: Sequence[Values]) -> dict[int, dict[str, float | None]]:
+    """Mean over some measurements of the same seed and item."""
+    found: dict[int, dict[str, list[float]]] = {}
+    for one in values:
+        for seed, items in one.items():
+            for item, value in items.items():
+                if value is not None:
+                    found.setdefault(seed, {}).setdefault(item, []).append(value)
+    return {
+        seed: {item: sum(own) / len(own) for item, own in items.items()}
+        for seed, items in found.items()
+    }
+
+
+def unlike(column: Column, arms: Sequence[Arm]) -> str | None:
+    """Why some arms' figures in a column are not the same quantity; None if they are."""
+    if column.name != VALENCE:
+        return None
+    configs = [next(iter(arm.runs.values())).config for arm in arms]
+    differing = [k for k in VALENCE_KEYS if any(c.get(k) != configs[0].get(k) for c in configs)]
+    if not differing:
+        return None
+    return f"these arms differ in {', '.join(differing)}, so their valence is not one quantity"
+
+
+def _cell(
+    column: Column, before: Values, after: Values, note: str | None, samples: int
+) -> dict[str, Any]:
+    level = estimate(after, column.groups, samples)
+    found = None if note else difference(before, after, column.groups, samples)
+    if level is None and note is None:
+        note = "not measured"
+    elif found is None and note is None:
+        note = "no seed and item in common with the baseline"
+    return {"level": level, "difference": found, "note": note}
+
+
+def _correct(cells: Mapping[str, Mapping[str, Any]], good: Mapping[str, int]) -> None:
+    """Add ``p_holm``, over all tests of one arm, and the verdict."""
+    tested = {name: cell["difference"] for name, cell in cells.items() if cell["difference"]}
+    for name, p in holm({name: own["p"] for name, own in tested.items()}).items():
+        tested[name]["p_holm"] = p
+        tested[name]["verdict"] = verdict(tested[name], good[name])

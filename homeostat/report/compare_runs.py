@@ -1,0 +1,250 @@
+"""Runs from their folders, and the arms that they make up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from homeostat.errors import HomeostatError
+from homeostat.evals.suite import CLAIM, Row, mode_of
+from homeostat.resume import CONFIG, OVERRIDES, OWN_KEYS, flat, hash_of, is_finished
+from homeostat.sweep import NOT_STARTED, RUNNING, STOPPED, is_left, read_jobs, run_folders
+
+BASE, TRAINED = "base", "trained"
+VALENCE = "homeostasis"  # the held-out episodes, whose figure is valence
+# What valence depends on besides the model: with other values of these it is another figure.
+VALENCE_KEYS = ("reward", "signals", "bot", "rollout")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run folder holds.
+
+    Attributes:
+        folder: Of the run.
+        config: As resolved, plain values.
+        overrides: That it was composed from.
+        status: Of its summary; ``stopped before it ended`` without one.
+        rows: By evaluation and arm.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    overrides: tuple[str, ...]
+    status: str
+    rows: Mapping[str, Mapping[str, Sequence[Row]]]
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        return int(self.config["seed"])
+
+    @property
+    def trained(self) -> bool:
+        """Whether anything was measured after training."""
+        return any(TRAINED in arms for arms in self.rows.values())
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ only in their seed.
+
+    Attributes:
+        name: The overrides that tell it from the other arms.
+        runs: By seed.
+    """
+
+    name: str
+    runs: Mapping[int, Run]
+
+    def rows(self, evaluation: str, side: str) -> dict[int, Sequence[Row]]:
+        """Rows by seed of ``base`` or ``trained``, of the seeds that have measured them."""
+        found = {seed: run.rows.get(evaluation, {}) for seed, run in self.runs.items()}
+        return {seed: own[side] for seed, own in found.items() if own.get(side)}
+
+
+def find_runs(paths: Sequence[Path]) -> list[Run]:
+    """Every run in some run folders or folders of sweeps, each once.
+
+    Raises:
+        HomeostatError: A folder is absent or holds no run, or the runs do not go together.
+    """
+    folders: dict[Path, None] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise HomeostatError(f"compare={path}: there is no such folder.")
+        found = run_folders(path.resolve())
+        if not found and not read_jobs(path):
+            raise HomeostatError(
+                f"compare={path}: there is no run in it; give run folders, or a sweep's folder."
+            )
+        folders |= dict.fromkeys(found)
+    runs = [read_run(folder) for folder in folders]
+    check_same(runs)
+    return runs
+
+
+def read_run(folder: Path) -> Run:
+    """What a run folder holds."""
+    config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+    overrides = [str(override) for override in OmegaConf.load(folder / OVERRIDES)]
+    summary = folder / "summary.json"
+    status = STOPPED
+    if summary.is_file():
+        status = str(json.loads(summary.read_text(encoding="utf-8"))["status"])
+        if status == "finished" and not is_finished(folder):
+            status = STOPPED  # killed while its report was written
+    rows: dict[str, dict[str, list[Row]]] = {}
+    for name in (*CLAIM, VALENCE):
+        path = folder / "evals" / f"{name}.jsonl"
+        if path.is_file():
+            by_arm: dict[str, list[Row]] = {}
+            for line in path.read_text(encoding="utf-8").split("\n"):
+                if line:
+                    row = json.loads(line)
+                    by_arm.setdefault(row["arm"], []).append(row)
+            rows[name] = by_arm
+    return Run(folder, config, tuple(overrides), status, rows)
+
+
+def check_same(runs: Sequence[Run]) -> None:
+    """Refuse runs that cannot stand in one table.
+
+    Raises:
+        HomeostatError: They have different models, or were asked different items.
+    """
+    for run in runs[1:]:
+        models = [one.config["model"] for one in (runs[0], run)]
+        if models[0] != models[1]:
+            names = [model["name"] for model in models]
+            how = "of models" if names[0] != names[1] else "of the same model set up differently,"
+            raise HomeostatError(
+                f"{runs[0].folder} and {run.folder} are {how} {names[0]} and {names[1]}; compare "
+                "runs of one model at a time."
+            )
+    first: dict[str, tuple[Run, Any]] = {}
+    for run in runs:
+        for name, arms in run.rows.items():
+            if name == VALENCE or not arms.get(BASE):
+                continue
+            asked = (mode_of(arms[BASE]), {item_of(row): group_of(row) for row in arms[BASE]})
+            other, before = first.setdefault(name, (run, asked))
+            if asked != before:
+                raise HomeostatError(
+                    f"{name} was measured on other items, or read in another way, in {run.folder} "
+                    f"({len(asked[1])} items, {asked[0]}) than in {other.folder} "
+                    f"({len(before[1])} items, {before[0]}); compare runs with the same eval."
+                )
+
+
+def item_of(row: Row) -> str:
+    """Name of a row's item; a held-out episode is known by its seed."""
+    return str(row["item"] if "item" in row else row["seed"])
+
+
+def group_of(row: Row) -> str:
+    """What a row's item belongs to."""
+    return str(row.get("stem", item_of(row)))
+
+
+def group_arms(runs: Sequence[Run]) -> tuple[list[Arm], list[Run]]:
+    """The arms in the order of their first runs, and runs that another one makes superfluous."""
+    grouped: dict[str, dict[int, Run]] = {}
+    spare: list[Run] = []
+    for run in runs:
+        arm = grouped.setdefault(hash_of(run.config, without=("seed",)), {})
+        other = arm.get(run.seed)
+        if other is not None and (other.trained or not run.trained):
+            spare.append(run)
+            continue
+        if other is not None:
+            spare.append(other)
+        arm[run.seed] = run
+    names = arm_names([next(iter(own.values())) for own in grouped.values()])
+    return [
+        Arm(name, dict(sorted(own.items())))
+        for name, own in zip(names, grouped.values(), strict=True)
+    ], spare
+
+
+def arm_names(runs: Sequence[Run]) -> list[str]:
+    """A name for each of some runs of different arms: the overrides that not all of them share.
+
+    Where that does not tell two arms apart, the values of the config do.
+    """
+    if len(runs) == 1:
+        return [str(runs[0].config["trainer"]["name"])]
+    own = [[o for o in run.overrides if _tells(o)] for run in runs]
+    shared = set(own[0]).intersection(*own)
+    names = [", ".join(o for o in one if o not in shared) or "defaults" for one in own]
+    values = [flat({k: v for k, v in r.config.items() if _tells(f"{k}=")}) for r in runs]
+    for place, name in enumerate(list(names)):
+        alike = [i for i, other in enumerate(names) if other == name]
+        if len(alike) < 2 or place != alike[0]:
+            continue
+        keys = [k for k in values[place] if len({repr(values[i].get(k)) for i in alike}) > 1]
+        for i in alike:
+            told = ", ".join(f"{key}={values[i].get(key)}" for key in keys)
+            names[i] = told if name == "defaults" else f"{name}, {told}"
+    return names
+
+
+def _tells(override: str) -> bool:
+    """Whether an override can tell arms apart."""
+    key = override.lstrip("+~").partition("=")[0]
+    return key not in ("seed", *OWN_KEYS) and key.partition(".")[0] not in ("wandb", "hydra")
+
+
+def problems(
+    paths: Sequence[Path], arms: Sequence[Arm], spare: Sequence[Run]
+) -> list[dict[str, Any]]:
+    """Runs and jobs that did not come to their end, or that add nothing, and why."""
+    found = [_problem(arm.name, run) for arm in arms for run in arm.runs.values()]
+    found += [
+        {
+            "where": str(run.folder),
+            "arm": None,
+            "seed": run.seed,
+            "status": "left out",
+            "reason": "another run has the same config and seed",
+        }
+        for run in spare
+    ]
+    known = {entry["where"] for entry in found if entry is not None}
+    for path in paths:
+        for record in filter(is_left, read_jobs(path)):
+            if str(record.get("folder")) not in known:
+                found.append(_missing(path, record))
+    return [entry for entry in found if entry is not None]
+
+
+def _problem(arm: str, run: Run) -> dict[str, Any] | None:
+    kind, _, reason = run.status.partition(": ")
+    if run.status == "finished":
+        if run.trained:
+            return None
+        kind, reason = "no figures", "nothing was measured after training"
+        if run.config["trainer"]["name"] == "none":
+            reason = "trainer=none trains nothing"
+    place = {"where": str(run.folder), "arm": arm, "seed": run.seed}
+    return place | {"status": kind, "reason": reason or kind}
+
+
+def _missing(sweep: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """A job of a sweep that has no run folder to speak for it."""
+    status = STOPPED if record["status"] == RUNNING else str(record["status"])
+    kind, _, reason = status.partition(": ")
+    told = [o for o in record["overrides"] if _tells(o)]
+    seeds = [o.partition("=")[2] for o in record["overrides"] if o.startswith("seed=")]
+    return {
+        "where": f"{sweep}, job {record['job']}",
+        "arm": ", ".join(told) or None,
+        "seed": int(seeds[-1]) if seeds else None,
+        "status": "missing" if status == NOT_STARTED else kind,
+        "reason": reason or ("it never started" if status == NOT_STARTED else kind),
+    }

@@ -1,0 +1,176 @@
+"""Figures of several seeds on the same items: means, crossed intervals, tests.
+
+An item, or a group of items that share a stem, is measured under every seed. So seeds and groups
+are crossed, and both are resampled: a draw takes as many seeds with replacement, and once as many
+groups, the same groups for all of its seeds. A seed's own luck and an item's own difficulty then
+both widen the interval; with a single seed only items do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from homeostat.evals.stats import ALPHA, paired_test
+
+Values = Mapping[int, Mapping[str, float | None]]  # by seed and item
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure of one evaluation, in every arm.
+
+    Attributes:
+        name: Of the evaluation.
+        metric: Its figure.
+        groups: What each item belongs to.
+        values: By arm, then by ``base`` or ``trained``; by seed and item.
+    """
+
+    name: str
+    metric: str
+    groups: Mapping[str, str]
+    values: Mapping[str, Mapping[str, Values]]
+
+
+def differences(before: Values, after: Values) -> dict[int, dict[str, float | None]]:
+    """After less before on every item that has both, in every seed that has both."""
+    found: dict[int, dict[str, float | None]] = {}
+    for seed in sorted(before.keys() & after.keys()):
+        old, new = before[seed], after[seed]
+        found[seed] = {
+            item: value - earlier
+            for item, value in new.items()
+            if value is not None and (earlier := old.get(item)) is not None
+        }
+    return found
+
+
+def table(
+    values: Values, groups: Mapping[str, str], seeds: Sequence[int] | None = None
+) -> Float[np.ndarray, "K G"]:
+    """Mean of every group of items under every seed; NaN where nothing was measured.
+
+    Args:
+        values: By seed and item; None = missing.
+        groups: What each item belongs to.
+        seeds: One row each; None = those of ``values``.
+    """
+    rows = sorted(values) if seeds is None else list(seeds)
+    names = list(dict.fromkeys(groups.values()))
+    found = np.full((len(rows), len(names)), np.nan)
+    for row, seed in enumerate(rows):
+        members: dict[str, list[float]] = {}
+        for item, value in values.get(seed, {}).items():
+            if value is not None:
+                members.setdefault(groups[item], []).append(value)
+        for column, name in enumerate(names):
+            if name in members:
+                found[row, column] = np.mean(members[name])
+    return found
+
+
+def over_seeds(cells: Float[np.ndarray, "K G"]) -> Float[np.ndarray, " H"]:
+    """Mean over the seeds of every group that any seed has measured."""
+    seen = np.isfinite(cells)
+    kept = seen.any(axis=0)
+    means: Float[np.ndarray, " H"] = np.nansum(cells[:, kept], axis=0) / seen[:, kept].sum(axis=0)
+    return means
+
+
+def draw_seeds(count: int, samples: int, rng: np.random.Generator) -> Float[np.ndarray, "N K"]:
+    """How often each seed is taken in each draw, with replacement."""
+    return rng.multinomial(count, [1 / count] * count, size=samples).astype(float)
+
+
+def draws(
+    cells: Float[np.ndarray, "K G"],
+    taken: Float[np.ndarray, "N K"],
+    rng: np.random.Generator,
+) -> Float[np.ndarray, " N"]:
+    """The mean in every draw: over seeds in each group, then over groups; NaN for an empty one.
+
+    Args:
+        cells: By seed and group; NaN = missing.
+        taken: From `draw_seeds`; several tables of the same seeds can share it.
+        rng: Of the groups.
+    """
+    cells = cells[:, np.isfinite(cells).any(axis=0)]
+    seen = np.isfinite(cells).astype(float)
+    count = cells.shape[1]
+    chosen = rng.multinomial(count, [1 / count] * count, size=len(taken)).astype(float)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        of_group = (taken @ np.where(seen > 0, cells, 0.0)) / (taken @ seen)
+        kept = chosen * np.isfinite(of_group)
+        found: Float[np.ndarray, " N"] = (kept * np.nan_to_num(of_group)).sum(1) / kept.sum(1)
+    return found
+
+
+def estimate(
+    values: Values, groups: Mapping[str, str], samples: int, seed: int = 0
+) -> dict[str, Any] | None:
+    """Mean and 95% interval over seeds and items, and what they rest on; None without a value.
+
+    Args:
+        values: By seed and item; None = missing.
+        groups: What each item belongs to.
+        samples: Bootstrap draws.
+        seed: Of the draws.
+    """
+    items = {i for own in values.values() for i, value in own.items() if value is not None}
+    seeds = [s for s in sorted(values) if any(v is not None for v in values[s].values())]
+    if not items:
+        return None
+    cells = table(values, groups, seeds)
+    means = over_seeds(cells)
+    ci95 = None
+    if len(means) > 1:
+        rng = np.random.default_rng(seed)
+        drawn = draws(cells, draw_seeds(len(seeds), samples, rng), rng)
+        ci95 = [float(end) for end in np.nanpercentile(drawn, [2.5, 97.5])]
+    return {
+        "mean": float(means.mean()),
+        "ci95": ci95,
+        "n_items": len(items),
+        "n_groups": len(means),
+        "n_seeds": len(seeds),
+    }
+
+
+def difference(
+    before: Values, after: Values, groups: Mapping[str, str], samples: int
+) -> dict[str, Any] | None:
+    """After less before: `estimate` of it, effect size and p; None where nothing is paired.
+
+    ``effect`` is the mean over the standard deviation of the groups' mean differences. ``p`` is of
+    a sign-flip test over groups, each the mean of its seeds: it speaks of items, at these seeds.
+    """
+    paired = differences(before, after)
+    found = estimate(paired, groups, samples)
+    if found is None:
+        return None
+    means = over_seeds(table(paired, groups))
+    tested = paired_test([0.0] * len(means), means.tolist(), samples=samples)
+    return found | {"effect": tested.effect, "p": tested.p}
+
+
+def verdict(found: Mapping[str, Any], good: int) -> str:
+    """What a difference says: ``better``, ``worse``, ``moved`` or ``no change shown``.
+
+    A change counts if the corrected p is below 0.05 and the interval over seeds and items leaves 0
+    out; the first alone would not know of seeds, the second not of the other tests.
+
+    Args:
+        found: From `difference`, with ``p_holm``.
+        good: +1 if more is better, -1 if less is, 0 if neither.
+    """
+    p, ci95 = found["p_holm"], found["ci95"]
+    if p is None or ci95 is None or p >= ALPHA or ci95[0] <= 0 <= ci95[1]:
+        return "no change shown"
+    if good == 0:
+        return "moved"
+    return "better" if found["mean"] * good > 0 else "worse"
