@@ -180,7 +180,7 @@ def arm_names(runs: Sequence[Run]) -> list[str]:
     if len(runs) == 1:
         return [str(runs[0].config["trainer"]["name"])]
     own = [[o for o in run.overrides if _tells(o)] for run in runs]
-    shared = set(own[0]).intersection(*own)
+    shared = set.intersection(*map(set, own)) if own else set()
     names = [", ".join(o for o in one if o not in shared) or "defaults" for one in own]
     values = [flat({k: v for k, v in r.config.items() if _tells(f"{k}=")}) for r in runs]
     for place, name in enumerate(list(names)):

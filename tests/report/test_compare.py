@@ -362,3 +362,15 @@ def test_bad_folders_get_one_sentence(
     with pytest.raises(HomeostatError, match=said) as caught:
         compare(*make(tmp_path), out=tmp_path / "out")
     assert "\n" not in str(caught.value)
+
+
+def test_a_sweep_of_which_nothing_began_says_why(tmp_path: Path) -> None:
+    list_jobs(tmp_path, [["trainer.lr=-1", "seed=0"], ["trainer.lr=-2"]], ["-m"])
+    note_job(tmp_path, 0, ["trainer.lr=-1", "seed=0"], "failed: lr must be above 0")
+    found = compare(tmp_path, out=tmp_path)
+    assert [(r["seed"], r["status"]) for r in found["problems"]] == [
+        (0, "failed"),
+        (None, "missing"),
+    ]
+    assert "lr must be above 0" in (tmp_path / "comparison.html").read_text()
+    assert "No arm could be compared" in (tmp_path / "comparison.md").read_text()
