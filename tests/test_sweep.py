@@ -180,7 +180,7 @@ def test_a_sweep_goes_on_by_the_command_that_it_prints(composed: Compose, tmp_pa
     )
     assert done.returncode == 1
     assert f"job 0 is done already: {folder}" in done.stdout
-    assert "trainer.lr=-1 must be above 0" in done.stderr
+    assert "trainer.lr=-1.0 must be above 0" in done.stderr
     sweep = tmp_path / "sweep"
     assert done.stdout.splitlines()[-2:] == [
         "1 of 2 jobs are left; those that are done are skipped by",
