@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 import homeostat.run
 from homeostat.after_sweep import jobs_of
+from homeostat.cli import _look_back
 from homeostat.config import RunConfig
 from homeostat.errors import HomeostatError, out_of_memory
 from homeostat.report.console import Console
@@ -166,23 +167,20 @@ def test_a_sweep_goes_on_by_the_command_that_it_prints(composed: Compose, tmp_pa
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "evals" / "capability.jsonl").write_text(text)
 
-    def homeostat_(*arguments: str) -> subprocess.CompletedProcess[str]:
-        quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "40"}
-        return subprocess.run(
-            [str(SCRIPT), *arguments],
-            cwd=tmp_path,
-            env={**os.environ, **quiet},
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
-
     typed = ("-m", *TINY, "trainer.lr=0.001,-1")
-    done = homeostat_(*typed, "hydra.sweep.dir=sweep")
+    quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [str(SCRIPT), *typed, "hydra.sweep.dir=sweep"],
+        cwd=tmp_path,
+        env={**os.environ, **quiet},
+        capture_output=True,
+        text=True,
+        timeout=480,
+        check=False,
+    )
     assert done.returncode == 1
     assert f"job 0 is done already: {folder}" in done.stdout
-    assert "trainer.lr=-1 must be above 0" in done.stderr
+    assert "trainer.lr=-1.0 must be above 0" in done.stderr
     sweep = tmp_path / "sweep"
     assert done.stdout.splitlines()[-2:] == [
         "1 of 2 jobs are left; those that are done are skipped by",
@@ -190,10 +188,10 @@ def test_a_sweep_goes_on_by_the_command_that_it_prints(composed: Compose, tmp_pa
     ]
     found = json.loads((sweep / "comparison.json").read_text())
     assert found["arms"][1]["cells"]["capability"]["difference"]["mean"] == pytest.approx(3 / 8)
-    assert [(r["status"], r["reason"]) for r in found["problems"]] == [
-        ("failed", "trainer.lr=-1.0 must be above 0.")
+    assert [(r["arm"], r["status"], r["reason"]) for r in found["problems"]] == [
+        ("trainer.lr=-1", "failed", "trainer.lr=-1.0 must be above 0.")
     ]
-    again = homeostat_("compare=[sweep]", "hydra.run.dir=out")
-    assert again.returncode == 0, again.stderr
+    _look_back(composed(f"compare=[{sweep}]"), tmp_path / "out", False)
     assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == found
-    assert "comparison: " in again.stdout
+    with pytest.raises(HomeostatError, match="compare takes run folders, and no sweep"):
+        _look_back(composed(f"compare={sweep}"), tmp_path / "out", True)

@@ -74,7 +74,7 @@ def compare_runs(
     against = find_baseline(baseline, arms)
     found = {
         "baseline": UNTRAINED if against is None else against.name,
-        "model": next((run.config["model"]["name"] for run in _runs(arms)), None),
+        "model": next((run.config["model"]["name"] for run in _runs(arms)), "no model"),
         "samples": samples,
         "columns": [describe(column, arms) for column in columns],
         "arms": [_untrained(arms, columns, against, samples)]

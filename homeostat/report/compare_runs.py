@@ -180,7 +180,7 @@ def arm_names(runs: Sequence[Run]) -> list[str]:
     if len(runs) == 1:
         return [str(runs[0].config["trainer"]["name"])]
     own = [[o for o in run.overrides if _tells(o)] for run in runs]
-    shared = set(own[0]).intersection(*own)
+    shared = set.intersection(*map(set, own)) if own else set()
     names = [", ".join(o for o in one if o not in shared) or "defaults" for one in own]
     values = [flat({k: v for k, v in r.config.items() if _tells(f"{k}=")}) for r in runs]
     for place, name in enumerate(list(names)):
@@ -217,9 +217,11 @@ def problems(
     ]
     known = {entry["where"] for entry in found if entry is not None}
     for path in paths:
-        for record in filter(is_left, read_jobs(path)):
+        jobs = read_jobs(path)
+        shared = set.intersection(*(set(job["overrides"]) for job in jobs)) if jobs[1:] else set()
+        for record in filter(is_left, jobs):
             if str(record.get("folder")) not in known:
-                found.append(_missing(path, record))
+                found.append(_missing(path, record, shared))
     return [entry for entry in found if entry is not None]
 
 
@@ -235,11 +237,11 @@ def _problem(arm: str, run: Run) -> dict[str, Any] | None:
     return place | {"status": kind, "reason": reason or kind}
 
 
-def _missing(sweep: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+def _missing(sweep: Path, record: Mapping[str, Any], shared: set[str]) -> dict[str, Any]:
     """A job of a sweep that has no run folder to speak for it."""
     status = STOPPED if record["status"] == RUNNING else str(record["status"])
     kind, _, reason = status.partition(": ")
-    told = [o for o in record["overrides"] if _tells(o)]
+    told = [o for o in record["overrides"] if _tells(o) and o not in shared]
     seeds = [o.partition("=")[2] for o in record["overrides"] if o.startswith("seed=")]
     return {
         "where": f"{sweep}, job {record['job']}",

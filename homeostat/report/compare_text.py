@@ -182,31 +182,31 @@ def as_html(found: Found, figure: Path | None) -> str:
 
 def show(found: Found, console: Console) -> None:
     """A table per arm; a narrow window gets fewer columns."""
-    wide = console.rich.width >= 90
     for arm in found["arms"]:
-        shown = [
-            (column, cell)
-            for _, column, cell in rows_of({**found, "arms": [arm]})
-            if cell["difference"] is not None
-        ]
-        if not shown:
-            continue
-        table = Table(title=Text(f"{arm['name']} less {found['baseline']}"), title_justify="left")
-        table.add_column("figure", overflow="fold")
-        names = ["level", "difference", "95% interval", "p, Holm"]
-        for name in names if wide else names[1:3]:
-            table.add_column(name, justify="right", no_wrap=True)
-        for column, cell in shown:
-            own = cell["difference"]
-            figures = [number(own["mean"], sign=True), interval(own["ci95"])]
-            if wide:
-                figures = [number(cell["level"]["mean"]), *figures, number(own["p_holm"])]
-            name = (title(column) if wide else column["name"]) + ("*" if column["caveat"] else "")
-            table.add_row(Text(name), *figures)
-        console.rich.print(table)
+        if any(cell["difference"] for cell in arm["cells"].values()):
+            console.rich.print(_table(arm, found, console.rich.width))
     for column in found["columns"]:
         if column["caveat"]:
             console.say(f"* {column['name']}: {column['caveat']}")
     for row in found["problems"]:
-        console.say(f"{row['status']}: {row['arm'] or row['where']}, seed {row['seed']}: "
-                    f"{row['reason']}")  # fmt: skip
+        seed = "" if row["seed"] is None else f", seed {row['seed']}"
+        console.say(f"{row['status']}: {row['arm'] or row['where']}{seed}: {row['reason']}")
+
+
+def _table(arm: Found, found: Found, width: int) -> Table:
+    table = Table(title=Text(f"{arm['name']} less {found['baseline']}"), title_justify="left")
+    table.add_column("figure", overflow="fold")
+    wide, narrow = width >= 90, width < 60
+    names = ["level", "difference", "95% interval", "p, Holm"] if wide else []
+    for name in names or (["difference, 95%"] if narrow else ["difference", "95% interval"]):
+        table.add_column(name, justify="right", no_wrap=True)
+    for column in found["columns"]:
+        cell = arm["cells"][column["name"]]
+        if (own := cell["difference"]) is None:
+            continue
+        figures = [number(own["mean"], sign=True), interval(own["ci95"])]
+        if wide:
+            figures = [number(cell["level"]["mean"]), *figures, number(own["p_holm"])]
+        name = (title(column) if wide else column["name"]) + ("*" if column["caveat"] else "")
+        table.add_row(Text(name), *(["\n".join(figures)] if narrow else figures))
+    return table

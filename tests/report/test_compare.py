@@ -182,9 +182,9 @@ def test_what_failed_or_is_missing_is_listed_with_its_reason(found: dict[str, An
     assert told == {
         ("reward=full", 2): ("failed", "early"),
         ("reward=full", 3): ("stopped before it ended", "stopped before it ended"),
-        ("scale=smoke, reward=full", 5): ("missing", "it never started"),
-        ("scale=smoke, reward=full, trainer.lr=-1", 6): ("failed", "trainer.lr=-1 is bad"),
-        ("scale=smoke, reward=full", 7): ("missing", "it never started"),
+        (None, 5): ("missing", "it never started"),
+        ("trainer.lr=-1", 6): ("failed", "trainer.lr=-1 is bad"),
+        (None, 7): ("missing", "it never started"),
     }
     assert arm(found, "reward=full")["seeds"] == [0, 1]
 
@@ -362,3 +362,15 @@ def test_bad_folders_get_one_sentence(
     with pytest.raises(HomeostatError, match=said) as caught:
         compare(*make(tmp_path), out=tmp_path / "out")
     assert "\n" not in str(caught.value)
+
+
+def test_a_sweep_of_which_nothing_began_says_why(tmp_path: Path) -> None:
+    list_jobs(tmp_path, [["trainer.lr=-1", "seed=0"], ["trainer.lr=-2"]], ["-m"])
+    note_job(tmp_path, 0, ["trainer.lr=-1", "seed=0"], "failed: lr must be above 0")
+    found = compare(tmp_path, out=tmp_path)
+    assert [(r["seed"], r["status"]) for r in found["problems"]] == [
+        (0, "failed"),
+        (None, "missing"),
+    ]
+    assert "lr must be above 0" in (tmp_path / "comparison.html").read_text()
+    assert "No arm could be compared" in (tmp_path / "comparison.md").read_text()
