@@ -105,7 +105,8 @@ def paired_test(
     if count < 2:
         return PairedTest(estimate, count, None, None, None)
     if spread == 0:
-        return PairedTest(estimate, count, None, 1.0 if difference[0] == 0 else None, None)
+        # Of all exchanges of signs only two are as far out as groups that agree to the last digit.
+        return PairedTest(estimate, count, None, 0.5 ** (count - 1) if difference[0] else 1.0, None)
     p = stats.permutation_test(
         (difference,),
         np.mean,

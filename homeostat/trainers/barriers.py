@@ -121,10 +121,10 @@ def barrier_loss(value: Float[Tensor, ""], tau: float) -> Float[Tensor, ""]:
 
 
 def gradient_norm(term: Float[Tensor, ""], parameters: Sequence[nn.Parameter]) -> float:
-    """L2 norm of a term's gradient; the graph stays for more backward passes."""
+    """L2 norm of a term's gradient; its graph is used up."""
     if not term.requires_grad:
         return 0.0
-    gradients = torch.autograd.grad(term, parameters, retain_graph=True, materialize_grads=True)
+    gradients = torch.autograd.grad(term, parameters, materialize_grads=True)
     return float(torch.stack([gradient.norm() for gradient in gradients]).norm())
 
 

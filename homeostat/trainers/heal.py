@@ -256,12 +256,13 @@ class Heal:
         padded = len(streams) * max(len(stream.ids) for stream in streams)
         large = padded > self.config.micro_batch_tokens
         with self.policy.recomputing(self.recompute or large):
+            norms = self._gradient_norms(streams, reference, control) if measured else {}
             nll_R, divergence = self._read(streams, reference)
             nll, barrier = nll_R.mean(), nll_R.new_zeros(())
             row = {"nll": float(nll.detach())} | self._divergence_row(divergence, control)
+            row |= NOT_MEASURED | norms
             if divergence is not None and control is not None:
                 barrier = control.loss(aggregated(divergence, self.barrier.aggregate))
-            row |= self._gradient_norms(nll, barrier) if measured else NOT_MEASURED
             loss = nll + barrier
             if self.config.spectral_coef:
                 loss = loss + self.config.spectral_coef * spectral_penalty(lora_pairs(self.policy))
@@ -285,10 +286,25 @@ class Heal:
             "coef": None if control is None else control.coef,
         }
 
-    def _gradient_norms(self, nll: Tensor, barrier: Tensor) -> dict[str, float]:
-        """Norms of the gradient's two parts, the barrier's with its weight, and their ratio."""
+    def _gradient_norms(
+        self,
+        streams: Sequence[TokenStream],
+        reference: Float[Tensor, "R D"] | None,
+        control: FixedControl | None,
+    ) -> dict[str, float]:
+        """Norms of the gradient's two parts, the barrier's with its weight, and their ratio.
+
+        Each part is read anew: one graph for both would have to be kept for the second, with
+        everything that recomputing is there to let go.
+        """
         parameters = self.policy.adapter_parameters()
-        own, other = (gradient_norm(term, parameters) for term in (nll, barrier))
+        nll_R, _ = self._read(streams, None)
+        own, other = gradient_norm(nll_R.mean(), parameters), 0.0
+        if control is not None:
+            _, divergence = self._read(streams, reference)
+            assert divergence is not None
+            loss = control.loss(aggregated(divergence, self.barrier.aggregate))
+            other = gradient_norm(loss, parameters)
         ratio = other / own if own else NAN
         return {"nll_grad_norm": own, "barrier_grad_norm": other, "gradient_ratio": ratio}
 

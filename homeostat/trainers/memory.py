@@ -42,9 +42,8 @@ FLOAT32 = 4  # bytes; adapters, moments and logits are float32 whatever the base
 SAMPLING_COPIES = 3  # logits, probabilities and their running sum
 # A chunk in the backward pass: log-probabilities, probabilities, a gradient for each use of them.
 CHUNK_COPIES = 5
-# Of healing as well the reference's, their difference, and what the gradient norms of either part
-# of the loss keep alive.
-DIVERGENCE_COPIES = 10
+# In healing also the reference's log-probabilities and the difference of the two.
+DIVERGENCE_COPIES = 7
 # One block in the backward pass: gradients of the gated product, its two factors, and a sum.
 WORK_COPIES = 4
 PROBE_ROWS, PROBE_WIDTHS = 2, (32, 64)
