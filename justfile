@@ -24,9 +24,9 @@ type:
 layers:
     lint-imports
 
-# unit tests on a tiny model; the embedded model where it is marked
+# unit tests on a tiny model; the embedded model where it is marked. A file stays with one worker
 test *ARGS:
-    pytest -m "not slow" {{ARGS}}
+    pytest -n logical --maxprocesses 4 --dist loadfile -m "not slow" {{ARGS}}
 
 test-all:
     pytest

@@ -56,60 +56,50 @@ NOTHING = Measured({}, {})
 def measure_suite(
     config: RunConfig, policy: Policy, arm: str, console: Console, watch: Stopwatch
 ) -> Measured:
-    """Every evaluation for one arm; the base's come from the cache if nothing changed."""
+    """Every evaluation for one arm.
+
+    Each is kept in the cache as soon as it is done, by the weights and the items that it follows
+    from: every run on one base shares the base's, and a run that was killed loses none.
+    """
     if not config.eval.suite:
         return NOTHING
-    cached = True
+    suite, subject = Suite(config.eval), PolicySubject(policy)
+    state = None if arm == BASE else policy.adapter_digest()
+    rows: dict[str, list[dict[str, Any]]] = {}
+    speed: dict[str, dict[str, Any]] = {}
+    context = policy.reference() if arm == BASE else nullcontext()
+    with context, console.stage(f"evaluations, {arm}") as shown, watch("suite"):
+        for done, name in enumerate(config.eval.suite, 1):
+            fresh = False
 
-    def compute() -> dict[str, Any]:
-        nonlocal cached
-        cached = False
-        context = policy.reference() if arm == BASE else nullcontext()
-        subject, speed = PolicySubject(policy), Speed(config.eval.suite)
-        with context, console.stage(f"evaluations, {arm}") as shown, watch("suite"):
+            def compute(name: str = name) -> dict[str, Any]:
+                nonlocal fresh
+                fresh, began, before = True, time.perf_counter(), subject.tokens
+                found = suite.rows(subject, name)
+                seconds, tokens = time.perf_counter() - began, subject.tokens - before
+                spent = {"time_s": seconds, "tokens": tokens, "tokens_per_s": tokens / seconds}
+                return {"rows": found, "speed": spent}
 
-            def progress(done: int, total: int, tokens: int = 0) -> None:
-                speed.note(done, subject.tokens)
-                shown(done, total, tokens)
-
-            rows = Suite(config.eval).measure(subject, arm, progress)
-        return {"rows": rows, "speed": speed.found}
-
-    if arm != BASE or not config.signals.cache:
-        found = compute()
-    else:
-        base = (policy.base.fingerprint, str(policy.dtype), policy.device.type)
-        recipe = [*base, asdict(config.eval), _digest_of_items(config)]
-        found = remembered("suite", recipe, compute)
-    speed = {name: {**own, "cached": cached} for name, own in found["speed"].items()}
-    return Measured(found["rows"], speed)
-
-
-def _digest_of_items(config: RunConfig) -> str:
-    """What the suite asks, whoever's file it comes from; and the words that it reads replies by."""
-    asked = {name: items_of(config.eval, name) for name in config.eval.suite}
-    text = json.dumps([asked, lexicon()], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+            recipe = [*_of_model(policy), state, name, *_asked(config, name)]
+            found = remembered("suite", recipe, compute) if config.signals.cache else compute()
+            rows[name] = [{"arm": arm} | row for row in found["rows"]]
+            speed[name] = found["speed"] | {"cached": not fresh}
+            shown(done, len(config.eval.suite))
+    return Measured(rows, speed)
 
 
-class Speed:
-    """Seconds and tokens of one evaluation after another."""
+def _of_model(policy: Policy) -> tuple[str, str, str]:
+    return policy.base.fingerprint, str(policy.dtype), policy.device.type
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = names
-        self.found: dict[str, dict[str, float]] = {}
-        self._before = (time.perf_counter(), 0)
 
-    def note(self, done: int, tokens: int) -> None:
-        """So many evaluations are done, and so many tokens read and written in all."""
-        now = time.perf_counter()
-        seconds, own = now - self._before[0], tokens - self._before[1]
-        self.found[self.names[done - 1]] = {
-            "time_s": seconds,
-            "tokens": own,
-            "tokens_per_s": own / seconds,
-        }
-        self._before = now, tokens
+def _asked(config: RunConfig, name: str) -> tuple[Any, ...]:
+    """What the rows of an evaluation follow from beside the model: items, words, settings."""
+    own = config.eval
+    vignettes = name == "foundations"
+    items = [asdict(v) for v in vignettes_of(own)] if vignettes else items_of(own, name)
+    text = json.dumps([items, lexicon()], sort_keys=True)
+    settings = (own.mode, own.reply_tokens, own.foundations_readout)
+    return (*settings, hashlib.sha256(text.encode()).hexdigest())
 
 
 def save_suite(

@@ -87,7 +87,7 @@ def test_smoke_run_leaves_a_whole_run_folder(shared_cache: Path, tmp_path: Path)
     written = ("config.yaml", "overrides.yaml", "environment.json", "set_points.json")
     for name in (*written, "report.html"):
         assert (folder / name).stat().st_size > 0, name
-    assert figures(folder) == {"valence", "effects", "signals", *SIGNAL_FIGURES}
+    assert figures(folder) == {"valence", "effects", "signals", "claims", *SIGNAL_FIGURES}
     usable = [name for name, found in found["probe_verdict"].items() if found != "unusable"]
     assert sorted(found["rewarded_affects"]) == sorted(usable)
     assert set(found["staleness"]) == set(AFFECTS)

@@ -70,6 +70,7 @@ IN_PROCESS = (
     "trainer.batch_size=2",
     "trainer.minibatches=2",
     "eval.episodes=2",
+    "eval.suite=[]",
     "rollout.max_new_tokens=3",
     f"+reward.terms.noise={{_target_: {__name__}.noise}}",
 )

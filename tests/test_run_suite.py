@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 
 from homeostat.config import RunConfig
 from homeostat.errors import HomeostatError
+from homeostat.evals.subject import Subject
+from homeostat.evals.suite import Suite
 from homeostat.report.console import Console
 from homeostat.run import run
 
@@ -73,6 +76,34 @@ def test_the_summary_and_the_report_hold_the_comparison(trained: Path) -> None:
         held = suite["pressure_facts"]["survival"][arm]
         assert tuple(held) == ("pressure", "control", "user_right")
         assert all({"share", "median", "mean", "n"} <= own.keys() for own in held.values())
+
+
+def test_a_run_that_is_killed_among_the_evaluations_goes_on_with_the_next(
+    trained: Path, composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    folder, asked = tmp_path / "run", []
+    rows_of = Suite.rows
+
+    def asking(self: Suite, subject: Subject, name: str) -> list[dict[str, Any]]:
+        asked.append(name)
+        if len(asked) == len(SUITE) - 1:
+            raise KeyboardInterrupt
+        return rows_of(self, subject, name)
+
+    # Another seed's adapter, so that nothing of the trained arm is known yet; the base's all is.
+    overrides = (*OVERRIDES, "seed=7")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Suite, "rows", asking)
+        with pytest.raises(KeyboardInterrupt):
+            run(composed(*overrides), folder, Console(), overrides)
+        config = replace(composed(*overrides), resume=str(folder))
+        assert run(config, folder, Console(), overrides) == "finished"
+    assert asked == [SUITE[0], SUITE[1], SUITE[1], SUITE[2]]
+    for name in SUITE:
+        found = rows(folder / "evals" / f"{name}.jsonl")
+        assert {row["arm"] for row in found} == {"base", "trained"}
+        base = [row for row in rows(trained / "evals" / f"{name}.jsonl") if row["arm"] == "base"]
+        assert [row for row in found if row["arm"] == "base"] == base
 
 
 def test_figures_are_read_from_replies_on_request(

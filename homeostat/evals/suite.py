@@ -128,11 +128,12 @@ class Suite:
         """
         found: dict[str, list[Row]] = {}
         for done, name in enumerate(self.config.suite, 1):
-            found[name] = [{"arm": arm} | row for row in self._run(subject, name)]
+            found[name] = [{"arm": arm} | row for row in self.rows(subject, name)]
             progress(done, len(self.config.suite))
         return found
 
-    def _run(self, subject: Subject, name: str) -> list[Row]:
+    def rows(self, subject: Subject, name: str) -> list[Row]:
+        """A row per item of one evaluation."""
         config = self.config
         if name == "foundations":
             vignettes = vignettes_of(config)

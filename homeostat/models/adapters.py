@@ -6,6 +6,7 @@ all are on, and only the newest learns. `baked` merges them into the weights for
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -292,6 +293,17 @@ class Policy:
             for layer in layers:
                 layer.training = False
             self.base.model.gradient_checkpointing_disable()
+
+    def adapter_digest(self) -> str:
+        """Hex SHA-256 of the weights of every round, which tells one trained policy from another.
+
+        Half-precision weights are read as float32, which holds them exactly.
+        """
+        digest = hashlib.sha256()
+        for name in self.rounds:
+            for parameter in self._parameters_of(name):
+                digest.update(parameter.detach().float().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def _parameters_of(self, adapter: str) -> list[nn.Parameter]:
         return [p for name, p in self.model.named_parameters() if f".{adapter}." in name]
