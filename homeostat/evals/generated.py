@@ -72,10 +72,18 @@ def converse(
     found: dict[Cell, list[str]] = {key: [] for key in keys}
     for start in range(0, len(keys), ROWS):
         part = keys[start : start + ROWS]
-        dialogues = subject.open(len(part))
-        for messages in zip(*(scripts[key] for key in part), strict=True):
-            for key, reply in zip(part, dialogues.say(list(messages), tokens), strict=True):
-                found[key].append(reply)
+        # Scripts that have been the same so far are one dialogue still.
+        so_far = list(dict.fromkeys(tuple(scripts[key][:1]) for key in part))
+        dialogues = subject.open(len(so_far))
+        for turn in range(len(scripts[part[0]])):
+            if turn:
+                before = so_far
+                so_far = list(dict.fromkeys(tuple(scripts[key][: turn + 1]) for key in part))
+                dialogues = dialogues.split([before.index(own[:-1]) for own in so_far])
+            replies = dialogues.say([own[-1] for own in so_far], tokens)
+            by_script = dict(zip(so_far, replies, strict=True))
+            for key in part:
+                found[key].append(by_script[tuple(scripts[key][: turn + 1])])
     return found
 
 

@@ -120,32 +120,38 @@ def play(
         A row per dispute and arm with its ``margins`` after every reply, the first before any
         pressure, and what `outcome` makes of them.
     """
-    cells = [(number, d, arm) for number, d in enumerate(disputes) for arm in arms]
     rows: list[Row] = []
-    for start in range(0, len(cells), ROWS):
-        rows += _together(subject, cells[start : start + ROWS], max_new_tokens)
-        progress(len(rows), len(cells))
+    numbered, at_once = list(enumerate(disputes)), ROWS // len(arms)
+    for start in range(0, len(numbered), at_once):
+        rows += _together(subject, numbered[start : start + at_once], arms, max_new_tokens)
+        progress(len(rows), len(disputes) * len(arms))
     return rows
 
 
 def _together(
-    subject: Subject, cells: Sequence[tuple[int, Dispute, str]], max_new_tokens: int
+    subject: Subject,
+    disputes: Sequence[tuple[int, Dispute]],
+    arms: Sequence[str],
+    max_new_tokens: int,
 ) -> list[Row]:
-    dialogues = subject.open(len(cells))
-    margins: list[list[float]] = [[] for _ in cells]
-    said: list[list[str]] = [[] for _ in cells]
-    for turn in range(TURNS + 1):
-        messages = [
-            message(d, arm, turn - 1, number) if turn else d.opening for number, d, arm in cells
-        ]
+    # The arms of a dispute have the same first turn.
+    dialogues = subject.open(len(disputes))
+    replies = dialogues.say([d.opening for _, d in disputes], max_new_tokens)
+    read = read_stances(dialogues, [d for _, d in disputes])
+    cells = [(i, number, d, arm) for i, (number, d) in enumerate(disputes) for arm in arms]
+    margins = [[read[i]] for i, *_ in cells]
+    said = [[replies[i]] for i, *_ in cells]
+    dialogues = dialogues.split([i for i, *_ in cells])
+    for turn in range(TURNS):
+        messages = [message(d, arm, turn, number) for _, number, d, arm in cells]
         replies = dialogues.say(messages, max_new_tokens)
-        read = read_stances(dialogues, [d for _, d, _ in cells])
+        read = read_stances(dialogues, [d for _, _, d, _ in cells])
         for i, (margin, text) in enumerate(zip(read, replies, strict=True)):
             margins[i].append(margin)
             said[i].append(text)
     return [
         {"item": d.id, "condition": arm, "margins": own, "replies": texts} | outcome(own)
-        for (_, d, arm), own, texts in zip(cells, margins, said, strict=True)
+        for (_, _, d, arm), own, texts in zip(cells, margins, said, strict=True)
     ]
 
 

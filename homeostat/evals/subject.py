@@ -6,9 +6,11 @@ behaviour can take its place.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import accumulate, groupby, pairwise
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -18,6 +20,7 @@ from jaxtyping import Float
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.chat import TokenStream
+from homeostat.models.forward import can_share, common_length
 from homeostat.models.logprobs import token_statistics
 from homeostat.rollout.generate import Sampler
 from homeostat.steering.complete import Sampling, base_nll, predicting_in, reply_ids, sampled
@@ -99,6 +102,9 @@ class Dialogues(Protocol):
             By dialogue, question and answer.
         """
 
+    def split(self, rows: Sequence[int]) -> Dialogues:
+        """Dialogues that go on from these, in this order; one that is named twice, in two ways."""
+
 
 class PolicySubject:
     """A policy as it is now: within `Policy.reference` the base.
@@ -168,20 +174,17 @@ class PolicySubject:
         prompts = [[*self.policy.encode(talk).ids, *begun] for talk in talks]
         given = [[ids_of(self.policy, text) for text in own] for own in answers]
         self.tokens += sum(map(len, prompts)) + sum(len(ids) for own in given for ids in own)
-        order = sorted(range(len(talks)), key=lambda i: len(prompts[i]))
-        found: list[list[Score]] = [[] for _ in talks]
+        # Side by side in the order of their ids stand those that begin alike.
+        order = sorted(range(len(talks)), key=lambda i: prompts[i])
+        found: list[list[Score]] = [[Score(0.0, 0)] * len(own) for own in given]
         for start in range(0, len(order), ROWS):
             part = order[start : start + ROWS]
-            sampler = Sampler(self.policy, len(part))
-            sampler.append([prompts[i] for i in part])
+            sampler = read_together(self.policy, [prompts[i] for i in part])
             branches = [(row, i, k) for row, i in enumerate(part) for k in range(len(given[i]))]
-            for first in range(0, len(branches), BRANCHES):
-                own = branches[first : first + BRANCHES]
-                scores = sampler.keep([row for row, _, _ in own]).score(
-                    [given[i][k] for _, i, k in own]
-                )
-                for (_, i, _), logprob in zip(own, scores, strict=True):
-                    found[i].append(Score(float(logprob.sum()), len(logprob)))
+            for own in alike_in_length(branches, given):
+                rows, replies = [row for row, _, _ in own], [given[i][k] for _, i, k in own]
+                for (_, i, k), total in zip(own, totals(sampler, rows, replies), strict=True):
+                    found[i][k] = Score(total, len(given[i][k]))
             self.progress(min(start + ROWS, len(order)), len(order))
         return found
 
@@ -232,15 +235,100 @@ class PolicyDialogues:
         found: list[list[list[Score]]] = [[[] for _ in own] for own in questions]
         places = [(row, k) for row, own in enumerate(questions) for k in range(len(own))]
         for ids in given:
-            scores = branch.keep(range(len(cells))).score([ids] * len(cells))
-            for (row, k), logprob in zip(places, scores, strict=True):
-                found[row][k].append(Score(float(logprob.sum()), len(logprob)))
+            scores = totals(branch, range(len(cells)), [ids] * len(cells))
+            for (row, k), total in zip(places, scores, strict=True):
+                found[row][k].append(Score(total, len(ids)))
         return found
+
+    def split(self, rows: Sequence[int]) -> PolicyDialogues:
+        """See `Dialogues.split`."""
+        other = copy.copy(self)
+        other.talks = [self.talks[row] for row in rows]
+        other._sampler = self._sampler.keep(rows)
+        other._read = [self._read[row] for row in rows]
+        return other
 
     def _grow(self, turns: Sequence[Turn]) -> None:
         self.talks = [
             Conversation((*talk.turns, turn)) for talk, turn in zip(self.talks, turns, strict=True)
         ]
+
+
+def read_together(policy: Policy, prompts: Sequence[Sequence[int]]) -> Sampler:
+    """A sampler that has read these prompts, a row each; beginnings that some share only once."""
+    stems, stem_of = shared_stems(prompts) if can_share(policy) else ([], [])
+    if not stems:
+        sampler = Sampler(policy, len(prompts))
+        sampler.append(prompts)
+        return sampler
+    sampler = Sampler(policy, len(stems))
+    sampler.append(stems)
+    sampler = sampler.keep(stem_of)
+    rest = zip(prompts, stem_of, strict=True)
+    sampler.append([prompt[len(stems[stem]) :] for prompt, stem in rest])
+    return sampler
+
+
+def shared_stems(
+    prompts: Sequence[Sequence[int]],
+) -> tuple[list[Sequence[int]], list[int]]:
+    """Beginnings to be read once for the neighbours that share them.
+
+    Neighbours that share at least so many ids make a group, and its stem is what the whole group
+    shares; of all such lengths the one is taken by which the fewest columns are computed, padding
+    included. At least one id of every prompt is left, so that something predicts what follows.
+
+    Args:
+        prompts: Sorted, so that those which begin alike are neighbours.
+
+    Returns:
+        The stems, and each prompt's number among them; empty where nothing is gained.
+    """
+    alike = [common_length(pair) for pair in pairwise(prompts)]
+    common = min([*alike, *map(len, prompts)])
+    best = len(prompts) * (max(map(len, prompts)) - common)  # only what all share is read once
+    found: tuple[list[Sequence[int]], list[int]] = ([], [])
+    for least in sorted({length for length in alike if length > common}):
+        groups = [0, *accumulate(int(length < least) for length in alike)]
+        members = [
+            [p for p, group in zip(prompts, groups, strict=True) if group == g]
+            for g in range(groups[-1] + 1)
+        ]
+        lengths = [min(common_length(own), min(map(len, own)) - 1) for own in members]
+        rest = max(len(p) - lengths[g] for p, g in zip(prompts, groups, strict=True))
+        columns = len(members) * (max(lengths) - common) + len(prompts) * rest
+        if columns < best:
+            best = columns
+            stems = [own[0][:length] for own, length in zip(members, lengths, strict=True)]
+            found = stems, groups
+    return found
+
+
+def alike_in_length(
+    branches: Sequence[tuple[int, int, int]], given: Sequence[Sequence[Sequence[int]]]
+) -> Iterator[list[tuple[int, int, int]]]:
+    """Branches (row, prompt, answer) in batches whose answers need no padding."""
+
+    def length(branch: tuple[int, int, int]) -> int:
+        return len(given[branch[1]][branch[2]])
+
+    for _, group in groupby(sorted(branches, key=length), length):
+        own = list(group)
+        for first in range(0, len(own), BRANCHES):
+            yield own[first : first + BRANCHES]
+
+
+def totals(sampler: Sampler, rows: Sequence[int], replies: Sequence[Sequence[int]]) -> list[float]:
+    """Log-probability of a reply after some of the rows, nats; the sampler has read nothing more.
+
+    Args:
+        sampler: Has read the prompts.
+        rows: A row may be named more than once.
+        replies: Equally many ids for each.
+    """
+    if len(replies[0]) == 1:
+        return sampler.next_logprob(rows, [ids[0] for ids in replies]).tolist()
+    return [float(own.sum()) for own in sampler.keep(rows).score(replies)]
 
 
 def ids_of(policy: Policy, text: str) -> list[int]:

@@ -146,6 +146,19 @@ class Sampler:
             )
         return list(torch.split(found.logprob, [len(reply) for reply in replies]))
 
+    def next_logprob(self, rows: Sequence[int], tokens: Sequence[int]) -> Float[Tensor, " N"]:
+        """Log-probability of a next token in some rows, nats; nothing is read.
+
+        Args:
+            rows: A row may be named more than once.
+            tokens: One for each.
+        """
+        if self._hidden is None:
+            raise ValueError("append a prompt before scoring.")
+        states, targets = self._hidden[list(rows)], self._tensor([list(tokens)])[0]
+        with torch.no_grad():
+            return token_statistics(states, targets, self._policy.unembed).logprob
+
     def _read_once(self, blocks: Sequence[list[int]]) -> list[list[int]]:
         """Read what all rows begin with as one row and lend it to all; returns what is left."""
         rows, shared = len(blocks), common_length(blocks)

@@ -99,6 +99,11 @@ class ScriptedDialogues:
         ]
         return replies
 
+    def split(self, rows: Sequence[int]) -> ScriptedDialogues:
+        other = ScriptedDialogues(self.subject, len(rows))
+        other.talks = [self.talks[row] for row in rows]
+        return other
+
     def ask_aside(
         self, questions: Sequence[Sequence[str]], answers: Sequence[str], opening: str
     ) -> list[list[list[Score]]]:

@@ -12,7 +12,7 @@ from scripted import Speaker
 from homeostat.config import EvalConfig
 from homeostat.errors import HomeostatError
 from homeostat.evals.generated import GENERATED
-from homeostat.evals.pressure import ARMS, CONTROL, PRESSURE, TURNS, course, survival
+from homeostat.evals.pressure import CONTROL, PRESSURE, TURNS, course, survival
 from homeostat.evals.suite import CLAIM, Suite, beside, caveat, level
 from homeostat.evals.sycophancy import CHALLENGE, FINAL
 from homeostat.types import Conversation
@@ -334,7 +334,8 @@ def test_an_unreadable_turn_leaves_the_ends_known() -> None:
 def test_dialogues_are_played_in_parts() -> None:
     subject = Speaker(never_agrees)
     GENERATED["pressure_facts"](subject, FACTS[:30], 8)
-    assert subject.opened == [64, 30 * len(ARMS) - 64]
+    # One dialogue per question until its arms part: 64 rows hold 21 whole questions and 1 arm.
+    assert subject.opened == [22, 9]
 
 
 def test_a_question_without_options_is_named() -> None:

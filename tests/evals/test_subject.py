@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from homeostat.evals.subject import PolicySubject
+from homeostat.evals.subject import PolicySubject, shared_stems
 from homeostat.models.adapters import Policy
+from homeostat.rollout.generate import Sampler
 from homeostat.steering.vectors import plain
 from homeostat.types import Conversation, Turn
 
@@ -45,6 +48,75 @@ def test_scores_are_those_of_single_passes(
             assert score.total == pytest.approx(total, abs=1e-3)
             assert score.tokens == tokens
             assert score.mean == pytest.approx(total / tokens, abs=1e-3)
+
+
+def test_what_some_prompts_share_is_read_once(
+    make_policy: Callable[..., Policy],
+    stir: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy = make_policy()
+    stir(policy)
+    texts = ("Was it mended by the smith?", "Were the boats late?", "Hm.")
+    talks = [plain(f"{text * 3} {way}") for text in texts for way in ("Say so.", "Or not", "Why?")]
+    talks = [talks[i] for i in np.random.default_rng(0).permutation(len(talks))]
+    read = []
+    forward = Sampler._forward
+
+    def counting(self: Sampler, tokens: torch.Tensor, *rest: Any) -> torch.Tensor:
+        read.append(tokens.numel())
+        return forward(self, tokens, *rest)
+
+    monkeypatch.setattr(Sampler, "_forward", counting)
+    found = PolicySubject(policy).score(talks, [["A", "B"]] * len(talks), "I say (")
+    shared = sum(read)
+    monkeypatch.setattr("homeostat.evals.subject.can_share", lambda _: False)
+    monkeypatch.setattr("homeostat.rollout.generate.can_share", lambda _: False)
+    read.clear()
+    again = PolicySubject(policy).score(talks, [["A", "B"]] * len(talks), "I say (")
+    assert shared < sum(read) / 2
+    for own, other in zip(found, again, strict=True):
+        assert [s.total for s in own] == pytest.approx([s.total for s in other], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "stems", "of"),
+    [
+        pytest.param(
+            [[0, 1, 1, 1, 1, 5], [0, 1, 1, 1, 1, 6], [0, 2, 2, 2, 2, 5], [0, 2, 2, 2, 2, 6, 7]],
+            [[0, 1, 1, 1, 1], [0, 2, 2, 2, 2]],
+            [0, 0, 1, 1],
+            id="two groups",
+        ),
+        pytest.param([[0, 1, 2], [0, 3, 4]], [], [], id="nothing but what all share"),
+        pytest.param(
+            [[0, 1, 1, 1], [0, 1, 1, 1], [0, 2, 2, 2]],
+            [[0, 1, 1], [0, 2, 2]],
+            [0, 0, 1],
+            id="equal prompts keep their last id",
+        ),
+        pytest.param([[0, 1]], [], [], id="one prompt"),
+    ],
+)
+def test_stems(prompts: list[list[int]], stems: list[list[int]], of: list[int]) -> None:
+    assert shared_stems(prompts) == (stems, of)
+
+
+def test_split_dialogues_go_on_as_the_whole_would(
+    make_policy: Callable[..., Policy], stir: Callable[..., None]
+) -> None:
+    policy = make_policy()
+    stir(policy)
+    dialogues = PolicySubject(policy).open(2)
+    first = dialogues.say(["Who are you?", "Hm."], 4)
+    parted = dialogues.split([1, 0, 1])
+    replies = parted.say(["Really?", "I doubt it.", "Go on, please."], 4)
+    for row, second in ((0, "I doubt it."), (1, "Really?"), (1, "Go on, please.")):
+        alone = PolicySubject(policy).open(1)
+        assert alone.say([["Who are you?", "Hm."][row]], 4) == [first[row]]
+        place = ["Really?", "I doubt it.", "Go on, please."].index(second)
+        assert alone.say([second], 4) == [replies[place]]
+    assert len(dialogues.say(["Yes?", "No?"], 4)) == 2, "the whole can go on, too"
 
 
 def test_the_base_is_asked_within_reference(
