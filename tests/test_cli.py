@@ -166,7 +166,8 @@ def test_second_run_measures_nothing_again(
     assert kept() == before
     first, second = validation[0] / "run", tmp_path / "run"
     assert "failures" in summary(first)["time_s"]
-    assert set(summary(second)["time_s"]) == {"load", "probes", "report"}
+    assert set(summary(second)["time_s"]) == {"load", "probes", "suite", "report"}
+    assert all(own["speed"]["base"]["cached"] for own in summary(second)["suite"].values())
     assert "failures: replies" not in done.stdout
     for name in ("set_points.json", "evals/failures.jsonl", "probes/report.json"):
         assert (second / name).read_bytes() == (first / name).read_bytes(), name

@@ -134,6 +134,24 @@ def test_without_training_there_is_the_base_alone(
     assert suite["answer"]["metrics"]["sycophancy"]["diff"] is None
 
 
+def test_a_reward_that_holds_nothing_has_no_valence(
+    composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    own = [o for o in OVERRIDES if not o.startswith(("signals=", "reward=", "eval.suite", "+eval"))]
+    overrides = (*own, "reward=external_praise", "eval.suite=[]", "signals.affect.require=weak")
+    folder = tmp_path / "run"
+    run(composed(*overrides), folder, Console(), overrides)
+    found = json.loads((folder / "summary.json").read_text())["eval"]
+    assert found["valence"]["before"] is found["valence"]["diff"] is None
+    assert found["own/praise"]["before"] is not None
+    assert all("reward/valence" not in row for row in rows(folder / "metrics.jsonl"))
+    page = (folder / "report.html").read_text()
+    assert (
+        "The reward holds nothing at a set point. Its own terms on held-out episodes: praise"
+        in page
+    )
+
+
 def test_a_bad_file_of_items_is_named_before_anything_is_computed(
     composed: Callable[..., RunConfig], tmp_path: Path
 ) -> None:

@@ -73,7 +73,7 @@ class Homeostasis:
 
 
 def episode_metrics(readings: Readings, rewards: Rewards, row: int) -> dict[str, float | None]:
-    """Means over the turns of one episode; None where nothing could be measured.
+    """Means over the turns of one episode; None where nothing could be measured, or is held.
 
     ``valence``, its summands ``term/*``, the signals, and the coherence of the replies whether or
     not the reward looks at it: ``coherence/base_perplexity`` (tokens) and ``coherence/kl`` (nats
@@ -83,7 +83,7 @@ def episode_metrics(readings: Readings, rewards: Rewards, row: int) -> dict[str,
     trace = readings.traces[row]
     turns = [trace.turn_R == turn for turn in np.unique(trace.turn_R)]
     found = {
-        "valence": rewards.valence.total_N[own],
+        "valence": rewards.valence.total_N[own] if rewards.valence.names else np.array([]),
         "coherence/base_perplexity": np.array(
             [np.exp(-trace.ref_logprob_R[turn].mean()) for turn in turns]
         ),

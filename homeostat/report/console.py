@@ -99,8 +99,9 @@ class Console:
         """One line per training update, with the time left at the mean pace so far."""
         self._training.append(seconds)
         left = sum(self._training) / len(self._training) * (total - step)
+        paid = "valence" if "reward/valence" in metrics else "total"
         shown = {
-            "valence": metrics.get("reward/valence"),
+            "reward" if paid == "total" else paid: metrics.get(f"reward/{paid}"),
             "KL": metrics.get("policy/kl_nats_per_token"),
             "grad": metrics.get("optim/grad_norm"),
         }

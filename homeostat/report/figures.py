@@ -34,12 +34,18 @@ Estimates = Mapping[str, Mapping[str, Any]]
 
 
 def draw_valence(folder: Path, steps: Rows, estimates: Estimates) -> Path:
-    """Mean valence of every update's own episodes, between the held-out means before and after."""
+    """Mean valence of every update's own episodes, between the held-out means before and after.
+
+    The whole reward where it holds nothing at a set point.
+    """
+    held = any(row.get("reward/valence") is not None for row in steps) or not steps
+    key, title = ("reward/valence", "Valence") if held else ("reward/total", "Reward")
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.2, 2.8))
-        _over_updates(axes, steps, "reward/valence")
+        _over_updates(axes, steps, key)
         _held_out(axes, estimates.get("valence"), len(steps), label=True)
-        axes.set(xlabel="update", ylabel="valence (0 = all at set point)", title="Valence")
+        label = "valence (0 = all at set point)" if held else "reward"
+        axes.set(xlabel="update", ylabel=label, title=title)
         axes.legend(frameon=False, loc="best", fontsize=8)
         return save(figure, folder / "valence.png")
 

@@ -143,6 +143,8 @@ def headline(summary: dict[str, Any]) -> str:
     found = summary["eval"].get("valence")
     if found is None:
         return "The run stopped before the base model was measured."
+    if found["before"] is None:
+        return "The reward holds nothing at a set point. " + _own_terms(summary["eval"])
     if found["diff"] is None:
         return (
             f"Base model: mean valence {found['before']:.2f} on {found['n']} held-out episodes. "
@@ -219,6 +221,22 @@ def _which_terms(estimates: dict[str, Any]) -> str:
     named = ", ".join(f"{name} {terms[name]['diff']:+.2f}" for name in moved)
     rest = [name for name in terms if name not in moved]
     return f"Terms that moved: {named}." + (f" No change shown: {', '.join(rest)}." if rest else "")
+
+
+def _own_terms(estimates: dict[str, Any]) -> str:
+    """What a reward without a valence pays, on held-out episodes."""
+    said = []
+    for name, own in estimates.items():
+        if not name.startswith("own/"):
+            continue
+        text = f"{name.partition('/')[2]} {own['before']:.2f}"
+        if own["diff"] is not None:
+            text += f" → {own['after']:.2f}"
+        if own["ci95"]:
+            low, high = own["ci95"]
+            text += f", a difference of {own['diff']:+.2f}, 95% interval [{low:+.2f}, {high:+.2f}]"
+        said.append(text)
+    return f"Its own terms on held-out episodes: {'; '.join(said) or 'none'}."
 
 
 def side_by_side(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:

@@ -77,11 +77,12 @@ def describe(readings: Readings, rewards: Rewards) -> Metrics:
     entropy = np.concatenate([found.entropy_R for found in readings.traces])
     metrics = {
         "reward/total": float(rewards.total_N.mean()),
-        "reward/valence": float(rewards.valence.total_N.mean()),
         "policy/kl_nats_per_token": float(kl.mean()),
         "policy/entropy_nats_per_token": float(entropy.mean()),
         "rollout/response_tokens": float(len(kl)),
     }
+    if rewards.valence.names:  # a control reward may hold nothing at a set point
+        metrics["reward/valence"] = float(rewards.valence.total_N.mean())
     for column, name in enumerate(rewards.valence.names):
         metrics[f"reward/term/{name}"] = float(rewards.valence.terms_NS[:, column].mean())
     for name, term in rewards.own_terms.items():
