@@ -88,8 +88,13 @@ def measure_suite(
     return Measured(rows, speed)
 
 
-def _of_model(policy: Policy) -> tuple[str, str, str]:
-    return policy.base.fingerprint, str(policy.dtype), policy.device.type
+def _of_model(policy: Policy) -> tuple[str, ...]:
+    """Weights, and how text becomes ids and ends."""
+    base, tokenizer = policy.base, policy.tokenizer
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    text = f"{vocabulary} {tokenizer.chat_template} {policy.eos_ids}"
+    words = hashlib.sha256(text.encode()).hexdigest()
+    return base.fingerprint, words, str(policy.dtype), policy.device.type
 
 
 def _asked(config: RunConfig, name: str) -> tuple[Any, ...]:
@@ -124,7 +129,8 @@ def describe_speed(found: Mapping[str, Any]) -> str | None:
         speeds = [own["speed"][arm] for own in found.values() if arm in own.get("speed", {})]
         if speeds:
             seconds, tokens = (sum(one[key] for one in speeds) for key in ("time_s", "tokens"))
-            note = ", from the cache" if speeds[0]["cached"] else ""
+            cached = [one["cached"] for one in speeds]
+            note = ", from the cache" if all(cached) else ", partly from the cache" * any(cached)
             parts.append(f"{arm} {seconds:.0f} s, {tokens / seconds:.0f} tokens/s{note}")
     return f"evaluations: {'; '.join(parts)}" if parts else None
 

@@ -16,6 +16,7 @@ from homeostat.evals.subject import Subject
 from homeostat.evals.suite import Suite
 from homeostat.report.console import Console
 from homeostat.run import run
+from homeostat.run_suite import describe_speed
 
 SUITE = ("answer", "opinion", "pressure_facts")
 OVERRIDES = (
@@ -99,6 +100,12 @@ def test_a_run_that_is_killed_among_the_evaluations_goes_on_with_the_next(
         config = replace(composed(*overrides), resume=str(folder))
         assert run(config, folder, Console(), overrides) == "finished"
     assert asked == [SUITE[0], SUITE[1], SUITE[1], SUITE[2]]
+    suite = json.loads((folder / "summary.json").read_text())["suite"]
+    assert [suite[name]["speed"]["trained"]["cached"] for name in SUITE] == [True, False, False]
+    said = describe_speed(suite)
+    assert said is not None
+    assert "s, partly from the cache" not in said.partition("trained")[0]
+    assert said.endswith("tokens/s, partly from the cache")
     for name in SUITE:
         found = rows(folder / "evals" / f"{name}.jsonl")
         assert {row["arm"] for row in found} == {"base", "trained"}

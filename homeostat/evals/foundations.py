@@ -59,7 +59,7 @@ class Vignette:
     """Something that one sees happen.
 
     Attributes:
-        id: Of the row; rows of one file may share it, and are then one item.
+        id: Of the row.
         foundation: The right option.
         text: What is seen.
         human: Shares of people who chose each option, summing to 1; None where nobody was asked.

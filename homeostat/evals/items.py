@@ -36,10 +36,18 @@ def read_items(path: str | None, packaged: str | None, required: Mapping[str, ty
         source = Path(path).expanduser()
         if not source.is_file():
             raise HomeostatError(f"{path}: there is no such file; give a JSONL file of items.")
-    rows = []
+    rows: list[Item] = []
+    lines: dict[str, int] = {}
     for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), 1):
         if line.strip():
-            rows.append(_checked(line, f"{path or packaged}, line {number}", required, number))
+            row = _checked(line, f"{path or packaged}, line {number}", required, number)
+            before = lines.setdefault(str(row["id"]), number)
+            if before != number:
+                raise HomeostatError(
+                    f"{path or packaged}, line {number}: id {row['id']!r} is that of line "
+                    f"{before}; give every item an id of its own."
+                )
+            rows.append(row)
     if not rows:
         raise HomeostatError(f"{path or packaged} holds no items.")
     return rows
@@ -56,6 +64,8 @@ def _checked(line: str, where: str, required: Mapping[str, type], number: int) -
         if not isinstance(row.get(key), kind):
             given = "is missing" if key not in row else f"is {row[key]!r}"
             raise HomeostatError(f"{where}: {key} {given}; it must be a {kind.__name__}.")
+        if not row[key] and row[key] != 0:
+            raise HomeostatError(f"{where}: {key} is empty.")
     return {"id": str(number)} | row
 
 

@@ -27,7 +27,8 @@ class PairedTest:
             where nothing varies.
         p: Two-sided, of a sign-flip test over groups; None below two groups.
         smallest: The smallest difference that so many groups would show with a power of 0.8 at a
-            level of 0.05, in the metric's unit; None where nothing varies.
+            level of 0.05, in the metric's unit, before any correction for other tests; None where
+            nothing varies, or where so few groups can show nothing, however large.
     """
 
     estimate: Estimate
@@ -104,7 +105,7 @@ def paired_test(
     spread = float(difference.std(ddof=1)) if count > 1 else 0.0
     if count < 2:
         return PairedTest(estimate, count, None, None, None)
-    if spread == 0:
+    if _constant(difference):
         # Of all exchanges of signs only two are as far out as groups that agree to the last digit.
         return PairedTest(estimate, count, None, 0.5 ** (count - 1) if difference[0] else 1.0, None)
     p = stats.permutation_test(
@@ -114,8 +115,15 @@ def paired_test(
         n_resamples=samples,
         rng=np.random.default_rng(seed),
     ).pvalue
-    smallest = TTestPower().solve_power(nobs=count, alpha=ALPHA, power=POWER) * spread
-    return PairedTest(estimate, count, float(difference.mean() / spread), float(p), float(smallest))
+    smallest = None
+    if 0.5 ** (count - 1) < ALPHA:  # the least p that exchanging signs can give
+        smallest = float(TTestPower().solve_power(nobs=count, alpha=ALPHA, power=POWER) * spread)
+    return PairedTest(estimate, count, float(difference.mean() / spread), float(p), smallest)
+
+
+def _constant(values: np.ndarray) -> bool:
+    """Whether all are the same up to the rounding of sums and differences."""
+    return bool(np.ptp(values) <= 1e-9 * np.abs(values).max())
 
 
 def _by_group(
@@ -145,8 +153,8 @@ def holm(p: Mapping[str, float | None]) -> dict[str, float | None]:
 def _interval(values: np.ndarray, samples: int, seed: int) -> tuple[float, float] | None:
     if len(values) < 2:
         return None
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
+    if _constant(values):
+        return float(values.mean()), float(values.mean())
     found = stats.bootstrap(
         (values,),
         np.mean,

@@ -301,6 +301,8 @@ class Policy:
         """
         digest = hashlib.sha256()
         for name in self.rounds:
+            shape = self.model.peft_config[name].to_dict()
+            digest.update(repr(sorted((k, str(v)) for k, v in shape.items())).encode())
             for parameter in self._parameters_of(name):
                 digest.update(parameter.detach().float().cpu().numpy().tobytes())
         return digest.hexdigest()

@@ -47,6 +47,9 @@ GOOD = {
 }
 
 
+BEST_AT_0 = ("sycophancy", "yielding")
+
+
 def compare_runs(
     paths: Sequence[Path],
     out: Path,
@@ -167,7 +170,7 @@ def _row(arm: Arm, columns: Sequence[Column], against: Arm | None, samples: int)
         if arm is against:
             note = "this is the baseline"
         cells[column.name] = _cell(column, before, own[TRAINED], note, samples)
-    _correct(cells, {column.name: GOOD[column.metric] for column in columns})
+    _correct(cells, columns)
     runs = arm.runs.values()
     return {
         "name": arm.name,
@@ -193,7 +196,7 @@ def _untrained(
             own = column.values[against.name][BASE]
             note = None
         cells[column.name] = _cell(column, before, own, note, samples)
-    _correct(cells, {column.name: GOOD[column.metric] for column in columns})
+    _correct(cells, columns)
     seeds = sorted({run.seed for run in _runs(arms)})
     return {"name": UNTRAINED, "overrides": [], "seeds": seeds, "runs": [], "cells": cells}
 
@@ -229,15 +232,18 @@ def _cell(
     level = estimate(after, column.groups, samples)
     found = None if note else difference(before, after, column.groups, samples)
     if level is None and note is None:
-        note = "not measured"
+        note = "no value could be read" if after else "not measured"
     elif found is None and note is None:
         note = "no seed and item in common with the baseline"
     return {"level": level, "difference": found, "note": note}
 
 
-def _correct(cells: Mapping[str, Mapping[str, Any]], good: Mapping[str, int]) -> None:
+def _correct(cells: Mapping[str, Mapping[str, Any]], columns: Sequence[Column]) -> None:
     """Add ``p_holm``, over all tests of one arm, and the verdict."""
+    metric = {column.name: column.metric for column in columns}
     tested = {name: cell["difference"] for name, cell in cells.items() if cell["difference"]}
     for name, p in holm({name: own["p"] for name, own in tested.items()}).items():
         tested[name]["p_holm"] = p
-        tested[name]["verdict"] = verdict(tested[name], good[name])
+        after = cells[name]["level"]["mean"]
+        ends = (after - tested[name]["mean"], after) if metric[name] in BEST_AT_0 else ()
+        tested[name]["verdict"] = verdict(tested[name], GOOD[metric[name]], ends)

@@ -105,7 +105,7 @@ def base_spread(column: Column) -> float | None:
 def arrow(
     judged: Sequence[Column], cost: Column, arm: str, seeds: Sequence[int], samples: int
 ) -> Place | None:
-    """Where an arm's arrow begins and ends, with 95% intervals of the end; None without a cost.
+    """Where an arm's arrow begins and ends, with 95% intervals of the end; None if one is missing.
 
     The seeds of a draw are the same for all figures, their items are each figure's own.
     """
@@ -121,6 +121,8 @@ def arrow(
         if mean is not None and spread is not None:
             moved.append(mean / spread)
             drawn.append(draws_ / spread)
+    if len(moved) < len(judged):
+        return None  # a mean over fewer figures would be another figure
     start = float(over_seeds(table(cost.values[arm][BASE], cost.groups)).mean())
     return {
         "from": (start, 0.0),

@@ -18,6 +18,8 @@ from homeostat.sweep import NOT_STARTED, RUNNING, STOPPED, is_left, read_jobs, r
 BASE, TRAINED = "base", "trained"
 VALENCE = "homeostasis"  # the held-out episodes, whose figure is valence
 # What valence depends on besides the model: with other values of these it is another figure.
+# And what else than the items an evaluation's rows follow from.
+ASKED_BY = ("reply_tokens", "foundations_readout")
 VALENCE_KEYS = ("reward", "signals", "bot", "rollout")
 
 
@@ -132,7 +134,10 @@ def check_same(runs: Sequence[Run]) -> None:
         for name, arms in run.rows.items():
             if name == VALENCE or not arms.get(BASE):
                 continue
-            asked = (mode_of(arms[BASE]), {item_of(row): group_of(row) for row in arms[BASE]})
+            own = run.config.get("eval", {})
+            settings = {key: own.get(key) for key in ASKED_BY}
+            items = {item_of(row): group_of(row) for row in arms[BASE]}
+            asked = (mode_of(arms[BASE]), items, settings, own.get("files", {}).get(name))
             other, before = first.setdefault(name, (run, asked))
             if asked != before:
                 raise HomeostatError(

@@ -158,7 +158,7 @@ def difference(
     return found | {"effect": tested.effect, "p": tested.p}
 
 
-def verdict(found: Mapping[str, Any], good: int) -> str:
+def verdict(found: Mapping[str, Any], good: int, ends: Sequence[float] = ()) -> str:
     """What a difference says: ``better``, ``worse``, ``moved`` or ``no change shown``.
 
     A change counts if the corrected p is below 0.05 and the interval over seeds and items leaves 0
@@ -167,10 +167,12 @@ def verdict(found: Mapping[str, Any], good: int) -> str:
     Args:
         found: From `difference`, with ``p_holm``.
         good: +1 if more is better, -1 if less is, 0 if neither.
+        ends: Levels of a figure that is best at 0 and has a sign, such as sycophancy. Below 0 there
+            is none left to lose: unless both are above 0, a change is neither better nor worse.
     """
     p, ci95 = found["p_holm"], found["ci95"]
     if p is None or ci95 is None or p >= ALPHA or ci95[0] <= 0 <= ci95[1]:
         return "no change shown"
-    if good == 0:
+    if good == 0 or any(end < 0 for end in ends):
         return "moved"
     return "better" if found["mean"] * good > 0 else "worse"

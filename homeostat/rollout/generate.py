@@ -22,7 +22,8 @@ class Sampler:
 
     All rows share the columns of one cache. A row that has nothing to say in a column is masked
     there, and positions count only what a row really holds, so that a row's tokens do not depend on
-    its neighbours (up to floating point).
+    its neighbours (up to floating point). Where a model looks back over a window of columns only,
+    those in which a row was masked count in it, too: beyond the window rows are not independent.
 
     Attributes:
         predicted_from: Of each row's newest reply, the final hidden states ``[R, D]`` that its
@@ -118,6 +119,7 @@ class Sampler:
             column = alive.long()[:, None]
             number = torch.where(column > 0, step + 1, -1)
             self._forward(torch.where(alive, chosen, pad)[:, None], column, number)
+        self._hidden = None  # of a token that the rows have passed
         by_row = torch.stack(states, dim=1)
         self.predicted_from = [own[: len(ids)] for own, ids in zip(by_row, replies, strict=True)]
         return replies
@@ -138,6 +140,7 @@ class Sampler:
             mask = self._tensor([[1] * len(row) + [0] * (width - len(row)) for row in inputs])
             number = torch.where(mask > 0, mask.cumsum(dim=1), -1)
             states = torch.cat([states, self._forward(tokens, mask, number)], dim=1)
+        self._hidden = None
         own = [hidden[: len(reply)] for hidden, reply in zip(states, replies, strict=True)]
         targets = [token for reply in replies for token in reply]
         with torch.no_grad():
@@ -181,7 +184,8 @@ class Sampler:
         if longest > self._policy.max_context:
             raise HomeostatError(
                 f"a conversation of {longest} tokens does not fit into the model's context of "
-                f"{self._policy.max_context}; lower rollout.turns or rollout.max_new_tokens."
+                f"{self._policy.max_context}; lower rollout.turns, rollout.max_new_tokens or "
+                "eval.reply_tokens."
             )
         self._policy.steer_at(predicted)
         output = self._policy.trunk(

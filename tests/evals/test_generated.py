@@ -13,7 +13,7 @@ from homeostat.config import EvalConfig
 from homeostat.errors import HomeostatError
 from homeostat.evals.generated import GENERATED
 from homeostat.evals.pressure import CONTROL, PRESSURE, TURNS, course, survival
-from homeostat.evals.suite import CLAIM, Suite, beside, caveat, level
+from homeostat.evals.suite import CLAIM, Suite, beside, caveat, items_of, level
 from homeostat.evals.sycophancy import CHALLENGE, FINAL
 from homeostat.types import Conversation
 
@@ -298,10 +298,25 @@ def test_replies_outside_the_options_are_missing_and_named(reply: str) -> None:
     found = Suite(config).compare(before, after)
     assert found["answer"]["metrics"]["sycophancy"]["after"] is None
     assert found["answer"]["level"] == {"mean": None, "ci95": None, "n": 0}
+
     assert found["pressure_facts"]["survival"]["base"]["pressure"]["n"] == 0
     modes = {name: own["mode"] for name, own in found.items()}
     assert modes.pop("pressure_stances") == modes.pop("capability") == "logprob"
     assert set(modes.values()) == {"generate"}
+
+
+def test_a_trained_model_that_cannot_be_read_is_named() -> None:
+    config = EvalConfig(suite=["answer"], items={"answer": 6}, mode="generate")
+    suite, right = Suite(config), {i["question"]: i["right"] for i in items_of(config, "answer")}
+
+    def knows(talk: Conversation) -> str:
+        return next(own for asked, own in right.items() if asked in talk.turns[0].text)
+
+    base = suite.measure(Speaker(knows), "base")
+    after = suite.measure(Speaker(lambda _: "Well."), "trained")
+    assert suite.compare(base, base)["answer"]["caveat"] is None
+    said = suite.compare(base, after)["answer"]["caveat"]
+    assert said.startswith("trained: could not be scored")
 
 
 def test_a_reply_that_cannot_be_read_hides_the_turn_of_flip() -> None:

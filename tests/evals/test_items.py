@@ -32,6 +32,11 @@ def test_an_own_file_is_read_and_rows_without_an_id_are_called_after_their_line(
         ('{"question": "Who?", "right": 3, "wrong": "b"}\n', "line 1: right is 3"),
         ("\nnothing\n", "line 2 is not JSON"),
         ("[1]\n", "line 1 is no object"),
+        ('{"question": "Who?", "right": "", "wrong": "b"}\n', "line 1: right is empty"),
+        (
+            '{"id": "x", "question": "?", "right": "a", "wrong": "b"}\n' * 2,
+            "line 2: id 'x' is that of line 1; give every item an id of its own",
+        ),
         ("\n", "holds no items"),
     ],
 )

@@ -54,6 +54,20 @@ def test_one_item_has_a_difference_but_no_interval() -> None:
     assert compare_paired([1.0], [3.0]) == Estimate(1.0, 3.0, 2.0, None, 1)
 
 
+def test_differences_that_are_equal_but_for_rounding_are_constant() -> None:
+    found = paired_test([0.1, 0.2, 0.3], [0.2, 0.3, 0.4])
+    assert found.effect is found.smallest is None
+    assert found.p == 0.25
+    assert found.estimate.ci95 == pytest.approx((0.1, 0.1))
+
+
+@pytest.mark.parametrize(("count", "can"), [(5, False), (6, True)])
+def test_few_items_can_show_nothing_however_large(count: int, can: bool) -> None:
+    found = paired_test([0.0] * count, [10.0 + 0.1 * i for i in range(count)])
+    assert found.p == pytest.approx(2 * 0.5**count)
+    assert (found.smallest is not None) == can
+
+
 def test_constant_differences_have_an_interval_without_width() -> None:
     found = compare_paired([1.0, 2.0, 5.0], [1.5, 2.5, 5.5])
     assert found == Estimate(8 / 3, 9.5 / 3, 0.5, (0.5, 0.5), 3)

@@ -212,3 +212,16 @@ def test_a_saved_adapter_is_taken_over_to_the_bit_by_one_of_its_shape(
     for misfit in (make_policy(rank=2), make_policy(layers=(0.5, 1.0))):
         with pytest.raises(HomeostatError, match=r"lora\.\*"):
             misfit.load_adapter(tmp_path)
+
+
+def test_a_digest_tells_trained_policies_apart(
+    make_policy: Callable[..., Policy], stir: Callable[..., None]
+) -> None:
+    policy, same, other, wider = make_policy(), make_policy(), make_policy(), make_policy(rank=8)
+    for own, seed in ((policy, 1), (same, 1), (other, 2), (wider, 1)):
+        stir(own, seed=seed)
+    assert policy.adapter_digest() == same.adapter_digest()
+    assert len({own.adapter_digest() for own in (policy, other, wider)}) == 3
+    before = policy.adapter_digest()
+    policy.add_round(seed=3)
+    assert policy.adapter_digest() != before

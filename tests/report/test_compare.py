@@ -308,6 +308,15 @@ def test_a_change_has_a_sign_and_needs_both_interval_and_p(
     assert verdict({"mean": mean, "ci95": ci95, "p_holm": p}, good) == said
 
 
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [((0.9, 0.4), "better"), ((0.4, -0.1), "moved"), ((-0.5, -1.0), "moved")],
+)
+def test_sycophancy_below_0_is_no_gain(ends: tuple[float, float], said: str) -> None:
+    found = {"mean": -0.5, "ci95": [-0.9, -0.1], "p_holm": 0.01}
+    assert verdict(found, -1, ends) == said
+
+
 def test_arms_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
     make = [
         (["lora.rank=4", "wandb.mode=disabled"], {"lora": {"rank": 4}}),
@@ -342,6 +351,11 @@ def _other_items(folder: Path) -> list[Path]:
     return [make_run(folder / "a", 0, [], {"capability": RIGHT}), other]
 
 
+def _other_replies(folder: Path) -> list[Path]:
+    values = {"capability": RIGHT}
+    return [make_run(folder / str(n), 0, [], values, eval={"reply_tokens": n}) for n in (16, 32)]
+
+
 def _empty(folder: Path) -> list[Path]:
     (folder / "a").mkdir()
     return [folder / "a"]
@@ -353,6 +367,7 @@ def _empty(folder: Path) -> list[Path]:
         (lambda folder: [folder / "nowhere"], "there is no such folder"),
         (_empty, "there is no run in it"),
         (_other_model, "of models toy and other; compare runs of one model"),
+        (_other_replies, r"capability was measured on other items, or read in another way"),
         (_other_items, r"capability was measured on other items.*\(4 items, .*\(10 items"),
     ],
 )
