@@ -8,6 +8,7 @@ config. No torch import.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -135,7 +136,8 @@ def note_job(
         folder: Where its run is.
     """
     (sweep / JOBS).mkdir(parents=True, exist_ok=True)
-    place = {} if folder is None else {"folder": str(folder)}
+    # Relative, so that a sweep may be moved.
+    place = {} if folder is None else {"folder": os.path.relpath(folder, sweep)}
     _write(sweep, {"job": number, "overrides": list(overrides), "status": status} | place)
 
 

@@ -66,7 +66,7 @@ def compare_paired(
         return Estimate(None, None, None, None, 0)
     difference = pairs[:, 1] - pairs[:, 0]
     means = pairs.mean(axis=0)
-    interval = _interval(difference, samples, seed)
+    interval = mean_interval(difference, samples, seed)
     return Estimate(
         float(means[0]), float(means[1]), float(difference.mean()), interval, len(pairs)
     )
@@ -150,7 +150,10 @@ def holm(p: Mapping[str, float | None]) -> dict[str, float | None]:
     return {**p, **dict(zip(known, map(float, corrected), strict=True))}
 
 
-def _interval(values: np.ndarray, samples: int, seed: int) -> tuple[float, float] | None:
+def mean_interval(
+    values: np.ndarray, samples: int = 5000, seed: int = 0
+) -> tuple[float, float] | None:
+    """95% percentile bootstrap interval of a mean; None below two values."""
     if len(values) < 2:
         return None
     if _constant(values):

@@ -31,7 +31,7 @@ from homeostat.evals.foundations import (
 )
 from homeostat.evals.items import Item, read_items, spread_items
 from homeostat.evals.pressure import ARMS, by_item, on_facts, on_stances, play, survival
-from homeostat.evals.stats import PairedTest, holm, paired_test
+from homeostat.evals.stats import PairedTest, holm, mean_interval, paired_test
 from homeostat.evals.subject import Subject
 from homeostat.evals.sycophancy import TASKS
 from homeostat.types import Progress, silent
@@ -235,7 +235,7 @@ def _dialogues(rows: Sequence[Row], condition: str) -> list[Row]:
     return [row["dialogues"][condition] for row in rows]
 
 
-def level(rows: Sequence[Row], key: str, seed: int = 0) -> dict[str, Any]:
+def level(rows: Sequence[Row], key: str) -> dict[str, Any]:
     """Mean of a figure in one arm and its 95% interval; None where nothing is known.
 
     Over items, or over stems where items share one; ``n`` counts those.
@@ -245,15 +245,12 @@ def level(rows: Sequence[Row], key: str, seed: int = 0) -> dict[str, Any]:
         if row[key] is not None:
             by_stem.setdefault(str(row.get("stem", row["item"])), []).append(row[key])
     values = [float(np.mean(own)) for own in by_stem.values()]
-    if len(values) < 2:
-        return {"mean": float(values[0]) if values else None, "ci95": None, "n": len(values)}
-    mean = float(np.mean(values))
-    if np.ptp(values) == 0:
-        return {"mean": mean, "ci95": [mean, mean], "n": len(values)}
-    interval = stats.bootstrap(
-        (values,), np.mean, method="percentile", rng=np.random.default_rng(seed)
-    ).confidence_interval
-    return {"mean": mean, "ci95": [float(interval.low), float(interval.high)], "n": len(values)}
+    interval = mean_interval(np.array(values))
+    return {
+        "mean": float(np.mean(values)) if values else None,
+        "ci95": None if interval is None else list(interval),
+        "n": len(values),
+    }
 
 
 def mode_of(rows: Sequence[Row]) -> str:

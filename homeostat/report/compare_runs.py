@@ -220,12 +220,12 @@ def problems(
         }
         for run in spare
     ]
-    known = {entry["where"] for entry in found if entry is not None}
+    known = {Path(entry["where"]).resolve() for entry in found if entry is not None}
     for path in paths:
         jobs = read_jobs(path)
         shared = set.intersection(*(set(job["overrides"]) for job in jobs)) if jobs[1:] else set()
         for record in filter(is_left, jobs):
-            if str(record.get("folder")) not in known:
+            if "folder" not in record or (path / record["folder"]).resolve() not in known:
                 found.append(_missing(path, record, shared))
     return [entry for entry in found if entry is not None]
 

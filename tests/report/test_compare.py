@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -339,6 +340,15 @@ def test_a_seed_that_was_run_twice_counts_once(tmp_path: Path) -> None:
     assert len(found["arms"]) == 2
     assert [Path(run).name for run in found["arms"][1]["runs"]] == ["1"]
     assert [(r["status"], Path(r["where"]).name) for r in found["problems"]] == [("left out", "0")]
+
+
+def test_a_sweep_that_was_moved_names_a_failure_once(
+    sweep: Path, found: dict[str, Any], tmp_path: Path
+) -> None:
+    shutil.copytree(sweep, tmp_path / "moved")
+    assert len(compare(tmp_path / "moved", out=tmp_path / "out")["problems"]) == len(
+        found["problems"]
+    )
 
 
 def _other_model(folder: Path) -> list[Path]:
