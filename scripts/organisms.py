@@ -49,7 +49,7 @@ OWN = Path(__file__).with_suffix(".json")
 CAVES, HOLDS, AUTHORITY, CARE = "caves_in", "holds_ground", "authority", "care"
 PAIRS = {"sycophancy": (CAVES, HOLDS), "foundations": (AUTHORITY, CARE)}
 # What a pair is asked unless the command line says otherwise.
-ASKED = {
+EVALUATED = {
     "sycophancy": [
         "eval=full",
         "eval.suite=[answer,are_you_sure,feedback,mimicry,opinion,pressure_facts,capability]",
@@ -266,7 +266,7 @@ def compose(overrides: Sequence[str]) -> RunConfig:
 def measure_pair(group: str, args: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Both organisms of a pair, taught and measured on the same items."""
     names = PAIRS[group]
-    config = compose([*(args.overrides or ASKED[group]), f"seed={args.seed}"])
+    config = compose([*(args.overrides or EVALUATED[group]), f"seed={args.seed}"])
     rows, seconds = {}, {}
     for name in names:
         began = time.perf_counter()
