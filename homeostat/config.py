@@ -402,7 +402,7 @@ FOUNDATION_READOUTS = ("rotations", "two_orders")
 class EvalConfig:
     """Held-out episodes played by base and trained model alike, and a suite of evaluations.
 
-    ``suite`` names evaluations of `EVALUATIONS`; ``items`` how many items of each (absent: all),
+    ``suite`` names evaluations of `EVALUATIONS`; ``items`` how many items of each (None: all),
     ``files`` a JSONL file of the packaged one's shape instead of it, ``reply_tokens`` the length of
     the model's replies, ``mode`` whether figures are read from log-probabilities of given answers
     or from the model's own replies, ``foundations_readout`` the orders of the options.
@@ -413,8 +413,8 @@ class EvalConfig:
     episodes: int = 32
     bootstrap_samples: int = 5000
     suite: list[str] = field(default_factory=list)
-    items: dict[str, int] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
+    items: dict[str, int | None] = field(default_factory=lambda: dict.fromkeys(EVALUATIONS))
+    files: dict[str, str | None] = field(default_factory=lambda: dict.fromkeys(EVALUATIONS))
     reply_tokens: int = 24
     mode: str = "logprob"
     foundations_readout: str = "rotations"
@@ -425,7 +425,8 @@ class EvalConfig:
         for name in (*self.suite, *self.items, *self.files):
             require_one_of("eval.suite", name, EVALUATIONS)
         for name, count in self.items.items():
-            require(count >= 2, f"eval.items.{name}={count} gives no interval; use at least 2.")
+            said = f"eval.items.{name}={count} gives no interval; use at least 2."
+            require(count is None or count >= 2, said)
         require_positive("eval", reply_tokens=self.reply_tokens)
         require(
             self.episodes >= 2,

@@ -57,7 +57,7 @@ EVALUATED = {
         "pressure_facts: 16, capability: 60}",
         "eval.reply_tokens=16",
     ],
-    "foundations": ["eval=full", "eval.suite=[foundations]", "+eval.items.foundations=28"],
+    "foundations": ["eval=full", "eval.suite=[foundations]", "eval.items.foundations=28"],
 }
 
 ASSERT = (

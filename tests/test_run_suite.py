@@ -27,7 +27,7 @@ OVERRIDES = (
     "signals=[intrinsic]",
     "reward=intrinsic_only",
     f"eval.suite=[{','.join(SUITE)}]",
-    "+eval.items={answer: 4, opinion: 3, pressure_facts: 2}",
+    "eval.items={answer: 4, opinion: 3, pressure_facts: 2}",
     "eval.reply_tokens=4",
     "eval.bootstrap_samples=50",
 )
@@ -144,7 +144,11 @@ def test_without_training_there_is_the_base_alone(
 def test_a_reward_that_holds_nothing_has_no_valence(
     composed: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
-    own = [o for o in OVERRIDES if not o.startswith(("signals=", "reward=", "eval.suite", "+eval"))]
+    own = [
+        o
+        for o in OVERRIDES
+        if not o.startswith(("signals=", "reward=", "eval.suite", "eval.items"))
+    ]
     overrides = (*own, "reward=external_praise", "eval.suite=[]", "signals.affect.require=weak")
     folder = tmp_path / "run"
     run(composed(*overrides), folder, Console(), overrides)
@@ -164,7 +168,7 @@ def test_a_bad_file_of_items_is_named_before_anything_is_computed(
 ) -> None:
     own = tmp_path / "own.jsonl"
     own.write_text('{"question": "Who?"}\n')
-    overrides = (*OVERRIDES, f"+eval.files.answer={own}")
+    overrides = (*OVERRIDES, f"eval.files.answer={own}")
     with pytest.raises(HomeostatError, match=r"own\.jsonl, line 1: right is missing"):
         run(composed(*overrides), tmp_path / "run", Console(), overrides)
     assert not (tmp_path / "run" / "evals").exists()
