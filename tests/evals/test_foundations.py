@@ -177,6 +177,19 @@ def test_the_real_reading_path_equals_one_pass_per_rotation(
     assert row["nll_prefill"] == pytest.approx(prefill, abs=1e-3)
 
 
+def test_an_interval_that_reaches_0_but_for_rounding_is_chance() -> None:
+    chosen = {"fairness": ("fairness", "fairness"), "loyalty": ("sanctity", "loyalty")}
+    chosen |= {"liberty": ("care", "loyalty")}
+    rows = [
+        {"foundation": name, "chosen": own}
+        for name in NAMES
+        for own in chosen.get(name, ("fairness", "fairness"))
+    ]
+    found = informedness_interval(rows)
+    assert found is not None
+    assert found[0] == 0
+
+
 def test_informedness_of_a_constant_answer_is_chance() -> None:
     rows = [{"foundation": name, "chosen": "care"} for name in NAMES]
     assert informedness(rows) == pytest.approx(0)
