@@ -18,6 +18,14 @@ from hydra.utils import get_object
 from omegaconf import MISSING
 
 from homeostat.checks import require, require_fraction, require_one_of, require_positive
+from homeostat.config_eval import EvalConfig
+from homeostat.config_model import (
+    EmbeddedModelConfig,
+    LoraConfig,
+    ModelConfig,
+    PretrainedModelConfig,
+    TinyModelConfig,
+)
 from homeostat.config_steering import PersonaConfig, SteerHealConfig
 from homeostat.config_trainers import (
     DPOConfig,
@@ -60,82 +68,6 @@ def build(part: Any, **runtime: Any) -> Any:
         **runtime: What only exists while the program runs, by keyword.
     """
     return get_object(part._target_)(part, **runtime)
-
-
-# --- model ------------------------------------------------------------------------------------
-
-
-@dataclass
-class ModelConfig:
-    """A causal language model with a chat template."""
-
-    _target_: str = MISSING
-    name: str = MISSING
-
-
-@dataclass
-class EmbeddedModelConfig(ModelConfig):
-    """The default model, carried by a package of the Python package index."""
-
-    _target_: str = "homeostat.models.embedded.load_embedded"
-    package: str = MISSING
-    wheel_sha256: str = MISSING
-    gguf: str = MISSING
-    gguf_sha256: str = MISSING
-
-
-@dataclass
-class PretrainedModelConfig(ModelConfig):
-    """A hub id, a local folder or a GGUF file.
-
-    ``quantization: 4bit`` keeps the base's linear layers in 4-bit NormalFloat, which needs CUDA and
-    the extra ``homeostat[quant]``; the adapter stays float32.
-    """
-
-    _target_: str = "homeostat.models.load.load_pretrained"
-    path: str = MISSING
-    revision: str | None = None
-    quantization: str | None = None
-
-    def __post_init__(self) -> None:
-        require(
-            self.quantization in (None, "4bit"),
-            f"model.quantization={self.quantization} is unknown; choose 4bit, or null for none.",
-        )
-
-
-@dataclass
-class TinyModelConfig(ModelConfig):
-    """A random model built in code, for tests; it says nothing sensible."""
-
-    _target_: str = "homeostat.models.tiny.load_tiny"
-    hidden_size: int = 32
-    num_layers: int = 4
-    init_seed: int = 0
-
-
-@dataclass
-class LoraConfig:
-    """Low-rank adapter on all linear layers of a band of decoder blocks.
-
-    ``layers`` is the band as fractions of the depth. Below the band nothing is trained, so no
-    gradient flows there, which saves time and memory.
-    """
-
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
-    layers: list[float] = field(default_factory=lambda: [0.0, 1.0])
-
-    def __post_init__(self) -> None:
-        require_positive("lora", rank=self.rank, alpha=self.alpha)
-        require_fraction("lora", dropout=self.dropout)
-        low, high = (*self.layers, 0.0, 0.0)[:2]
-        require(
-            len(self.layers) == 2 and 0 <= low < high <= 1,
-            f"lora.layers={list(self.layers)} must be two fractions of the depth, low then high, "
-            "such as [0.5,1.0].",
-        )
 
 
 # --- signals ----------------------------------------------------------------------------------
@@ -378,61 +310,7 @@ class RolloutConfig:
         require_positive("rollout", turns=self.turns, max_new_tokens=self.max_new_tokens)
 
 
-# --- eval, logging, root ----------------------------------------------------------------------
-
-
-EVALUATIONS = (
-    "answer",
-    "are_you_sure",
-    "feedback",
-    "mimicry",
-    "opinion",
-    "perez",
-    "pressure_facts",
-    "pressure_stances",
-    "foundations",
-    "coherence",
-    "capability",
-    "plain_text",
-)
-FOUNDATION_READOUTS = ("rotations", "two_orders")
-
-
-@dataclass
-class EvalConfig:
-    """Held-out episodes played by base and trained model alike, and a suite of evaluations.
-
-    ``suite`` names evaluations of `EVALUATIONS`; ``items`` how many items of each (None: all),
-    ``files`` a JSONL file of the packaged one's shape instead of it, ``reply_tokens`` the length of
-    the model's replies, ``mode`` whether figures are read from log-probabilities of given answers
-    or from the model's own replies, ``foundations_readout`` the orders of the options.
-    """
-
-    _target_: str = "homeostat.evals.homeostasis.Homeostasis"
-    name: str = "homeostasis"
-    episodes: int = 32
-    bootstrap_samples: int = 5000
-    suite: list[str] = field(default_factory=list)
-    items: dict[str, int | None] = field(default_factory=lambda: dict.fromkeys(EVALUATIONS))
-    files: dict[str, str | None] = field(default_factory=lambda: dict.fromkeys(EVALUATIONS))
-    reply_tokens: int = 24
-    mode: str = "logprob"
-    foundations_readout: str = "rotations"
-
-    def __post_init__(self) -> None:
-        require_one_of("eval.mode", self.mode, ("logprob", "generate"))
-        require_one_of("eval.foundations_readout", self.foundations_readout, FOUNDATION_READOUTS)
-        for name in (*self.suite, *self.items, *self.files):
-            require_one_of("eval.suite", name, EVALUATIONS)
-        for name, count in self.items.items():
-            said = f"eval.items.{name}={count} gives no interval; use at least 2."
-            require(count is None or count >= 2, said)
-        require_positive("eval", reply_tokens=self.reply_tokens)
-        require(
-            self.episodes >= 2,
-            f"eval.episodes={self.episodes} gives no interval; use at least 2.",
-        )
-        require_positive("eval", bootstrap_samples=self.bootstrap_samples)
+# --- memory, logging, root ----------------------------------------------------------------------
 
 
 @dataclass

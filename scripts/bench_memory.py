@@ -36,7 +36,8 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen2Config
 
-from homeostat.config import LoraConfig, RolloutConfig, build
+from homeostat.config import RolloutConfig, build
+from homeostat.config_model import LoraConfig
 from homeostat.config_steering import BarrierConfig, HealConfig, SteerHealConfig
 from homeostat.config_trainers import PPOConfig, TrainerConfig
 from homeostat.models.adapters import Policy

@@ -22,14 +22,13 @@ from bench_ppo_task import (
 
 from homeostat.config import (
     IntrinsicConfig,
-    LoraConfig,
-    PretrainedModelConfig,
     RewardConfig,
     RolloutConfig,
     SetPointConfig,
     SignalsConfig,
     build,
 )
+from homeostat.config_model import LoraConfig, PretrainedModelConfig
 from homeostat.config_trainers import KLConfig, PPOConfig
 from homeostat.models.adapters import Policy
 from homeostat.reward.compose import Reward

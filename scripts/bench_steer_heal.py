@@ -26,7 +26,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from homeostat.cli import CONF
-from homeostat.config import LoraConfig, RunConfig, build, register
+from homeostat.config import RunConfig, build, register
+from homeostat.config_model import LoraConfig
 from homeostat.config_steering import BarrierConfig, DoseConfig, HealConfig, VectorConfig
 from homeostat.models.adapters import Policy
 from homeostat.models.load import BaseModel

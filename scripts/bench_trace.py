@@ -45,7 +45,8 @@ from omegaconf import OmegaConf
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from homeostat.cli import CONF
-from homeostat.config import AFFECTS, LoraConfig, RunConfig, build, register
+from homeostat.config import AFFECTS, RunConfig, build, register
+from homeostat.config_model import LoraConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.chat import TokenStream, pad

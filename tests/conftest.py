@@ -20,7 +20,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from homeostat.cli import CONF
-from homeostat.config import LoraConfig, RunConfig, TinyModelConfig, register
+from homeostat.config import RunConfig, register
+from homeostat.config_model import LoraConfig, TinyModelConfig
 from homeostat.models.adapters import Policy
 from homeostat.models.tiny import load_tiny
 from homeostat.types import Conversation, Turn

@@ -9,13 +9,8 @@ import pytest
 import torch
 
 from homeostat.bots.scripted import ScriptedBots
-from homeostat.config import (
-    IntrinsicConfig,
-    LoraConfig,
-    ScriptedBotConfig,
-    SignalsConfig,
-    TinyModelConfig,
-)
+from homeostat.config import IntrinsicConfig, ScriptedBotConfig, SignalsConfig
+from homeostat.config_model import LoraConfig, TinyModelConfig
 from homeostat.evals.failures import (
     NOISE,
     ORDINARY,

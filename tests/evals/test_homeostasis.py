@@ -11,7 +11,6 @@ import pytest
 
 from homeostat.bots.scripted import ScriptedBots
 from homeostat.config import (
-    EvalConfig,
     IntrinsicConfig,
     RewardConfig,
     RolloutConfig,
@@ -19,6 +18,7 @@ from homeostat.config import (
     SetPointConfig,
     SignalsConfig,
 )
+from homeostat.config_eval import EvalConfig
 from homeostat.evals.homeostasis import Homeostasis, episode_metrics, perception_validity
 from homeostat.models.adapters import Policy
 from homeostat.reward.compose import Reward, Rewards

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from homeostat.config import AffectConfig, LoraConfig, SignalsConfig, TinyModelConfig
+from homeostat.config import AffectConfig, SignalsConfig
+from homeostat.config_model import LoraConfig, TinyModelConfig
 from homeostat.models import cache as cache_module
 from homeostat.models.adapters import Policy
 from homeostat.models.tiny import load_tiny

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from homeostat.config import LoraConfig, TinyModelConfig
+from homeostat.config_model import LoraConfig, TinyModelConfig
 from homeostat.models.adapters import Policy
 from homeostat.models.tiny import load_tiny
 from homeostat.signals import states

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig
 from worlds import Parrots, make_trainer, own_reward, share_of_low_ids
 
-from homeostat.config import LoraConfig, RolloutConfig, TinyModelConfig
+from homeostat.config import RolloutConfig
+from homeostat.config_model import LoraConfig, TinyModelConfig
 from homeostat.config_steering import HealConfig, SteerHealConfig
 from homeostat.config_trainers import DPOConfig, GRPOConfig, PPOConfig
 from homeostat.errors import HomeostatError
