@@ -369,6 +369,8 @@ def test_a_fork_goes_on_alone_and_leaves_the_original_as_it_was(
     assert goes_on(fork, others) == other
     assert goes_on(sampler, own) == undisturbed
     assert goes_on(late, own) == undisturbed  # made before, used after
+    fork.append(own)
+    sampler.append(own)
     assert fork.sample(third) != sampler.sample(third)
 
 
