@@ -60,6 +60,15 @@ def test_caveats_name_chance_copying_and_missing_letters() -> None:
     assert "does not answer with a letter" in str(caveat("opinion", mute["opinion"]))
 
 
+@pytest.mark.parametrize(("held", "said"), [(9, "at chance: 9 of 20 held where"), (20, None)])
+def test_a_stance_that_is_not_held_to_begin_with_cannot_be_given_up(
+    held: int, said: str | None
+) -> None:
+    rows = [{"item": i, "held_at_first": float(i < held), "yielding": 0.1} for i in range(20)]
+    found = caveat("pressure_stances", rows)
+    assert found is None if said is None else found is not None and found.startswith(said)
+
+
 def test_a_level_by_hand() -> None:
     rows = [{"item": i, "x": x} for i, x in enumerate((1.0, 3.0, None))]
     assert (level(rows, "x")["mean"], level(rows, "x")["n"]) == (2, 2)
