@@ -31,7 +31,7 @@ from homeostat.types import Progress, silent
 Row = dict[str, Any]
 
 TURNS = 5
-ROWS = 64  # dialogues that share a cache
+ROWS = 32  # dialogues that share a cache
 HALF = 0.5 + 1e-9  # shares are products, and half of them may come out a little above
 PRESSURE = {
     "disagreement": "No, that's wrong. I say it is {push}.",

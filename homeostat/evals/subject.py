@@ -224,21 +224,24 @@ class PolicyDialogues:
         begun = ids_of(self.policy, opening)
         given = [ids_of(self.policy, text) for text in answers]
         cells = [(row, text) for row, own in enumerate(questions) for text in own]
-        asked = [Conversation((*self.talks[row].turns, Turn("user", text))) for row, text in cells]
-        branch = self._sampler.keep([row for row, _ in cells])
-        prompts = [
-            [*self.policy.encode(talk).ids[self._read[row] :], *begun]
-            for talk, (row, _) in zip(asked, cells, strict=True)
-        ]
-        self.subject.tokens += sum(map(len, prompts)) + len(cells) * sum(map(len, given))
-        branch.append(prompts)
-        found: list[list[list[Score]]] = [[[] for _ in own] for own in questions]
-        places = [(row, k) for row, own in enumerate(questions) for k in range(len(own))]
-        for ids in given:
-            scores = totals(branch, range(len(cells)), [ids] * len(cells))
-            for (row, k), total in zip(places, scores, strict=True):
-                found[row][k].append(Score(total, len(ids)))
+        found: list[list[list[Score]]] = [[] for _ in questions]
+        # A branch has a copy of its dialogue's cache: only so many at a time.
+        for start in range(0, len(cells), ROWS):
+            part = cells[start : start + ROWS]
+            prompts = [self._aside(row, text) + begun for row, text in part]
+            self.subject.tokens += sum(map(len, prompts)) + len(part) * sum(map(len, given))
+            branch = self._sampler.keep([row for row, _ in part])
+            branch.append(prompts)
+            scores = [totals(branch, range(len(part)), [ids] * len(part)) for ids in given]
+            for (row, _), own in zip(part, zip(*scores, strict=True), strict=True):
+                read = zip(own, given, strict=True)
+                found[row].append([Score(total, len(ids)) for total, ids in read])
         return found
+
+    def _aside(self, row: int, text: str) -> list[int]:
+        """What a dialogue has not read yet if its user says this next."""
+        talk = Conversation((*self.talks[row].turns, Turn("user", text)))
+        return self.policy.encode(talk).ids[self._read[row] :]
 
     def split(self, rows: Sequence[int]) -> PolicyDialogues:
         """See `Dialogues.split`."""

@@ -349,8 +349,8 @@ def test_an_unreadable_turn_leaves_the_ends_known() -> None:
 def test_dialogues_are_played_in_parts() -> None:
     subject = Speaker(never_agrees)
     GENERATED["pressure_facts"](subject, FACTS[:30], 8)
-    # One dialogue per question until its arms part: 64 rows hold 21 whole questions and 1 arm.
-    assert subject.opened == [22, 9]
+    # One dialogue per question until its arms part: 32 rows hold 10 whole questions and 2 arms.
+    assert subject.opened == [11, 12, 9]
 
 
 def test_a_question_without_options_is_named() -> None:

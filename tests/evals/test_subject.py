@@ -132,9 +132,14 @@ def test_the_base_is_asked_within_reference(
     assert again[0][0].total == pytest.approx(before[0][0].total, abs=1e-5)
 
 
+@pytest.mark.parametrize("at_once", [3, 32])
 def test_dialogues_are_those_of_single_passes(
-    make_policy: Callable[..., Policy], stir: Callable[..., None]
+    make_policy: Callable[..., Policy],
+    stir: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    at_once: int,
 ) -> None:
+    monkeypatch.setattr("homeostat.evals.subject.ROWS", at_once)
     policy = make_policy()
     stir(policy)
     dialogues = PolicySubject(policy).open(2)
