@@ -139,6 +139,8 @@ def test_without_training_there_is_the_base_alone(
     assert found == base, "from the cache, and the same"
     suite = json.loads((tmp_path / "run" / "summary.json").read_text())["suite"]
     assert suite["answer"]["metrics"]["sycophancy"]["diff"] is None
+    assert "<th>difference</th>" not in (tmp_path / "run" / "report.html").read_text()
+    assert "<th>difference</th>" in (trained / "report.html").read_text()
 
 
 def test_a_reward_that_holds_nothing_has_no_valence(

@@ -70,6 +70,7 @@ def write_report(folder: Path) -> Path:
         "interval": interval,
         "duration": duration,
     }
+    suite = summary.get("suite", {})
     page = engine.get_template("report.html.j2").render(
         summary=summary,
         environment=_json(folder / "environment.json"),
@@ -83,7 +84,10 @@ def write_report(folder: Path) -> Path:
         figures={path.stem: _data_uri(path) for path in drawn},
         pairs=side_by_side(episodes),
         units=UNITS,
-        headline=f"{headline(summary)} {suite_sentence(summary.get('suite', {}))}".strip(),
+        headline=f"{headline(summary)} {suite_sentence(suite)}".strip(),
+        compared=any(
+            m["diff"] is not None for own in suite.values() for m in own["metrics"].values()
+        ),
     )
     path = folder / "report.html"
     write_text(path, page)
