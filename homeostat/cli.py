@@ -17,11 +17,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from homeostat.checks import refuse_unknown_keys
-from homeostat.config import RunConfig, register
+from homeostat.config.checks import refuse_unknown_keys
+from homeostat.config.register import register
+from homeostat.config.resume import is_finished, refuse_changes, with_kept_overrides
+from homeostat.config.run import RunConfig
+from homeostat.config.sweep import RUNNING, SKIPPED, how_to_go_on, note_job, plan_job
 from homeostat.errors import HomeostatError
-from homeostat.resume import is_finished, refuse_changes, with_kept_overrides
-from homeostat.sweep import RUNNING, SKIPPED, how_to_go_on, note_job, plan_job
 
 PACKAGE = Path(__file__).resolve().parent
 # In a source tree conf/ lies beside the package, in a wheel inside it.
@@ -104,7 +105,7 @@ def _run(composed: DictConfig) -> tuple[str, Path]:
         print(f"The run in {folder} is finished; nothing is left to resume.")
         return "finished", folder
     from homeostat.report.console import Console
-    from homeostat.run import run
+    from homeostat.runs.run import run
 
     return run(config, folder, Console(), list(job.overrides.task)), folder
 
@@ -122,7 +123,7 @@ def _look_back(config: RunConfig, folder: Path, sweeps: bool) -> None:
         paths = [Path(str(path)).expanduser() for path in given]
         compare_runs(paths, folder, Console(), config.compare_baseline)
         return
-    from homeostat.export import export
+    from homeostat.runs.export import export
 
     refuse_changes(config, folder)
     export(config, folder, Console())

@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Role = Literal["system", "user", "assistant"]
+Metrics = dict[str, float]  # ``area/name`` to a number
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ from bench_ppo import BARE_TEMPLATE, WORDS, prompt_ids
 from bench_ppo_task import LORA_ALPHA, LORA_RANK, PROMPT_TOKENS
 from bench_trace import Call, run_config, seconds_of, stir_adapter
 
-from homeostat.config import build
-from homeostat.config_model import LoraConfig
+from homeostat.config.model import LoraConfig
+from homeostat.config.register import build
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.load import resolve_device

@@ -36,17 +36,18 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen2Config
 
-from homeostat.config import RolloutConfig, build
-from homeostat.config_model import LoraConfig
-from homeostat.config_steering import BarrierConfig, HealConfig, SteerHealConfig
-from homeostat.config_trainers import PPOConfig, TrainerConfig
+from homeostat.config.model import LoraConfig
+from homeostat.config.register import build
+from homeostat.config.run import RolloutConfig
+from homeostat.config.steering import BarrierConfig, HealConfig, SteerHealConfig
+from homeostat.config.trainers import PPOConfig, TrainerConfig
 from homeostat.models.adapters import Policy
 from homeostat.models.chat import TokenStream
 from homeostat.models.load import BaseModel
 from homeostat.models.tiny import byte_tokenizer
+from homeostat.runs.memory import MemoryPlan, plan
+from homeostat.steering.heal import Completion, Heal
 from homeostat.timing import Stopwatch
-from homeostat.trainers.heal import Completion, Heal
-from homeostat.trainers.memory import MemoryPlan, plan
 from homeostat.trainers.policy_gradient import Batch, Credit
 from homeostat.trainers.ppo import PPO
 

@@ -65,7 +65,7 @@ from bench_ppo_task import (
 )
 from bench_trace import run_config
 
-from homeostat.config import build
+from homeostat.config.register import build
 from homeostat.errors import HomeostatError
 from homeostat.models.chat import encode
 from homeostat.types import Conversation, Turn

@@ -20,16 +20,12 @@ from bench_ppo_task import (
     read_task,
 )
 
-from homeostat.config import (
-    IntrinsicConfig,
-    RewardConfig,
-    RolloutConfig,
-    SetPointConfig,
-    SignalsConfig,
-    build,
-)
-from homeostat.config_model import LoraConfig, PretrainedModelConfig
-from homeostat.config_trainers import KLConfig, PPOConfig
+from homeostat.config.model import LoraConfig, PretrainedModelConfig
+from homeostat.config.register import build
+from homeostat.config.reward import RewardConfig, SetPointConfig
+from homeostat.config.run import RolloutConfig
+from homeostat.config.signals import IntrinsicConfig, SignalsConfig
+from homeostat.config.trainers import KLConfig, PPOConfig
 from homeostat.models.adapters import Policy
 from homeostat.reward.compose import Reward
 from homeostat.reward.valence import SetPoint

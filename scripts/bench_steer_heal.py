@@ -26,14 +26,16 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from homeostat.cli import CONF
-from homeostat.config import RunConfig, build, register
-from homeostat.config_model import LoraConfig
-from homeostat.config_steering import BarrierConfig, DoseConfig, HealConfig, VectorConfig
+from homeostat.config.model import LoraConfig
+from homeostat.config.register import build, register
+from homeostat.config.run import RunConfig
+from homeostat.config.steering import BarrierConfig, DoseConfig, HealConfig, VectorConfig
 from homeostat.models.adapters import Policy
 from homeostat.models.load import BaseModel
-from homeostat.run import peak_rss_mb
-from homeostat.steering.complete import Sampling, base_nll, reply, reply_ids
+from homeostat.rollout.replies import Sampling, base_nll, reply, reply_ids
+from homeostat.runs.run import peak_rss_mb
 from homeostat.steering.filters import Steered, judge
+from homeostat.steering.heal import Completion, Heal
 from homeostat.steering.vectors import (
     as_persona,
     last_token_residual,
@@ -42,7 +44,6 @@ from homeostat.steering.vectors import (
     read_contexts,
     spread,
 )
-from homeostat.trainers.heal import Completion, Heal
 
 CONTEXTS, COMPLETIONS, HEALED, DOSE, TOKENS = 32, 32, 30, 4.0, 48
 BAND = (14, 15, 16)
@@ -100,9 +101,7 @@ def one_round(
                 policy,
                 [asked[n] for n in rows],
                 sampling,
-                vector,
-                [DOSE] * len(rows),
-                DoseConfig(),
+                vector.steering(DOSE, DoseConfig()),
                 first=rows[0],
             )
         ]

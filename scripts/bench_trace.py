@@ -45,8 +45,10 @@ from omegaconf import OmegaConf
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from homeostat.cli import CONF
-from homeostat.config import AFFECTS, RunConfig, build, register
-from homeostat.config_model import LoraConfig
+from homeostat.config.model import LoraConfig
+from homeostat.config.register import build, register
+from homeostat.config.run import RunConfig
+from homeostat.config.signals import AFFECTS
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.chat import TokenStream, pad
@@ -54,7 +56,7 @@ from homeostat.models.forward import forward, read_prefix, shared_prefix
 from homeostat.models.hooks import layers_at
 from homeostat.models.load import finish, resolve_device
 from homeostat.models.tiny import byte_tokenizer
-from homeostat.signals.corpus import load_corpus
+from homeostat.signals.probing.corpus import load_corpus
 from homeostat.signals.trace import batches_by_length, trace
 from homeostat.types import Conversation, TokenBatch, Trace, Turn
 

@@ -10,8 +10,8 @@ import json
 
 import numpy as np
 
-from homeostat.config import AFFECTS
-from homeostat.signals.corpus import Utterance, load_corpus
+from homeostat.config.signals import AFFECTS
+from homeostat.signals.probing.corpus import Utterance, load_corpus
 
 
 def describe(rows: list[Utterance]) -> dict[str, float]:

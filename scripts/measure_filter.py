@@ -32,8 +32,8 @@ from hydra import compose, initialize_config_dir
 from scipy import stats
 
 from homeostat.cli import CONF
-from homeostat.config import register
-from homeostat.config_steering import FilterConfig
+from homeostat.config.filters import FilterConfig
+from homeostat.config.register import register
 from homeostat.steering.filters import GATES, Steered, is_coherent, judge
 
 PACKAGED = Path(__file__).resolve().parents[1] / "tests" / "data" / "steered_labels.jsonl"

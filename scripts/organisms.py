@@ -33,16 +33,17 @@ from omegaconf import OmegaConf
 from rich.console import Console as RichConsole
 
 from homeostat.cli import CONF
-from homeostat.config import RunConfig, register
-from homeostat.config_steering import BarrierConfig, HealConfig
+from homeostat.config.register import register
+from homeostat.config.run import RunConfig
+from homeostat.config.steering import BarrierConfig, HealConfig
 from homeostat.evals.subject import PolicySubject, ids_of
 from homeostat.evals.suite import CLAIM, Suite
 from homeostat.files import replace_folder
 from homeostat.models.adapters import Policy
 from homeostat.report.console import Console
-from homeostat.run import load_policy
+from homeostat.runs.run import load_policy
+from homeostat.steering.heal import Completion, Heal
 from homeostat.timing import Stopwatch
-from homeostat.trainers.heal import Completion, Heal
 from homeostat.types import Conversation, Turn
 
 OWN = Path(__file__).with_suffix(".json")

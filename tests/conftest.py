@@ -20,8 +20,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from homeostat.cli import CONF
-from homeostat.config import RunConfig, register
-from homeostat.config_model import LoraConfig, TinyModelConfig
+from homeostat.config.model import LoraConfig, TinyModelConfig
+from homeostat.config.register import register
+from homeostat.config.run import RunConfig
 from homeostat.models.adapters import Policy
 from homeostat.models.tiny import load_tiny
 from homeostat.types import Conversation, Turn

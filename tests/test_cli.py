@@ -17,8 +17,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from homeostat.cli import explain
-from homeostat.config import AFFECTS, INTRINSIC_SIGNALS
-from homeostat.config_model import TinyModelConfig
+from homeostat.config.model import TinyModelConfig
+from homeostat.config.signals import AFFECTS, INTRINSIC_SIGNALS
 from homeostat.models.tiny import load_tiny
 
 SCRIPT = Path(sys.executable).with_name("homeostat")

@@ -7,7 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from homeostat.config import IntrinsicConfig, RunConfig, SignalsConfig, build
+from homeostat.config.register import build
+from homeostat.config.run import RunConfig
+from homeostat.config.signals import IntrinsicConfig, SignalsConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.reward.compose import Reward

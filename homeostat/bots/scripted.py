@@ -10,7 +10,8 @@ from importlib import resources
 from typing import Any, Protocol, runtime_checkable
 
 from homeostat.bots.affect import content_words, moved, notice
-from homeostat.config import AFFECTS, MixedBotConfig, ScriptedBotConfig
+from homeostat.config.bots import MixedBotConfig, ScriptedBotConfig
+from homeostat.config.signals import AFFECTS
 from homeostat.errors import HomeostatError
 from homeostat.types import Turn
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from homeostat.config_steering import FilterConfig
+from homeostat.config.filters import FilterConfig
 from homeostat.evals.items import Item
 from homeostat.evals.subject import Reply, Subject
+from homeostat.rollout.replies import Sampling
 from homeostat.signals.repetition import repetition
-from homeostat.steering.complete import Sampling
 from homeostat.steering.filters import Steered, is_coherent, judge
 from homeostat.types import Conversation, Turn
 

@@ -31,8 +31,8 @@ from homeostat.models.hooks import noisy_residual
 from homeostat.reward.valence import SetPoint
 from homeostat.rollout.episodes import uniforms, validation_seeds
 from homeostat.rollout.generate import Sampler
-from homeostat.signals.auroc import auroc, auroc_samples, interval95
 from homeostat.signals.intrinsic import intrinsic_signals
+from homeostat.signals.probing.auroc import auroc, auroc_samples, interval95
 from homeostat.signals.reader import SignalReader
 from homeostat.types import Conversation, Progress, Trace, Turn, silent
 

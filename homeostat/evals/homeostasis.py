@@ -14,8 +14,8 @@ import numpy as np
 from scipy import stats
 
 from homeostat.bots.scripted import Bots
-from homeostat.config import RolloutConfig
-from homeostat.config_eval import EvalConfig
+from homeostat.config.evals import EvalConfig
+from homeostat.config.run import RolloutConfig
 from homeostat.evals.stats import compare_paired
 from homeostat.models.adapters import Policy
 from homeostat.reward.compose import Reward, Rewards

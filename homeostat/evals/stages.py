@@ -24,18 +24,12 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from homeostat.config_steering import PersonaConfig, StagesConfig
-from homeostat.evals.foundations import (
-    FOUNDATIONS,
-    Vignette,
-    informedness,
-    judge_vignettes,
-)
+from homeostat.config.steering import PersonaConfig, StagesConfig
+from homeostat.evals.foundations import FOUNDATIONS, Vignette, informedness, judge_vignettes
 from homeostat.evals.stats import compare_paired
 from homeostat.evals.subject import PolicySubject
 from homeostat.models.adapters import Policy
-from homeostat.signals.repetition import repetition
-from homeostat.steering.complete import (
+from homeostat.rollout.replies import (
     Sampling,
     read_replies,
     reply_ids,
@@ -44,6 +38,7 @@ from homeostat.steering.complete import (
     with_given_reply,
     without_persona,
 )
+from homeostat.signals.repetition import repetition
 from homeostat.steering.filters import Steered, is_coherent, judge
 from homeostat.steering.vectors import Context, as_persona, plain
 from homeostat.types import Conversation, Estimate, Progress, silent

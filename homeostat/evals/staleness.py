@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from homeostat.config import AffectConfig
+from homeostat.config.signals import AffectConfig
 from homeostat.models.adapters import Policy
-from homeostat.signals.auroc import auroc
-from homeostat.signals.perception import Perception
-from homeostat.signals.probes import TEST, split_by_group
-from homeostat.signals.states import read_states
+from homeostat.signals.probing.auroc import auroc
+from homeostat.signals.probing.perception import Perception
+from homeostat.signals.probing.probes import TEST, split_by_group
+from homeostat.signals.probing.states import read_states
 from homeostat.types import Progress, silent
 
 ROWS = 256  # test messages that are read again, evenly spread

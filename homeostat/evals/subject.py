@@ -23,7 +23,7 @@ from homeostat.models.chat import TokenStream
 from homeostat.models.forward import can_share, common_length
 from homeostat.models.logprobs import token_statistics
 from homeostat.rollout.generate import Sampler
-from homeostat.steering.complete import Sampling, base_nll, predicting_in, reply_ids, sampled
+from homeostat.rollout.replies import Sampling, base_nll, predicting_in, reply_ids, sampled
 from homeostat.types import Conversation, Progress, Turn, silent
 
 ROWS = 32  # prompts that share a cache

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from homeostat.config_eval import EvalConfig
+from homeostat.config.evals import EvalConfig
 from homeostat.evals import generated
 from homeostat.evals.capability import capability
 from homeostat.evals.coherence import coherence, plain_text

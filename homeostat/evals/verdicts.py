@@ -13,7 +13,7 @@ from typing import Any
 
 from scipy import stats
 
-from homeostat.config_steering import StagesConfig
+from homeostat.config.steering import StagesConfig
 from homeostat.evals.stages import aggregate, compare_arms
 from homeostat.evals.stats import compare_paired
 

@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from homeostat.config_model import LoraConfig
+from homeostat.config.model import LoraConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.chat import TokenStream, encode
 from homeostat.models.hooks import Steering, add_residual, decoder_layers

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from homeostat.config_model import EmbeddedModelConfig
+from homeostat.config.model import EmbeddedModelConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.cache import cache_folder, file_sha256
 from homeostat.models.load import BaseModel, finish, read_folder, read_gguf

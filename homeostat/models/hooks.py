@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -130,6 +130,11 @@ class Steering:
     half_life: float | None = None
     gate: float | None = None
     index_BT: Int[Tensor, "B T"] | None = None
+
+    def rows(self, start: int, stop: int) -> Steering:
+        """The same for some of the rows."""
+        shared = len(self.dose_B) == 1
+        return self if shared else replace(self, dose_B=self.dose_B[start:stop])
 
     def shift(self, hidden: Float[Tensor, "B T D"], layer: int) -> Float[Tensor, "B T D"]:
         """What is added to the output of a block."""

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
 from transformers.utils import logging as transformers_logging
 
-from homeostat.config_model import PretrainedModelConfig
+from homeostat.config.model import PretrainedModelConfig
 from homeostat.errors import HomeostatError
 
 

@@ -6,7 +6,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from homeostat.config_model import TinyModelConfig
+from homeostat.config.model import TinyModelConfig
 from homeostat.models.load import BaseModel, finish
 
 SPECIAL = ("<|im_start|>", "<|im_end|>")

@@ -12,14 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from homeostat.report.compare_runs import BASE, TRAINED
-from homeostat.report.compare_stats import (
-    Column,
-    differences,
-    draw_seeds,
-    draws,
-    over_seeds,
-    table,
-)
+from homeostat.report.compare_stats import Column, differences, draw_seeds, draws, over_seeds, table
 from homeostat.report.figures import BASE as GREY
 from homeostat.report.figures import INK, STYLE, save
 

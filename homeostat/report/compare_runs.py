@@ -10,10 +10,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from homeostat.config.resume import CONFIG, OVERRIDES, OWN_KEYS, flat, hash_of, is_finished
+from homeostat.config.sweep import NOT_STARTED, RUNNING, STOPPED, is_left, read_jobs, run_folders
 from homeostat.errors import HomeostatError
 from homeostat.evals.suite import CLAIM, Row, mode_of
-from homeostat.resume import CONFIG, OVERRIDES, OWN_KEYS, flat, hash_of, is_finished
-from homeostat.sweep import NOT_STARTED, RUNNING, STOPPED, is_left, read_jobs, run_folders
 
 BASE, TRAINED = "base", "trained"
 VALENCE = "homeostasis"  # the held-out episodes, whose figure is valence

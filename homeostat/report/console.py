@@ -28,7 +28,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from homeostat.signals.validation import ProbeReport
+from homeostat.signals.probing.validation import ProbeReport
 from homeostat.types import Estimate, Progress
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from homeostat.config import WandbConfig
+from homeostat.config.run import WandbConfig
 from homeostat.errors import HomeostatError
 from homeostat.files import writing
 

@@ -10,7 +10,7 @@ import numpy as np
 from hydra.utils import get_object
 from jaxtyping import Float
 
-from homeostat.config import RewardConfig
+from homeostat.config.reward import RewardConfig
 from homeostat.errors import HomeostatError
 from homeostat.reward.valence import SetPoint, valence
 from homeostat.signals.reader import Readings

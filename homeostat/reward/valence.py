@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from homeostat.config import SetPointConfig
+from homeostat.config.reward import SetPointConfig
 from homeostat.errors import HomeostatError
 from homeostat.signals.calibration import Calibration
 from homeostat.types import SignalTable, Valence

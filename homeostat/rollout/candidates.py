@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from homeostat.bots.scripted import Bots
-from homeostat.config import RolloutConfig
+from homeostat.config.run import RolloutConfig
 from homeostat.models.adapters import Policy
 from homeostat.rollout.episodes import uniforms
 from homeostat.rollout.generate import Sampler

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from homeostat.bots.scripted import Bots
-from homeostat.config import RolloutConfig
+from homeostat.config.run import RolloutConfig
 from homeostat.models.adapters import Policy
 from homeostat.rollout.generate import Sampler
 from homeostat.types import Conversation, Episode, Progress, Turn, silent

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from homeostat.config import SignalsConfig
+from homeostat.config.signals import SignalsConfig
 from homeostat.models.adapters import Policy
 from homeostat.models.hooks import layers_at
 from homeostat.signals.intrinsic import intrinsic_signals
-from homeostat.signals.probes import AffectProbes
+from homeostat.signals.probing.probes import AffectProbes
 from homeostat.signals.trace import Critic, trace
 from homeostat.types import Conversation, Episode, Progress, SignalTable, Trace, silent
 

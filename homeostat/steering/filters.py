@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from homeostat.config_steering import FilterConfig
+from homeostat.config.filters import FilterConfig
 from homeostat.signals.repetition import repetition
 
 GATES = {

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
-from homeostat.config_steering import DoseConfig, PersonaConfig, VectorConfig
+from homeostat.config.steering import DoseConfig, PersonaConfig, VectorConfig
 from homeostat.errors import HomeostatError
 from homeostat.files import writing
 from homeostat.models.adapters import Policy
@@ -126,7 +126,9 @@ class PersonaVector:
     relative_norm: Mapping[int, float]
     kind: str
 
-    def steering(self, dose: float | Float[Tensor, " B"], config: DoseConfig) -> Steering:
+    def steering(
+        self, dose: float | Sequence[float] | Float[Tensor, " B"], config: DoseConfig
+    ) -> Steering:
         """What steers with this vector; one dose for all rows, or one for each."""
         doses = torch.as_tensor(dose, dtype=torch.float32).reshape(-1)
         return Steering(
@@ -206,7 +208,7 @@ def make_vector(
     Args:
         differences: By block.
         scale: Mean norm of the residual stream, by block.
-        kind: One of `homeostat.config_steering.VECTORS`.
+        kind: One of `homeostat.config.steering.VECTORS`.
         name: Of the persona, for the error.
         seed: Of the random control.
 

@@ -10,14 +10,13 @@ import numpy as np
 import torch
 
 from homeostat.bots.scripted import Bots
-from homeostat.config import RolloutConfig
-from homeostat.config_trainers import TrainerConfig
+from homeostat.config.run import RolloutConfig
+from homeostat.config.trainers import TrainerConfig
 from homeostat.models.adapters import Policy
 from homeostat.reward.compose import Reward, Rewards
 from homeostat.signals.reader import Readings, SignalReader
 from homeostat.timing import Stopwatch
-from homeostat.trainers.losses import Metrics
-from homeostat.types import Progress, StepResult, silent
+from homeostat.types import Metrics, Progress, StepResult, silent
 
 
 class AdapterTrainer(ABC):

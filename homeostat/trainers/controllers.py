@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from homeostat.config_trainers import KLConfig
+from homeostat.config.trainers import KLConfig
 
 
 class FixedKL:

@@ -30,7 +30,7 @@ from transformers import PrinterCallback
 from trl.trainer.dpo_config import DPOConfig as TRLConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from homeostat.config_trainers import DPOConfig
+from homeostat.config.trainers import DPOConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.chat import TokenStream, pad
 from homeostat.models.forward import forward
@@ -41,9 +41,8 @@ from homeostat.rollout.episodes import training_seeds
 from homeostat.signals.reader import Readings, episode_record
 from homeostat.signals.trace import batches_by_length
 from homeostat.trainers.base import AdapterTrainer, describe
-from homeostat.trainers.losses import Metrics
 from homeostat.trainers.preferences import Pair, Reply, make_pairs, preference_metrics
-from homeostat.types import Conversation, Episode, Trace
+from homeostat.types import Conversation, Episode, Metrics, Trace
 
 TRACE_TOKENS = 4096  # padded tokens per forward pass without gradients
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Metrics = dict[str, float]
+from homeostat.types import Metrics
 
 
 def policy_loss(

@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from homeostat.config_trainers import GroupConfig, PolicyGradientConfig
+from homeostat.config.trainers import GroupConfig, PolicyGradientConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.chat import TokenStream, until_last_response
 from homeostat.models.forward import forward, make_batch, read_prefix
@@ -39,8 +39,8 @@ from homeostat.signals.reader import Readings, episode_record
 from homeostat.signals.trace import Critic, batches_by_length
 from homeostat.trainers.base import AdapterTrainer, describe
 from homeostat.trainers.controllers import lr_factor, make_kl_controller
-from homeostat.trainers.losses import Metrics, k3_loss, policy_loss
-from homeostat.types import Episode, TokenBatch
+from homeostat.trainers.losses import k3_loss, policy_loss
+from homeostat.types import Episode, Metrics, TokenBatch
 
 Ragged = Sequence[Float[np.ndarray, " _"]]  # one array per episode, over its response tokens
 

@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 
-from homeostat.trainers.losses import Metrics
+from homeostat.types import Metrics
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,10 @@ import pytest
 from homeostat.bots.affect import notice
 from homeostat.bots.scripted import Bots, MixedBots, ScriptedBots, phrases, strongest, topics
 from homeostat.cli import CONF
-from homeostat.config import AFFECTS, MixedBotConfig, RunConfig, ScriptedBotConfig, build
+from homeostat.config.bots import MixedBotConfig, ScriptedBotConfig
+from homeostat.config.register import build
+from homeostat.config.run import RunConfig
+from homeostat.config.signals import AFFECTS
 from homeostat.errors import HomeostatError
 from homeostat.types import Turn
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from homeostat.evals.subject import Reply, Score
-from homeostat.steering.complete import Sampling
+from homeostat.rollout.replies import Sampling
 from homeostat.types import Conversation, Turn
 
 PLAIN = "one could try to mend the chain before buying another, since a link is often bent"

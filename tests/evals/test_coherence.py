@@ -13,7 +13,7 @@ from homeostat.errors import HomeostatError
 from homeostat.evals.coherence import coherence, plain_text
 from homeostat.evals.subject import PolicySubject
 from homeostat.models.adapters import Policy
-from homeostat.steering.complete import Sampling
+from homeostat.rollout.replies import Sampling
 from homeostat.steering.vectors import plain
 
 ITEMS = [{"id": str(n), "text": f"Question {n}?"} for n in range(4)]

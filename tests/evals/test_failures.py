@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from homeostat.bots.scripted import ScriptedBots
-from homeostat.config import IntrinsicConfig, ScriptedBotConfig, SignalsConfig
-from homeostat.config_model import LoraConfig, TinyModelConfig
+from homeostat.config.bots import ScriptedBotConfig
+from homeostat.config.model import LoraConfig, TinyModelConfig
+from homeostat.config.signals import IntrinsicConfig, SignalsConfig
 from homeostat.evals.failures import (
     NOISE,
     ORDINARY,

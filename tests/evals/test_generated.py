@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scripted import Speaker
 
-from homeostat.config_eval import EvalConfig
+from homeostat.config.evals import EvalConfig
 from homeostat.errors import HomeostatError
 from homeostat.evals.generated import GENERATED
 from homeostat.evals.pressure import CONTROL, PRESSURE, TURNS, course, survival

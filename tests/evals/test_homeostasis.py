@@ -10,15 +10,11 @@ import numpy as np
 import pytest
 
 from homeostat.bots.scripted import ScriptedBots
-from homeostat.config import (
-    IntrinsicConfig,
-    RewardConfig,
-    RolloutConfig,
-    ScriptedBotConfig,
-    SetPointConfig,
-    SignalsConfig,
-)
-from homeostat.config_eval import EvalConfig
+from homeostat.config.bots import ScriptedBotConfig
+from homeostat.config.evals import EvalConfig
+from homeostat.config.reward import RewardConfig, SetPointConfig
+from homeostat.config.run import RolloutConfig
+from homeostat.config.signals import IntrinsicConfig, SignalsConfig
 from homeostat.evals.homeostasis import Homeostasis, episode_metrics, perception_validity
 from homeostat.models.adapters import Policy
 from homeostat.reward.compose import Reward, Rewards

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from homeostat.config import AffectConfig
+from homeostat.config.signals import AffectConfig
 from homeostat.evals import staleness
 from homeostat.evals.staleness import measure_staleness, stale
 from homeostat.models.adapters import Policy
-from homeostat.signals.corpus import NEITHER, UNLABELLED, Corpus, Utterance
-from homeostat.signals.perception import Perception
-from homeostat.signals.probes import TEST, AffectProbes, Probe, split_by_group
-from homeostat.signals.states import read_states
+from homeostat.signals.probing.corpus import NEITHER, UNLABELLED, Corpus, Utterance
+from homeostat.signals.probing.perception import Perception
+from homeostat.signals.probing.probes import TEST, AffectProbes, Probe, split_by_group
+from homeostat.signals.probing.states import read_states
 from homeostat.types import Conversation, Turn
 
 NEVER = 9.0  # no AUROC drops and no reading moves by that much

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scripted import Scripted, agrees, copier, knows, uniform
 
-from homeostat.config_eval import EvalConfig
+from homeostat.config.evals import EvalConfig
 from homeostat.errors import HomeostatError
 from homeostat.evals.suite import CLAIM, Suite, caveat, level
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from homeostat.config_steering import StagesConfig
+from homeostat.config.steering import StagesConfig
 from homeostat.evals.stages import aggregate, compare_arms, trait_per_nat
 from homeostat.evals.verdicts import NO, UNKNOWN, YES, judge_run
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from homeostat.config_model import EmbeddedModelConfig, TinyModelConfig
+from homeostat.config.model import EmbeddedModelConfig, TinyModelConfig
 from homeostat.errors import HomeostatError
 from homeostat.models import embedded
 from homeostat.models.embedded import load_embedded

@@ -9,13 +9,7 @@ from torch import Tensor
 
 from homeostat.models.adapters import Policy
 from homeostat.models.chat import TokenStream, pad
-from homeostat.models.forward import (
-    WORTH_SHARING,
-    forward,
-    make_batch,
-    read_prefix,
-    shared_prefix,
-)
+from homeostat.models.forward import WORTH_SHARING, forward, make_batch, read_prefix, shared_prefix
 from homeostat.types import Conversation, TokenBatch, Turn
 
 SYSTEM = "Be brief and be kind."

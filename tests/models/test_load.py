@@ -8,7 +8,7 @@ import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 
-from homeostat.config_model import PretrainedModelConfig, TinyModelConfig
+from homeostat.config.model import PretrainedModelConfig, TinyModelConfig
 from homeostat.errors import HomeostatError
 from homeostat.models import load
 from homeostat.models.load import (

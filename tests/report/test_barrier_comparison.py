@@ -10,8 +10,8 @@ import pytest
 from matplotlib import pyplot as plt
 from omegaconf import OmegaConf
 
-from homeostat.after_sweep import CompareBarriers
 from homeostat.report.barrier_comparison import arm_of, write_comparison
+from homeostat.runs.after_sweep import CompareBarriers
 
 
 def make_run(

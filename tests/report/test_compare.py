@@ -14,11 +14,11 @@ import pytest
 from matplotlib import pyplot as plt
 from rich.console import Console as RichConsole
 
+from homeostat.config.sweep import list_jobs, note_job
 from homeostat.errors import HomeostatError
 from homeostat.report.compare import UNTRAINED, compare_runs
 from homeostat.report.compare_stats import differences, draw_seeds, draws, estimate, table, verdict
 from homeostat.report.console import Console
-from homeostat.sweep import list_jobs, note_job
 
 Pairs = Sequence[tuple[float | None, float | None]]
 MORE = {

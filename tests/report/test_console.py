@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console as RichConsole
 
 from homeostat.report.console import Console, duration, interval, largest_terms, number
-from homeostat.signals.validation import ProbeReport
+from homeostat.signals.probing.validation import ProbeReport
 from homeostat.types import Estimate
 
 MARKUP = [

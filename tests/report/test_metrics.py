@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from homeostat.config import WandbConfig
+from homeostat.config.run import WandbConfig
 from homeostat.errors import HomeostatError
 from homeostat.report.metrics import LOGS, MetricsLog, append_rows, plain, write_rows
 

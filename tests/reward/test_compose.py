@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from homeostat.config import RewardConfig, SetPointConfig
+from homeostat.config.reward import RewardConfig, SetPointConfig
 from homeostat.errors import HomeostatError
 from homeostat.reward.compose import Reward, drive_reduction, token_rewards
 from homeostat.reward.valence import SetPoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from homeostat.config import SetPointConfig
+from homeostat.config.reward import SetPointConfig
 from homeostat.errors import HomeostatError
 from homeostat.reward.valence import SetPoint, resolve, resolve_one, valence
 from homeostat.signals.calibration import Calibration

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from homeostat.config import RolloutConfig, build
+from homeostat.config.register import build
+from homeostat.config.run import RolloutConfig
 from homeostat.models.adapters import Policy
 from homeostat.rollout.candidates import play_candidates
 from homeostat.rollout.episodes import play
@@ -56,7 +57,7 @@ def test_a_candidate_does_not_depend_on_how_many_there_are(
 
 @pytest.fixture
 def mixed_bots() -> object:
-    from homeostat.config import MixedBotConfig, ScriptedBotConfig
+    from homeostat.config.bots import MixedBotConfig, ScriptedBotConfig
 
     kinds = {
         name: ScriptedBotConfig(name=name, schedule=["opening", "move_pressure"], noise=0.1)

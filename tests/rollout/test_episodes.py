@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from homeostat.bots.scripted import MixedBots
-from homeostat.config import MixedBotConfig, RolloutConfig, ScriptedBotConfig
+from homeostat.config.bots import MixedBotConfig, ScriptedBotConfig
+from homeostat.config.run import RolloutConfig
 from homeostat.models.adapters import Policy
 from homeostat.rollout import episodes, generate
 from homeostat.rollout.episodes import (

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from homeostat.config import IntrinsicConfig, SignalsConfig
+from homeostat.config.signals import IntrinsicConfig, SignalsConfig
 from homeostat.models.adapters import Policy
 from homeostat.signals.calibration import Calibration, calibrate
 from homeostat.signals.reader import Readings, SignalReader

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from homeostat.config import AffectConfig, IntrinsicConfig, SignalsConfig
+from homeostat.config.signals import AffectConfig, IntrinsicConfig, SignalsConfig
 from homeostat.models.adapters import Policy
-from homeostat.signals.probes import AffectProbes, Probe
+from homeostat.signals.probing.probes import AffectProbes, Probe
 from homeostat.signals.reader import Readings, SignalReader, episode_record
 from homeostat.types import Conversation, Episode, Turn
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from homeostat.config_model import LoraConfig, TinyModelConfig
+from homeostat.config.model import LoraConfig, TinyModelConfig
 from homeostat.models.adapters import Policy
 from homeostat.models.forward import shared_prefix
 from homeostat.models.load import finish

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from homeostat.config_steering import FilterConfig
+from homeostat.config.filters import FilterConfig
 from homeostat.steering.filters import (
     GATES,
     Steered,

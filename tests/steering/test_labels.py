@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from homeostat.config_steering import FilterConfig
+from homeostat.config.filters import FilterConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = ROOT / "tests" / "data" / "steered_labels.jsonl"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from homeostat.config_steering import DoseConfig, PersonaConfig, ProbePair, VectorConfig
+from homeostat.config.steering import DoseConfig, PersonaConfig, ProbePair, VectorConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.steering.vectors import (

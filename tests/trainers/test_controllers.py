@@ -6,7 +6,7 @@ from math import exp
 
 import pytest
 
-from homeostat.config_trainers import KLConfig
+from homeostat.config.trainers import KLConfig
 from homeostat.trainers.controllers import AdaptiveKL, FixedKL, PidKL, lr_factor, make_kl_controller
 
 

@@ -20,8 +20,10 @@ from worlds import (
     share_the_opening_asks_for,
 )
 
-from homeostat.config import IntrinsicConfig, RolloutConfig, SignalsConfig, build
-from homeostat.config_trainers import DPOConfig
+from homeostat.config.register import build
+from homeostat.config.run import RolloutConfig
+from homeostat.config.signals import IntrinsicConfig, SignalsConfig
+from homeostat.config.trainers import DPOConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.reward.compose import Reward

@@ -25,7 +25,7 @@ from worlds import (
     surprise_at_the_set_point,
 )
 
-from homeostat.config import RolloutConfig
+from homeostat.config.run import RolloutConfig
 from homeostat.models.adapters import Policy
 
 ONE_TOKEN = RolloutConfig(turns=1, max_new_tokens=1)

@@ -19,8 +19,8 @@ from worlds import (
     worth_one,
 )
 
-from homeostat.config import RolloutConfig
-from homeostat.config_trainers import KLConfig
+from homeostat.config.run import RolloutConfig
+from homeostat.config.trainers import KLConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.trainers.policy_gradient import Credit, PolicyGradient

@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from homeostat.config import IntrinsicConfig, RewardConfig, RolloutConfig, SignalsConfig, build
-from homeostat.config_trainers import GRPOConfig, KLConfig, PPOConfig, RLOOConfig
+from homeostat.config.register import build
+from homeostat.config.reward import RewardConfig
+from homeostat.config.run import RolloutConfig
+from homeostat.config.signals import IntrinsicConfig, SignalsConfig
+from homeostat.config.trainers import GRPOConfig, KLConfig, PPOConfig, RLOOConfig
 from homeostat.models.adapters import Policy
 from homeostat.models.chat import pad
 from homeostat.models.forward import forward

@@ -1,0 +1,70 @@
+"""Schemas of the simulated users: dataclasses with units and limits; no torch import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from homeostat.config.checks import require, require_fraction, require_one_of
+from homeostat.config.signals import AFFECTS
+
+REPLY_FEATURES = (
+    "relevance",
+    "coherence",
+    "length",
+    "agreement",
+    "acknowledgement",
+    "question",
+)
+
+
+@dataclass
+class BotConfig:
+    """A population of simulated users."""
+
+    _target_: str = MISSING
+    name: str = MISSING
+
+
+@dataclass
+class ScriptedBotConfig(BotConfig):
+    """One scripted user with a latent affect.
+
+    ``initial`` is the affect at the start and the level it drifts back to (sentiment -1..1, others
+    0..1). ``gains[affect][feature]`` says how far one turn of a reply's feature moves an affect.
+    ``schedule`` names the move of each user turn; it repeats its last move when it runs out.
+    """
+
+    _target_: str = "homeostat.bots.scripted.ScriptedBots"
+    initial: dict[str, float] = field(default_factory=dict)
+    gains: dict[str, dict[str, float]] = field(default_factory=dict)
+    schedule: list[str] = field(default_factory=lambda: ["opening"])
+    inertia: float = 0.7
+    noise: float = 0.05
+
+    def __post_init__(self) -> None:
+        for affect in (*self.initial, *self.gains):
+            require_one_of(f"affect of bot {self.name}", affect, AFFECTS)
+        for gains in self.gains.values():
+            for feature in gains:
+                require_one_of(f"gain of bot {self.name}", feature, REPLY_FEATURES)
+        for affect, level in self.initial.items():
+            low = -1.0 if affect == "sentiment" else 0.0
+            require(
+                low <= level <= 1,
+                f"initial.{affect}={level} of bot {self.name} must lie between {low:g} and 1.",
+            )
+        require_fraction(f"bot {self.name}", inertia=self.inertia, noise=self.noise)
+        require(bool(self.schedule), f"schedule of bot {self.name} is empty; start with [opening].")
+
+
+@dataclass
+class MixedBotConfig(BotConfig):
+    """Several populations in equal shares."""
+
+    _target_: str = "homeostat.bots.scripted.MixedBots"
+    bots: dict[str, ScriptedBotConfig] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(bool(self.bots), "bot.bots is empty; name at least one bot, such as bot=mixed.")

@@ -1,0 +1,83 @@
+"""Schemas of the reward: dataclasses with types, units and limits; no torch import."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from homeostat.config.checks import require, require_one_of, require_positive
+
+REWARD_MODES = ("level", "reduction")
+SIDES = ("both", "above", "below")
+
+
+@dataclass
+class SetPointConfig:
+    """Where one signal should stay, in the signal's own unit.
+
+    Only what lies ``above`` or ``below`` the set point costs, or ``both``; and only what lies
+    further from it than ``dead_zone``.
+
+    ``auto`` stands for the median (set point) and IQR / 1.349 (tolerance) of the signal over the
+    base model's own conversations. ``min_tolerance`` bounds an automatic tolerance from below, for
+    signals that hardly vary on the base model.
+    """
+
+    weight: float = 1.0
+    setpoint: Any = "auto"
+    tolerance: Any = "auto"
+    min_tolerance: float = 1e-6
+    side: str = "both"
+    dead_zone: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_one_of("side of a set point", self.side, SIDES)
+        require(
+            math.isfinite(self.dead_zone) and self.dead_zone >= 0,
+            f"dead_zone={self.dead_zone} of a set point must be 0 or above.",
+        )
+        require(
+            math.isfinite(self.weight) and self.weight >= 0,
+            f"weight={self.weight} of a set point must be 0 or above.",
+        )
+        for name, value in (("setpoint", self.setpoint), ("tolerance", self.tolerance)):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            require(
+                value == "auto" or (number and math.isfinite(value)),
+                f"{name}={value} of a set point must be a number or auto.",
+            )
+        require(
+            self.tolerance == "auto" or self.tolerance > 0,
+            f"tolerance={self.tolerance} of a set point must be above 0, or auto.",
+        )
+        require_positive("set point", min_tolerance=self.min_tolerance)
+
+
+@dataclass
+class RewardConfig:
+    """Homeostatic valence plus the user's own reward terms.
+
+    ``terms`` maps a name to ``{_target_: package.function, weight: 1.0, ...}``: a callable that
+    gets the conversation, its signals and its trace and returns one number per assistant turn.
+    ``mode`` pays a turn its valence (``level``) or the gain in valence since the turn before
+    (``reduction``).
+    """
+
+    set_points: dict[str, SetPointConfig] = field(default_factory=dict)
+    terms: dict[str, Any] = field(default_factory=dict)
+    mode: str = "level"
+
+    def __post_init__(self) -> None:
+        require_one_of("reward.mode", self.mode, REWARD_MODES)
+        total = sum(point.weight for point in self.set_points.values())
+        require(
+            total > 0 or bool(self.terms),
+            "the weights of reward.set_points sum to 0, so every reply would be worth the same; "
+            "give at least one signal a weight above 0.",
+        )
+        for name, term in self.terms.items():
+            require(
+                isinstance(term, dict) and "_target_" in term,
+                f"reward.terms.{name} needs _target_, the dotted path of a callable.",
+            )

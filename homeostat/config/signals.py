@@ -1,0 +1,116 @@
+"""Schemas of the signals: dataclasses with types, units and limits; no torch import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from homeostat.config.checks import require, require_fraction, require_one_of, require_positive
+
+INTRINSIC_SIGNALS = (
+    "entropy",
+    "self_perplexity",
+    "base_perplexity",
+    "activation_norm",
+    "repetition",
+    "self_certainty",
+)
+POOLINGS = ("mean", "last", "both")
+AFFECTS = ("sentiment", "curiosity", "frustration", "confusion", "boredom")
+
+
+@dataclass
+class IntrinsicConfig:
+    """Which variables the model keeps about itself; ``norm_layers`` are fractions of the depth."""
+
+    names: list[str] = field(default_factory=lambda: list(INTRINSIC_SIGNALS))
+    norm_layers: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75])
+
+    def __post_init__(self) -> None:
+        for name in self.names:
+            require_one_of("signals.intrinsic.names", name, INTRINSIC_SIGNALS)
+        for fraction in self.norm_layers:
+            require_fraction("signals.intrinsic", norm_layers=fraction)
+        require(bool(self.norm_layers), "signals.intrinsic.norm_layers is empty; name one layer.")
+
+
+@dataclass
+class AffectConfig:
+    """Frozen linear probes that read the user's affect from hidden states.
+
+    ``corpus`` and ``heldout`` are a JSONL or CSV file or the hub id of GoEmotions; null is the
+    packaged corpus, and no held-out file. ``require`` is the verdict that the reward asks of a
+    probe. After training a probe is stale when its AUROC has dropped by ``stale_auroc_drop`` or its
+    reading has moved by ``stale_distance`` on average.
+    """
+
+    names: list[str] = field(default_factory=lambda: list(AFFECTS))
+    corpus: str | None = None
+    heldout: str | None = None
+    layers: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    pooling: list[str] = field(default_factory=lambda: list(POOLINGS))
+    regularisation: list[float] = field(default_factory=lambda: [0.0003, 0.003, 0.03])
+    perception: str = "reference"
+    require: str = "weak"
+    stale_auroc_drop: float = 0.05
+    stale_distance: float = 0.1
+
+    def __post_init__(self) -> None:
+        key = "signals.affect"
+        for name in self.names:
+            require_one_of(f"{key}.names", name, AFFECTS)
+        for pooling in self.pooling:
+            require_one_of(f"{key}.pooling", pooling, POOLINGS)
+        for fraction in self.layers:
+            require_fraction(key, layers=fraction)
+        for strength in self.regularisation:
+            require_positive(key, regularisation=strength)
+        for candidates in ("names", "layers", "pooling", "regularisation"):
+            require(bool(getattr(self, candidates)), f"{key}.{candidates} is empty; name one.")
+        require_one_of(f"{key}.perception", self.perception, ("reference", "policy"))
+        require_one_of(f"{key}.require", self.require, ("trusted", "weak", "any"))
+        require_positive(
+            key, stale_auroc_drop=self.stale_auroc_drop, stale_distance=self.stale_distance
+        )
+
+
+@dataclass
+class SignalsConfig:
+    """Both families of signals; leave one out with ``signals=[intrinsic]`` or ``[affect]``.
+
+    Automatic set points are measured on ``calibration_episodes`` conversations of the base model,
+    sampled at ``calibration_temperature``: below 1, because the set point is to be the base model
+    when it is coherent, and training samples at 1. ``validation_replies`` says how many replies of
+    every failure trainer=none makes. ``author_groups`` limits how much of the packaged probe corpus
+    is used; null is all of it. ``cache`` keeps hidden states, probes and base measurements.
+    """
+
+    intrinsic: IntrinsicConfig | None = None
+    affect: AffectConfig | None = None
+    author_groups: int | None = None
+    calibration_episodes: int = 24
+    calibration_temperature: float = 0.7
+    validation_replies: int = 32
+    cache: bool = True
+
+    def __post_init__(self) -> None:
+        require_positive(
+            "signals",
+            calibration_temperature=self.calibration_temperature,
+            validation_replies=self.validation_replies,
+        )
+        require(
+            self.author_groups is None or self.author_groups >= 10,
+            f"signals.author_groups={self.author_groups} is too few to split into training, "
+            "validation and test; use at least 10, or null for all.",
+        )
+        require(
+            self.calibration_episodes >= 4,
+            f"signals.calibration_episodes={self.calibration_episodes} is too few for a median "
+            "and quartiles; use at least 4.",
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All signals that this run measures, in the order of the signal table."""
+        intrinsic = self.intrinsic.names if self.intrinsic else []
+        return (*intrinsic, *(self.affect.names if self.affect else []))

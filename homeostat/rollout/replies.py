@@ -1,0 +1,175 @@
+"""Replies to single messages: sampled, steered or not, and read again under the base model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from homeostat.models.adapters import Policy
+from homeostat.models.chat import TokenStream, until_last_response
+from homeostat.models.forward import forward, make_batch, read_prefix
+from homeostat.models.hooks import Steering
+from homeostat.models.logprobs import TokenStatistics, predicting_hidden, token_statistics
+from homeostat.rollout.episodes import BATCH
+from homeostat.rollout.generate import Sampler
+from homeostat.signals.trace import batches_by_length
+from homeostat.types import Conversation, Progress, Turn, silent
+
+READ_TOKENS = 4096  # padded tokens per forward pass without gradients
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How replies are drawn; ``key`` and a reply's own number give its random numbers."""
+
+    max_new_tokens: int
+    temperature: float
+    key: tuple[int, ...]
+
+    def uniforms(self, number: int) -> Float[np.ndarray, " N"]:
+        """The random numbers behind one reply."""
+        return np.random.default_rng([*self.key, number]).random(self.max_new_tokens)
+
+
+def reply(
+    policy: Policy,
+    talks: Sequence[Conversation],
+    sampling: Sampling,
+    steering: Steering | None = None,
+    first: int = 0,
+    progress: Progress = silent,
+) -> list[Conversation]:
+    """Every conversation with one more reply, sampled from the policy as it is; see `sampled`."""
+    found = sampled(policy, talks, sampling, steering, first, progress)
+    return [talk for talk, _ in found]
+
+
+def sampled(
+    policy: Policy,
+    talks: Sequence[Conversation],
+    sampling: Sampling,
+    steering: Steering | None = None,
+    first: int = 0,
+    progress: Progress = silent,
+) -> list[tuple[Conversation, Tensor]]:
+    """Every conversation with one more reply, and the hidden states that it was drawn from.
+
+    The states, ``[R, D]`` of a reply, are what `predicting` would give, so that a policy never
+    reads its own reply again.
+
+    Args:
+        policy: As it is now.
+        talks: Each ends with a user's turn.
+        sampling: Length, temperature and random numbers.
+        steering: Acts while they are drawn, where given; one dose for all, or one for each.
+        first: Number of the first reply; a reply depends on its number, not on the batch.
+        progress: Told how many replies are done, and their tokens.
+    """
+    found: list[tuple[Conversation, Tensor]] = []
+    for start in range(0, len(talks), BATCH):
+        part = talks[start : start + BATCH]
+        numbers = [sampling.uniforms(first + start + row) for row in range(len(part))]
+        prompts = [policy.encode(talk).ids for talk in part]
+        sampler = Sampler(policy, len(part))
+        rows = None if steering is None else steering.rows(start, start + len(part))
+        with nullcontext() if rows is None else policy.steered(rows):
+            sampler.append(prompts)
+            ids = sampler.sample(np.stack(numbers), sampling.temperature)
+        found += [
+            (_with_reply(policy, talk, new), states)
+            for talk, new, states in zip(part, ids, sampler.predicted_from, strict=True)
+        ]
+        progress(len(found), len(talks), sum(map(len, ids)))
+    return found
+
+
+def _with_reply(policy: Policy, talk: Conversation, ids: Sequence[int]) -> Conversation:
+    text = policy.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    return Conversation((*talk.turns, Turn("assistant", text, token_ids=tuple(ids))))
+
+
+def with_given_reply(policy: Policy, talk: Conversation, text: str) -> Conversation:
+    """The conversation with a reply that somebody else wrote, read as if it had been sampled."""
+    ids = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return Conversation((*talk.turns, Turn("assistant", text, token_ids=tuple(ids))))
+
+
+def without_persona(talk: Conversation) -> Conversation:
+    """The conversation without its system turn."""
+    return replace(talk, turns=tuple(turn for turn in talk.turns if turn.role != "system"))
+
+
+def predicting(policy: Policy, talks: Sequence[Conversation]) -> list[Float[Tensor, "R D"]]:
+    """Final hidden states that predict each reply's tokens, policy as it is; no gradients."""
+    return predicting_in(policy, [until_last_response(policy.encode(talk)) for talk in talks])
+
+
+def predicting_in(policy: Policy, streams: Sequence[TokenStream]) -> list[Float[Tensor, "R D"]]:
+    """Final hidden states that predict the response tokens of each stream; no gradients."""
+    found: dict[int, Tensor] = {}
+    for part in batches_by_length([len(s.ids) for s in streams], READ_TOKENS):
+        own = _predicting_batch(policy, [streams[i] for i in part])
+        found |= dict(zip(part, own, strict=True))
+    return [found[i] for i in range(len(streams))]
+
+
+@torch.no_grad()
+def _predicting_batch(policy: Policy, streams: Sequence[TokenStream]) -> list[Tensor]:
+    batch = make_batch(policy, streams)
+    prefix = read_prefix(policy, batch)
+    hidden = predicting_hidden(forward(policy, batch, prefix), batch.response_mask)
+    return list(torch.split(hidden, [sum(stream.response) for stream in streams]))
+
+
+def reply_ids(talk: Conversation) -> tuple[int, ...]:
+    """Ids of a conversation's last reply."""
+    return talk.turns[talk.assistant_turns[-1]].token_ids or ()
+
+
+@torch.no_grad()
+def read_replies(
+    policy: Policy,
+    talks: Sequence[Conversation],
+    ref_talks: Sequence[Conversation] | None = None,
+) -> list[TokenStatistics]:
+    """What the policy as it is says about each conversation's reply, token by token.
+
+    Args:
+        policy: As it is now.
+        talks: Each ends with a reply.
+        ref_talks: The conversations as the base is to read them, with the same replies; gives the
+            reference's log-probabilities and KL(policy || base). None: no reference.
+    """
+    return statistics_of(policy, talks, predicting(policy, talks), ref_talks)
+
+
+@torch.no_grad()
+def statistics_of(
+    policy: Policy,
+    talks: Sequence[Conversation],
+    states: Sequence[Tensor],
+    ref_talks: Sequence[Conversation] | None = None,
+) -> list[TokenStatistics]:
+    """What `read_replies` says, from hidden states ``[R, D]`` of each reply that are there."""
+    refs: Sequence[Tensor | None] = [None] * len(talks)
+    if ref_talks is not None:
+        with policy.reference():
+            refs = predicting(policy, ref_talks)
+    targets = [torch.tensor(reply_ids(talk), device=policy.device) for talk in talks]
+    return [
+        token_statistics(own, ids, policy.unembed, ref)
+        for own, ids, ref in zip(states, targets, refs, strict=True)
+    ]
+
+
+def base_nll(policy: Policy, talks: Sequence[Conversation]) -> list[Float[np.ndarray, " R"]]:
+    """-log p of every token of each reply under the base, without any persona; nats."""
+    with policy.reference():
+        found = read_replies(policy, [without_persona(talk) for talk in talks])
+    return [-one.logprob.cpu().numpy() for one in found]

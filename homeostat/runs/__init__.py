@@ -1,0 +1,1 @@
+"""Runs: the one loop, and everything that is logged, evaluated and saved."""

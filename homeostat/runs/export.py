@@ -1,0 +1,72 @@
+"""``homeostat export=<run folder>``: what a run has trained, as one plain model or one adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from homeostat.config.run import RunConfig
+from homeostat.errors import HomeostatError
+from homeostat.files import replace_folder
+from homeostat.models.adapters import Policy
+from homeostat.report.console import Console
+from homeostat.runs.run import load_policy
+from homeostat.timing import Stopwatch
+
+# Largest difference of log-probability, nats, that merging may make on the tokens of `SAMPLE`.
+# Half precision rounds the sum of base and adapter to its own grid.
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
+SAMPLE = "The harbour master closed the gate, counted the boats twice, and went home for supper."
+
+
+def export(config: RunConfig, folder: Path, console: Console) -> Path:
+    """Write what the run in ``folder`` has trained into ``folder/export``.
+
+    Args:
+        config: Of that run; ``export_as`` says what is written.
+        folder: Of that run.
+        console: Told what is going on.
+
+    Returns:
+        The new folder: a model that transformers loads, or an adapter that peft loads.
+
+    Raises:
+        HomeostatError: Nothing was trained, the adapters belong to another model, or the merged
+            weights are not the stack of adapters.
+    """
+    adapters = folder / "adapters"
+    if not (adapters / "adapter_model.safetensors").is_file():
+        raise HomeostatError(
+            f"export={folder}: there are no adapters in it, so nothing was trained; give the "
+            "folder of a run that has done a step."
+        )
+    policy = load_policy(config, console, Stopwatch())
+    policy.load_adapter(adapters)
+    out = folder / "export" / config.export_as
+    out.parent.mkdir(exist_ok=True)
+    if config.export_as == "adapter":
+        replace_folder(out, policy.export_adapter)
+    else:
+        console.say(f"merged weights differ by at most {check_bake(policy):.1e} nats")
+        replace_folder(out, policy.export_merged)
+    console.say(f"exported: {out}")
+    return out
+
+
+def check_bake(policy: Policy) -> float:
+    """Largest difference between stack and merged weights on a sentence, nats.
+
+    Raises:
+        HomeostatError: It is above the tolerance of the weights' dtype.
+    """
+    ids = policy.tokenizer(SAMPLE, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    found = policy.verify_bake(ids.to(policy.device))
+    allowed = TOLERANCE[policy.dtype]
+    if not found <= allowed:
+        raise HomeostatError(
+            f"merging the adapters changes log-probabilities by {found:.2g} nats, and "
+            f"{str(policy.dtype).removeprefix('torch.')} allows {allowed:g}; export with "
+            "export_as=adapter, or dtype=float32 resume_override=true."
+        )
+    return found

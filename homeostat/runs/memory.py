@@ -1,0 +1,277 @@
+"""Whether a run fits into memory: what it will hold at once, counted before it trains.
+
+    weights + adapters + optimiser
+        + the larger of   sampling:  KV cache, next-token probabilities
+                          update:    activations of one micro-batch, one chunk of logits
+
+The first line is read off the model. Activations are what autograd keeps in two small forward
+passes of this very model on this device, per token, extrapolated to the largest micro-batch;
+whatever attention, dtype and adapter do to them is therefore in the figure. The rest is arithmetic.
+What the process holds besides (Python, libraries, a CUDA context) is not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import reduce
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from homeostat.bots.scripted import Bots
+from homeostat.config.run import RolloutConfig
+from homeostat.config.steering import SteerHealConfig
+from homeostat.config.trainers import (
+    DPOConfig,
+    NoTrainerConfig,
+    PolicyGradientConfig,
+    PPOConfig,
+    TrainerConfig,
+)
+from homeostat.errors import HomeostatError, out_of_memory
+from homeostat.models.adapters import Policy
+from homeostat.models.hooks import decoder_layers
+from homeostat.models.logprobs import CHUNK_LOGITS
+from homeostat.rollout.episodes import BATCH, training_seeds
+from homeostat.types import Conversation, Turn
+
+FLOAT32 = 4  # bytes; adapters, moments and logits are float32 whatever the base is
+SAMPLING_COPIES = 3  # logits, probabilities and their running sum
+# A chunk in the backward pass: log-probabilities, probabilities, a gradient for each use of them.
+CHUNK_COPIES = 5
+# In healing also the reference's log-probabilities and the difference of the two.
+DIVERGENCE_COPIES = 7
+# One block in the backward pass: gradients of the gated product, its two factors, and a sum.
+WORK_COPIES = 4
+PROBE_ROWS, PROBE_WIDTHS = 2, (32, 64)
+PROMPT_TOKENS = 96  # template and message of a context; the packaged ones are shorter
+
+ADVICE = {
+    "weights": "use dtype=bfloat16, model.quantization=4bit or a smaller model",
+    "adapters": "lower lora.rank, or narrow lora.layers",
+    "optimiser": "lower lora.rank, or narrow lora.layers",
+    "kv_cache": "lower trainer.batch_size, rollout.turns or rollout.max_new_tokens",
+    "activations": "set trainer.gradient_checkpointing=true, or lower {micro}",
+    "logits": "lower {micro}",
+}
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes that each part of a run will need.
+
+    Attributes:
+        weights: The base model.
+        adapters: The LoRA, and a critic's.
+        optimiser: Gradients and two moments of what is trained.
+        kv_cache: Keys and values of the episodes of one batch, with their sampling.
+        activations: What the backward pass of the largest micro-batch needs.
+        logits: One chunk of logits with its gradients.
+    """
+
+    weights: int
+    adapters: int
+    optimiser: int
+    kv_cache: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """The most that is held at once."""
+        standing = self.weights + self.adapters + self.optimiser
+        return standing + max(self.kv_cache, self.activations + self.logits)
+
+    def parts(self) -> dict[str, int]:
+        """Every part by name."""
+        return asdict(self)
+
+    def require(self, limit: float, micro: str) -> None:
+        """Refuse a run that cannot fit.
+
+        Args:
+            limit: Bytes.
+            micro: The key that says how much has a gradient at once.
+
+        Raises:
+            HomeostatError: The total is above the limit; says what to lower first.
+        """
+        if self.total <= limit:
+            return
+        found = self.parts()
+        held = dict(found)
+        held.pop("kv_cache" if self.kv_cache < self.activations + self.logits else "activations")
+        largest = max(held, key=held.__getitem__)
+        raise HomeostatError(
+            f"this run needs about {self.total / 1e9:.1f} GB, {held[largest] / 1e9:.1f} of it for "
+            f"{largest.replace('_', ' ')}, and memory.limit_gb is {limit / 1e9:.1f}; "
+            f"{ADVICE[largest].format(micro=micro)}."
+        )
+
+
+def plan_memory(
+    policy: Policy, config: TrainerConfig, rollout: RolloutConfig, bots: Bots | None
+) -> MemoryPlan:
+    """The memory that training with this config will need.
+
+    Args:
+        policy: Before training; on the meta device only shapes are read.
+        config: Of the trainer.
+        rollout: Length of the episodes.
+        bots: Say how long the users' turns are; None for a trainer that plays no episodes.
+    """
+    if isinstance(config, SteerHealConfig):
+        length = PROMPT_TOKENS + config.max_new_tokens
+        return plan(policy, config, length, min(config.batch_size, BATCH))
+    if bots is None:
+        raise ValueError("a trainer that plays episodes needs bots to be planned for.")
+    length = episode_tokens(policy, rollout, bots)
+    return plan(policy, config, length, min(config.batch_size, BATCH))
+
+
+def plan(policy: Policy, config: TrainerConfig, length: int, rows: int) -> MemoryPlan:
+    """The same for episodes of ``length`` tokens, ``rows`` of which are sampled at once."""
+    base = [p for p in policy.model.parameters() if not p.requires_grad]
+    adapter = sum(p.numel() for p in policy.adapter_parameters()) * FLOAT32
+    recomputing = config.gradient_checkpointing
+    if isinstance(config, SteerHealConfig):
+        recomputing |= micro_batch_size(config, length) > config.heal.micro_batch_tokens
+    critics = 2 if isinstance(config, PPOConfig) and config.critic == "lora" else 1
+    tokens = micro_batch_size(config, length)
+    vocabulary = int(policy.text_config.vocab_size)
+    copies = DIVERGENCE_COPIES if isinstance(config, SteerHealConfig) else CHUNK_COPIES
+    return MemoryPlan(
+        weights=sum(p.numel() * p.element_size() for p in base),
+        adapters=critics * adapter,
+        optimiser=critics * 3 * adapter,
+        kv_cache=rows * length * cache_bytes_per_token(policy)
+        + SAMPLING_COPIES * rows * vocabulary * FLOAT32,
+        activations=critics * activation_bytes(policy, tokens, length, recomputing),
+        logits=copies * min(tokens * vocabulary, CHUNK_LOGITS) * FLOAT32,
+    )
+
+
+def episode_tokens(policy: Policy, rollout: RolloutConfig, bots: Bots) -> int:
+    """Tokens of the longest of a few episodes whose replies are as long as they may be."""
+    lengths = []
+    for seed in training_seeds(0, 0, 8):
+        bot = bots.spawn(seed)
+        turns = [bot.opening()]
+        for _ in range(rollout.turns):
+            ids = (policy.pad_id,) * rollout.max_new_tokens
+            turns += [Turn("assistant", "", token_ids=ids), bot.answer("")]
+        lengths.append(len(policy.encode(Conversation(tuple(turns))).ids))
+    return max(lengths)
+
+
+def micro_batch_size(config: TrainerConfig, length: int) -> int:
+    """Most tokens that have a gradient at once, padding included."""
+    if isinstance(config, DPOConfig):
+        return 2 * min(config.micro_batch_pairs, config.minibatch_pairs) * length
+    if isinstance(config, SteerHealConfig):
+        return config.heal.minibatch * length
+    if isinstance(config, PolicyGradientConfig):
+        episodes = -(-config.batch_size // min(config.minibatches, config.batch_size))
+        return min(episodes, max(1, config.micro_batch_tokens // length)) * length
+    return 0
+
+
+def cache_bytes_per_token(policy: Policy) -> int:
+    """Keys and values of one token over all blocks; a sliding window would hold fewer."""
+    config = policy.text_config
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_block = 2 * config.num_key_value_heads * head * policy.dtype.itemsize
+    return int(config.num_hidden_layers * per_block)
+
+
+def activation_bytes(policy: Policy, tokens: int, width: int, checkpointing: bool) -> int:
+    """What autograd keeps of one forward pass, and the work of one block in the backward pass.
+
+    Args:
+        policy: With its adapter.
+        tokens: Of the batch, padding included.
+        width: Of the batch; attention may keep more per token in longer rows.
+        checkpointing: Blocks keep their inputs alone and are computed again, one at a time.
+    """
+    short, long = PROBE_WIDTHS
+    per_token = [saved_bytes(policy, PROBE_ROWS, w) / (PROBE_ROWS * w) for w in PROBE_WIDTHS]
+    slope = max(0.0, (per_token[1] - per_token[0]) / (long - short))
+    kept = tokens * (per_token[0] + slope * (width - short))
+    blocks = sum(
+        any(p.requires_grad for p in layer.parameters()) for layer in decoder_layers(policy.model)
+    )
+    if checkpointing:
+        inputs = blocks * tokens * policy.hidden_size * policy.dtype.itemsize
+        kept = inputs + kept / max(1, blocks)
+    intermediate = int(policy.text_config.intermediate_size)
+    return int(kept + WORK_COPIES * tokens * intermediate * policy.dtype.itemsize)
+
+
+def saved_bytes(policy: Policy, rows: int, width: int) -> int:
+    """Bytes that autograd keeps of one forward pass over ``rows`` x ``width`` tokens.
+
+    Every storage counts once and as a whole, and the model's own parameters not at all.
+    """
+    own = {p.untyped_storage()._cdata for p in policy.model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}  # held on to, so that no address is used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    ids = torch.ones(rows, width, dtype=torch.long, device=policy.device)
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    policy.steer_at(None)
+    mask = None
+    if policy.device.type == "meta":
+        # Whole, or transformers would look into it; what is not there cannot be looked at.
+        mask = torch.ones(rows, 1, width, width, dtype=torch.bool, device=policy.device)
+    with torch.enable_grad(), hooks:
+        policy.trunk(input_ids=ids, attention_mask=mask, use_cache=False)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def memory_limit(device: torch.device, limit_gb: float | None, held: int) -> float:
+    """Bytes that a run may use: what was asked for, or what the device has left.
+
+    Args:
+        device: Of the run.
+        limit_gb: From the config, 10^9 bytes; None = whatever is there.
+        held: Bytes that this run holds already and that its plan counts.
+    """
+    if limit_gb is not None:
+        return limit_gb * 1e9
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0] + held)
+    return float(psutil.virtual_memory().available + held)
+
+
+def micro_key(config: TrainerConfig) -> str:
+    """The key that says how much has a gradient at once."""
+    if isinstance(config, SteerHealConfig):
+        return "trainer.heal.micro_batch_tokens"
+    pairs = isinstance(config, DPOConfig)
+    return "trainer.micro_batch_pairs" if pairs else "trainer.micro_batch_tokens"
+
+
+def as_record(plan: MemoryPlan, limit: float) -> Mapping[str, Any]:
+    """The plan as it goes to memory.json, bytes."""
+    return {**plan.parts(), "total": plan.total, "limit": limit}
+
+
+def advise_memory(trainer: TrainerConfig, error: BaseException) -> str | None:
+    """What to do about an error that says that memory ran out; None for any other error."""
+    said = out_of_memory(error)
+    if said is None:
+        return None
+    advice = "choose a smaller model, or dtype=bfloat16"
+    if not isinstance(trainer, NoTrainerConfig):
+        key = micro_key(trainer)
+        value = reduce(getattr, key.split(".")[1:], trainer)
+        advice = f"lower {key} (now {value}) or rollout.max_new_tokens, or {advice}"
+    return f"out of memory: {said.rstrip('.')}. To mend it, {advice}."

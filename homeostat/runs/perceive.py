@@ -1,0 +1,191 @@
+"""What a run learns about its base before training: probes, set points, which signals see failures.
+
+Like `homeostat.runs.run`, which calls it, it evaluates and saves; nothing else does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from homeostat.config.reward import SetPointConfig
+from homeostat.config.run import RunConfig
+from homeostat.config.signals import AFFECTS
+from homeostat.config.trainers import NoTrainerConfig
+from homeostat.errors import HomeostatError
+from homeostat.evals.failures import Failures, verdicts
+from homeostat.evals.homeostasis import perception_validity
+from homeostat.evals.staleness import measure_staleness, stale
+from homeostat.files import write_text
+from homeostat.models.adapters import Policy
+from homeostat.models.cache import remembered
+from homeostat.report.console import Console, number
+from homeostat.report.metrics import plain, write_rows
+from homeostat.reward.valence import resolve_one
+from homeostat.rollout.episodes import calibration_seeds, play
+from homeostat.signals.calibration import QUANTILES, Calibration, calibrate
+from homeostat.signals.probing.perception import Perception, obtain_perception, what_is_measured
+from homeostat.signals.reader import SignalReader, episode_record
+from homeostat.timing import Stopwatch
+
+
+def perceive(
+    config: RunConfig, policy: Policy, folder: Path, console: Console, watch: Stopwatch
+) -> Perception | None:
+    """The affect probes and what they are worth; None for a run without them."""
+    if config.signals.affect is None:
+        return None
+    with console.stage("affect probes") as progress, watch("probes"):
+        found = obtain_perception(policy, config.signals, progress)
+    found.save(folder / "probes")
+    for notice in found.notices:
+        console.say(notice)
+    return found
+
+
+def allowed_set_points(
+    config: RunConfig, perception: Perception | None, console: Console
+) -> dict[str, SetPointConfig]:
+    """The set points that the probes' verdicts allow; says which are left out.
+
+    Raises:
+        HomeostatError: Nothing is left to reward, and the run is to train.
+    """
+    points = {n: p for n, p in config.reward.set_points.items() if p.weight > 0}
+    affect = config.signals.affect
+    if affect is None or perception is None:
+        return points
+    allowed = perception.allowed(affect.require)
+    left_out = [name for name in points if name in AFFECTS and name not in allowed]
+    for name in left_out:
+        report = perception.reports.get(name)
+        why = f"is {report.verdict} ({report.reason})" if report else "has no probe"
+        console.say(f"{name} is left out of the reward: it {why}")
+    kept = {name: point for name, point in points.items() if name not in left_out}
+    validating = isinstance(config.trainer, NoTrainerConfig)
+    if not kept and not config.reward.terms and not validating:
+        raise HomeostatError(
+            f"signals.affect.require={affect.require} leaves no signal to reward; lower it, or "
+            "add intrinsic signals with reward=full."
+        )
+    return kept
+
+
+def measure_base(
+    config: RunConfig,
+    reader: SignalReader,
+    perception: Perception | None,
+    bots: Any,
+    console: Console,
+    watch: Stopwatch,
+) -> tuple[Calibration, dict[str, Any]]:
+    """The base model's own conversations: its signals, and whether it perceives the bots."""
+    policy = reader.policy
+
+    def compute() -> dict[str, Any]:
+        seeds = calibration_seeds(config.signals.calibration_episodes)
+        temperature = config.signals.calibration_temperature
+        stage = console.stage("set points: episodes")
+        with policy.reference(), stage as progress, watch("generate"):
+            episodes = play(policy, bots, seeds, config.rollout, temperature, progress)
+        with console.stage("set points: signals") as progress, watch("trace"):
+            found, readings = calibrate(reader, [e.conversation for e in episodes], progress)
+        records = [episode_record(e, readings, i, reader.affects) for i, e in enumerate(episodes)]
+        return {
+            "values": found.values,
+            "base_norms": found.base_norms.tolist(),
+            "loop": perception_validity(records),
+        }
+
+    digest = perception.corpus.digest if perception else None
+    found = _remembered(config, policy, digest, "set_points", compute)
+    calibration = Calibration.of(found["values"], found["base_norms"])
+    reader.base_norms = calibration.base_norms
+    return calibration, found["loop"]
+
+
+def validate_intrinsic(
+    config: RunConfig,
+    reader: SignalReader,
+    bots: Any,
+    calibration: Calibration,
+    folder: Path,
+    console: Console,
+    watch: Stopwatch,
+) -> dict[str, Any] | None:
+    """Failures made on the model, and which signals see them; None without intrinsic signals."""
+    if config.signals.intrinsic is None:
+        return None
+    points = {
+        name: resolve_one(name, config.reward.set_points[name], calibration)
+        for name in config.signals.intrinsic.names
+        if name in config.reward.set_points and calibration.n[name]
+    }
+    failures = Failures(
+        reader, bots, config.signals.calibration_temperature, config.rollout.max_new_tokens
+    )
+
+    def compute() -> list[dict[str, Any]]:
+        with console.stage("failures: replies") as progress, watch("failures"):
+            return failures.measure(config.signals.validation_replies, points, progress)
+
+    judged = {name: asdict(point) for name, point in points.items()}
+    rows = _remembered(config, reader.policy, judged, "failures", compute)
+    write_rows(folder / "evals" / "failures.jsonl", rows)
+    found = verdicts(rows)
+    console.failures(found)
+    return found
+
+
+def watch_probes(
+    config: RunConfig,
+    policy: Policy,
+    perception: Perception | None,
+    console: Console,
+    watch: Stopwatch,
+) -> dict[str, Any] | None:
+    """Whether the probes have gone stale under training; None for a run without probes."""
+    if perception is None or config.signals.affect is None:
+        return None
+    with console.stage("staleness of the probes") as progress, watch("evaluate"):
+        found = measure_staleness(policy, perception, config.signals.affect, progress)
+    for affect in stale(found):
+        console.say(
+            f"the probe of {affect} has gone stale: AUROC {number(found[affect]['auroc_off'])} → "
+            f"{number(found[affect]['auroc_on'])}, its reading moved by "
+            f"{number(found[affect]['distance'])}"
+        )
+    return found
+
+
+def _remembered(config: RunConfig, policy: Policy, depends_on: Any, kind: str, compute: Any) -> Any:
+    """What ``compute`` finds out about the base model, from the cache where nothing has changed."""
+    if not config.signals.cache:
+        return compute()
+    recipe = [
+        policy.base.fingerprint,
+        str(policy.dtype),
+        policy.device.type,
+        depends_on,
+        what_is_measured(config.signals),
+        *(asdict(part) for part in (config.bot, config.rollout)),
+    ]
+    return remembered(kind, recipe, compute)
+
+
+def save_calibration(folder: Path, calibration: Calibration, set_points: Mapping[str, Any]) -> None:
+    """Write set_points.json: what the base model showed, and what the reward uses."""
+    signals = {
+        name: {
+            "n": calibration.n[name],
+            "quantiles": dict(zip(map(str, QUANTILES), q, strict=True)),
+            "values": calibration.values[name],
+        }
+        for name, q in calibration.quantiles.items()
+    }
+    norms = calibration.base_norms.tolist()
+    about = {"signals": signals, "set_points": set_points, "base_norms": norms}
+    write_text(folder / "set_points.json", json.dumps(plain(about), indent=2))

@@ -1,0 +1,236 @@
+"""Labelled user utterances that the affect probes are fitted on and tested with."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from homeostat.errors import HomeostatError
+from homeostat.signals.probing.goemotions import fetch_goemotions, is_hub_id
+from homeostat.types import Conversation, Turn
+
+PACKAGED = "affect_corpus.jsonl"
+NEITHER, UNLABELLED = -1, -2
+SENTIMENT = {
+    "pos": 1,
+    "positive": 1,
+    "neg": 0,
+    "negative": 0,
+    "neutral": NEITHER,
+    "ambiguous": UNLABELLED,
+    "mixed": UNLABELLED,
+}
+BINARY = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+MIN_GROUPS = 10
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One labelled user message.
+
+    Attributes:
+        conversation: The message, after what it answers if it is a reply.
+        group: Who wrote it; rows of one group are never split.
+        labels: Affect to 1 or 0; sentiment is 1 positive, 0 negative, `NEITHER` neutral. An affect
+            that nobody labelled is absent.
+    """
+
+    conversation: Conversation
+    group: str
+    labels: dict[str, int]
+
+    @property
+    def text(self) -> str:
+        """The message itself."""
+        return self.conversation.turns[-1].text
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Labelled utterances and where they came from.
+
+    Attributes:
+        utterances: In the order of the file.
+        digest: Changes when the content does.
+        source: The file or hub id, as the user named it.
+        notices: What was left out, in sentences.
+    """
+
+    utterances: tuple[Utterance, ...]
+    digest: str
+    source: str
+    notices: tuple[str, ...] = ()
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Group of every utterance."""
+        return np.array([u.group for u in self.utterances])
+
+    @property
+    def texts(self) -> list[str]:
+        """The messages."""
+        return [u.text for u in self.utterances]
+
+    @property
+    def affects(self) -> tuple[str, ...]:
+        """Affects with both classes, in the order of their first label."""
+        found: dict[str, set[int]] = {}
+        for utterance in self.utterances:
+            for affect, label in utterance.labels.items():
+                found.setdefault(affect, set()).add(label)
+        return tuple(affect for affect, classes in found.items() if {0, 1} <= classes)
+
+    def labels(self, affect: str) -> Int[np.ndarray, " U"]:
+        """1, 0, `NEITHER` or `UNLABELLED` for every utterance."""
+        return np.array([u.labels.get(affect, UNLABELLED) for u in self.utterances])
+
+
+def load_corpus(
+    path: str | None, affects: Sequence[str], author_groups: int | None = None
+) -> Corpus:
+    """The packaged corpus (None), a JSONL or CSV file, or GoEmotions by its hub id.
+
+    A row has ``text`` and a column per labelled affect: 0 or 1, and ``pos``, ``neg``, ``neutral``,
+    ``ambiguous`` or ``mixed`` for sentiment; an empty label means that nobody judged the row.
+    ``group`` (else ``id``, else the row) says which rows are one author's. ``context`` may hold the
+    turns before the utterance, user first, alternating (a JSON list; in CSV, written as JSON).
+
+    Args:
+        path: The file or hub id.
+        affects: Affects of interest; one without both classes is left out, with a notice.
+        author_groups: How many authors of the packaged corpus to keep, evenly spread; None = all.
+            A corpus of the user's own is always used whole.
+
+    Raises:
+        HomeostatError: It cannot be read, a row is not what it must be, there are too few groups,
+            or no affect has both classes.
+    """
+    name, rows, digest = _read_rows(path)
+    utterances = [_utterance(row, number, name, affects) for number, row in rows]
+    if path is None and author_groups is not None:
+        utterances = _keep_groups(utterances, author_groups)
+        digest = f"{digest}:{author_groups}"
+    corpus = Corpus(tuple(utterances), digest, name)
+    if len(groups := set(corpus.groups)) < MIN_GROUPS:
+        raise HomeostatError(
+            f"{name} has {len(groups)} groups; at least {MIN_GROUPS} are needed to keep the "
+            "authors of the training, validation and test rows apart."
+        )
+    missing = [affect for affect in affects if affect not in corpus.affects]
+    if len(missing) == len(affects):
+        raise HomeostatError(
+            f"{name} has no affect with both classes among {', '.join(affects)}; add a label "
+            "column, or choose others with signals.affect.names."
+        )
+    notices = tuple(
+        f"{name} has no {affect} with both classes; no probe of {affect} is fitted or tested on it."
+        for affect in missing
+    )
+    return Corpus(corpus.utterances, digest, name, notices)
+
+
+def _read_rows(path: str | None) -> tuple[str, list[tuple[int, Mapping[str, Any]]], str]:
+    """Name, numbered rows and digest of what ``path`` stands for."""
+    if path is not None and is_hub_id(path) and not Path(path).exists():
+        fetched = list(fetch_goemotions(path))
+        digest = hashlib.sha256(json.dumps(fetched).encode()).hexdigest()
+        return path, list(enumerate(fetched, start=1)), digest
+    source = resources.files("homeostat.data").joinpath(PACKAGED) if path is None else Path(path)
+    name = PACKAGED if path is None else str(path)
+    try:
+        raw = source.read_bytes()
+    except OSError as error:
+        raise HomeostatError(
+            f"the corpus {name} cannot be read ({error.strerror}); give a JSONL or CSV file with "
+            "text and label columns, or the hub id of GoEmotions."
+        ) from error
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise HomeostatError(f"{name} is not UTF-8 text ({error}); save it as UTF-8.") from error
+    rows = _csv_rows(text, name) if name.lower().endswith(".csv") else _json_rows(text, name)
+    return name, list(rows), hashlib.sha256(raw).hexdigest()
+
+
+def _json_rows(text: str, source: str) -> Iterable[tuple[int, Mapping[str, Any]]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise HomeostatError(f"{source}, line {number} is not JSON: {error}.") from error
+        if not isinstance(row, dict):
+            raise HomeostatError(f"{source}, line {number} is {row!r}; it must be a JSON object.")
+        yield number, row
+
+
+def _csv_rows(text: str, source: str) -> Iterable[tuple[int, Mapping[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise HomeostatError(f"{source}, line {reader.line_num} is not CSV: {error}.") from error
+    for number, row in rows:
+        found = {key: value for key, value in row.items() if value not in ("", None)}
+        if context := found.get("context"):
+            try:
+                found["context"] = json.loads(context)
+            except ValueError as error:
+                raise HomeostatError(
+                    f"{source}, line {number} has a context that is no JSON list: {error}."
+                ) from error
+        yield number, found
+
+
+def _utterance(
+    row: Mapping[str, Any], number: int, source: str, affects: Sequence[str]
+) -> Utterance:
+    where = f"{source}, line {number}"
+    if not isinstance(row.get("text"), str) or not row["text"].strip():
+        raise HomeostatError(f"{where} has no text; every row needs the message in column text.")
+    labels = {}
+    for affect in affects:
+        value = row.get(affect)
+        if value is None or value == "":
+            continue
+        allowed = SENTIMENT if affect == "sentiment" else BINARY
+        label = allowed.get(str(value).strip().lower())
+        if label is None:
+            raise HomeostatError(
+                f"{where} has {affect}={value!r}; it must be one of {', '.join(allowed)}, or empty."
+            )
+        if label != UNLABELLED:
+            labels[affect] = label
+    context = row.get("context") or ()
+    if (
+        not isinstance(context, list | tuple)
+        or not all(isinstance(said, str) for said in context)
+        or len(context) % 2
+    ):
+        raise HomeostatError(
+            f"{where} has context={context!r}; it must be a list of texts that alternate user, "
+            "assistant, and end with the assistant."
+        )
+    before = [Turn("user" if i % 2 == 0 else "assistant", said) for i, said in enumerate(context)]
+    group = next((str(row[key]) for key in ("group", "id") if row.get(key) not in (None, "")), None)
+    conversation = Conversation((*before, Turn("user", row["text"])))
+    return Utterance(conversation, f"row {number}" if group is None else group, labels)
+
+
+def _keep_groups(utterances: list[Utterance], count: int) -> list[Utterance]:
+    groups = list(dict.fromkeys(u.group for u in utterances))
+    if count >= len(groups):
+        return utterances
+    kept = {groups[i * len(groups) // count] for i in range(count)}
+    return [u for u in utterances if u.group in kept]

@@ -1,0 +1,89 @@
+"""Hidden states of labelled utterances: read once per model, corpus and layers, then kept.
+
+They are the dear part of fitting a probe. They are kept in shards, each written whole, so that a
+reading that was broken off goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from safetensors.numpy import load_file, save_file
+
+from homeostat.files import writing
+from homeostat.models.adapters import Policy
+from homeostat.models.cache import cache_folder
+from homeostat.signals.probing.corpus import Corpus, Utterance
+from homeostat.signals.trace import batches_by_length, pooled_user_turns
+from homeostat.types import Progress, silent
+
+SHARD = 1024  # utterances
+FORMAT = 1  # raise it when the same words would give other states
+
+
+def utterance_states(
+    policy: Policy,
+    corpus: Corpus,
+    layers: Sequence[int],
+    cache: bool = True,
+    progress: Progress = silent,
+) -> Float[np.ndarray, "U P E"]:
+    """The residual stream of every utterance at every layer, pooled as in `Trace`, adapter off.
+
+    Args:
+        policy: Read with the adapter off.
+        corpus: Its last user turns are read.
+        layers: Decoder blocks.
+        cache: Keep the states in the cache folder, and use what lies there.
+        progress: Told how many utterances are read.
+    """
+    model = [policy.base.fingerprint, str(policy.dtype)]
+    recipe = [FORMAT, SHARD, *model, corpus.digest, list(layers)]
+    key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
+    folder = cache_folder("states", key) if cache else None
+    total = len(corpus.utterances)
+    shards = []
+    for start in range(0, total, SHARD):
+        part = corpus.utterances[start : start + SHARD]
+        path = folder / f"{start:06d}.safetensors" if folder else None
+        if path is not None and path.is_file():
+            shards.append(load_file(path)["states"])
+        else:
+            with policy.reference():
+                shards.append(read_states(policy, part, layers, progress, start, total))
+            if path is not None:
+                _save(path, shards[-1])
+        progress(start + len(part), total)
+    return np.concatenate(shards)
+
+
+def read_states(
+    policy: Policy,
+    utterances: Sequence[Utterance],
+    layers: Sequence[int],
+    progress: Progress = silent,
+    done: int = 0,
+    total: int | None = None,
+) -> Float[np.ndarray, "U P E"]:
+    """The states of some utterances, not cached, under the policy as it is now."""
+    streams = [policy.encode(u.conversation) for u in utterances]
+    turns = [len(u.conversation.turns) - 1 for u in utterances]
+    states = np.empty((len(streams), len(layers), 2 * policy.hidden_size), dtype=np.float32)
+    for part in batches_by_length([len(s.ids) for s in streams], max_tokens=4096):
+        pooled = pooled_user_turns(
+            policy, [streams[i] for i in part], [turns[i] for i in part], layers
+        )
+        states[part] = pooled.cpu().numpy()
+        done += len(part)
+        progress(done, total or len(streams), sum(len(streams[i].ids) for i in part))
+    return states
+
+
+def _save(path: Path, states: np.ndarray) -> None:
+    with writing(path) as scratch:
+        save_file({"states": states}, scratch)

@@ -1,0 +1,417 @@
+"""Healing: steered completions become an adapter, under a barrier against drift.
+
+    read the reference's hidden states at every completion token, once
+    repeat epochs times:
+        for each minibatch of completions, in an order of this epoch's own:
+            D = aggregate of KL(student || reference) over all its completion tokens
+            loss = mean NLL of those tokens + coef relu(D - tau) + spectral_coef mean sigma_max(B A)
+            one AdamW step on the newest adapter; the barrier's control takes in D
+        NLL of the completions that were held out
+
+An aggregate such as a maximum needs all tokens of its minibatch at once, so a minibatch is never
+split. One that has more padded tokens than micro_batch_tokens keeps only the inputs of each block
+and computes the rest again in the backward pass.
+
+Source: the founding document, steer-heal-love (wassname). **Differs:** the reference is read once
+and not in every epoch; tau may be read off a pilot; the barrier's weight may follow D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from homeostat.config.steering import AGGREGATES, QUANTILE, BarrierConfig, HealConfig
+from homeostat.errors import HomeostatError
+from homeostat.models.adapters import Policy
+from homeostat.models.chat import TokenStream
+from homeostat.models.forward import forward, make_batch, read_prefix
+from homeostat.models.logprobs import predicting_hidden
+from homeostat.signals.trace import batches_by_length
+from homeostat.steering.barriers import (
+    FixedControl,
+    LoraPair,
+    aggregates,
+    completion_statistics,
+    gradient_norm,
+    make_control,
+    quantile_tau,
+    spectral_penalty,
+)
+from homeostat.steering.barriers import aggregate as aggregated
+from homeostat.types import Metrics, Progress, silent
+
+READ_TOKENS = 4096  # padded tokens per forward pass without gradients
+SPLIT, ORDER = 13, 17  # what a random number is for
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Ids of a prompt and of what followed, tokenised apart: joining them moves no border."""
+
+    prompt: tuple[int, ...]
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class HealResult:
+    """What one round of healing did.
+
+    Attributes:
+        metrics: Of the round, by ``area/name``; NaN where there is nothing to measure.
+        steps: A row for every optimiser step; None in it where nothing was measured.
+        validation_nll: Nats per token before the first and after every epoch; empty if nothing was
+            held out.
+        notice: What the user should know, if anything.
+    """
+
+    metrics: Metrics
+    steps: Sequence[Mapping[str, Any]]
+    validation_nll: Sequence[float] = ()
+    notice: str | None = None
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """What is trained on, and with what; without a control there is no barrier in the loss."""
+
+    streams: Sequence[TokenStream]
+    references: Sequence[Tensor] | None
+    optimizer: torch.optim.Optimizer
+    control: FixedControl | None
+
+
+class Heal:
+    """Trains the policy's newest adapter on completions.
+
+    Attributes:
+        tau: Threshold of the barrier, nats; None until `read_tau`.
+    """
+
+    def __init__(
+        self,
+        config: HealConfig,
+        barrier: BarrierConfig,
+        *,
+        policy: Policy,
+        lr: float,
+        seed: int,
+        round: int,
+        tau: float | None,
+        recompute: bool = False,
+        progress: Progress = silent,
+    ) -> None:
+        self.config = config
+        self.barrier = barrier
+        self.policy = policy
+        self.lr = lr
+        self.seed = seed
+        self.round = round
+        self.tau = tau
+        self.recompute = recompute
+        self.progress = progress
+
+    def run(self, completions: Sequence[Completion]) -> HealResult:
+        """Train on some completions.
+
+        Returns:
+            Rows of the steps, and metrics in nats per token: ``heal/nll`` and ``heal/divergence``
+            are means over the last epoch's steps, ``heal/fired`` the share of all steps with D
+            above tau, ``heal/gradient_ratio`` barrier to NLL, measured on each epoch's last step,
+            since it costs two more backward passes.
+
+        Raises:
+            ValueError: A completion has no tokens, or tau is not known yet.
+            HomeostatError: Too few completions, or a loss that is not finite.
+        """
+        trained, held_out = self._split(completions)
+        control = self._control()
+        lesson = self._lesson(trained, control)
+        validation = [self.mean_nll(held_out)] if held_out else []
+        rows: list[dict[str, Any]] = []
+        for epoch in range(self.config.epochs):
+            rows += self._epoch(lesson, epoch)
+            if held_out:
+                validation.append(self.mean_nll(held_out))
+        self.policy.model.zero_grad(set_to_none=True)
+        metrics = self._metrics(rows, validation, control)
+        return HealResult(metrics, rows, validation, self._notice(rows, control))
+
+    def pilot(self, completions: Sequence[Completion]) -> dict[str, list[float]]:
+        """Every aggregate at every step of one epoch without a barrier, nats.
+
+        The same completions in the same minibatches as in the first epoch of `run`. The adapter is
+        then what it was before.
+        """
+        trained, _ = self._split(completions)
+        with unchanged(self.policy.adapter_parameters()):
+            rows = self._epoch(self._lesson(trained, None), epoch=0)
+        return {kind: [row["aggregates"][kind] for row in rows] for kind in AGGREGATES}
+
+    def read_tau(self, completions: Sequence[Completion]) -> float:
+        """Read tau off a pilot and take it over.
+
+        Returns:
+            What the barrier's own aggregate was above in ``firing_rate`` of the steps, nats;
+            infinite without a divergence.
+        """
+        if self.barrier.divergence == "none":
+            self.tau = float("inf")
+        else:
+            values = self.pilot(completions)[self.barrier.aggregate]
+            self.tau = quantile_tau(values, self.barrier.firing_rate)
+        return self.tau
+
+    @torch.no_grad()
+    def mean_nll(self, completions: Sequence[Completion]) -> float:
+        """-log p of the completions' tokens under the policy as it is, nats per token."""
+        streams = [as_stream(completion) for completion in completions]
+        total = 0.0
+        for part in batches_by_length([len(s.ids) for s in streams], READ_TOKENS):
+            nll, _ = self._read([streams[i] for i in part], None)
+            total += float(nll.sum())
+        return total / sum(len(completion.ids) for completion in completions)
+
+    def _split(
+        self, completions: Sequence[Completion]
+    ) -> tuple[list[Completion], list[Completion]]:
+        """Completions to train on, and those held out."""
+        for completion in completions:
+            if not completion.prompt or not completion.ids:
+                raise ValueError(
+                    f"a completion has {len(completion.prompt)} tokens of prompt and "
+                    f"{len(completion.ids)} of its own; both must have at least one."
+                )
+        share = self.config.validation
+        trained = len(completions) - round(share * len(completions))
+        if not trained:
+            raise HomeostatError(
+                f"{len(completions)} completions leave none to train on with "
+                f"trainer.heal.validation={share}; lower it, or let more pass trainer.filter."
+            )
+        order = np.random.default_rng([self.seed, SPLIT, self.round]).permutation(len(completions))
+        shuffled = [completions[i] for i in order]
+        return shuffled[:trained], shuffled[trained:]
+
+    def _control(self) -> FixedControl | None:
+        if self.barrier.divergence == "none":
+            return None
+        if self.tau is None:
+            raise ValueError("tau=None is no threshold; give a number, or call read_tau first.")
+        return make_control(self.barrier, self.tau, self.round)
+
+    def _lesson(self, trained: Sequence[Completion], control: FixedControl | None) -> _Lesson:
+        streams = [as_stream(completion) for completion in trained]
+        optimizer = torch.optim.AdamW(
+            self.policy.adapter_parameters(),
+            self.lr,
+            # With 0.999 the second moment would not have warmed up when training ends.
+            betas=(0.9, self.config.beta2),
+            weight_decay=self.config.weight_decay,
+        )
+        return _Lesson(streams, self._references(streams), optimizer, control)
+
+    @torch.no_grad()
+    def _references(self, streams: Sequence[TokenStream]) -> list[Tensor] | None:
+        """The reference's hidden states that predict each completion's tokens."""
+        if self.barrier.divergence == "none":
+            return None
+        policy = self.policy
+        found: dict[int, Tensor] = {}
+        with policy.previous() if self.barrier.reference == "prev" else policy.reference():
+            for part in batches_by_length([len(s.ids) for s in streams], READ_TOKENS):
+                hidden, _ = self._hidden([streams[i] for i in part])
+                sizes = [sum(streams[i].response) for i in part]
+                found |= dict(zip(part, torch.split(hidden, sizes), strict=True))
+        return [found[i] for i in range(len(streams))]
+
+    def _epoch(self, lesson: _Lesson, epoch: int) -> list[dict[str, Any]]:
+        """One step for each minibatch; the last one's gradients are measured."""
+        count = len(lesson.streams)
+        order = np.random.default_rng([self.seed, ORDER, self.round, epoch]).permutation(count)
+        parts = np.array_split(order, -(-count // self.config.minibatch))
+        rows = []
+        for number, part in enumerate(parts, start=1):
+            measured = number == len(parts)
+            rows.append({"epoch": epoch} | self._step(lesson, part.tolist(), measured))
+            tokens = sum(len(lesson.streams[i].ids) for i in part)
+            self.progress(epoch * len(parts) + number, self.config.epochs * len(parts), tokens)
+        return rows
+
+    def _step(self, lesson: _Lesson, part: Sequence[int], measured: bool) -> dict[str, Any]:
+        """One optimiser step on a minibatch; its row of the log."""
+        streams = [lesson.streams[i] for i in part]
+        references, control = lesson.references, lesson.control
+        reference = None if references is None else torch.cat([references[i] for i in part])
+        padded = len(streams) * max(len(stream.ids) for stream in streams)
+        large = padded > self.config.micro_batch_tokens
+        with self.policy.recomputing(self.recompute or large):
+            norms = self._gradient_norms(streams, reference, control) if measured else {}
+            nll_R, divergence = self._read(streams, reference)
+            nll, barrier = nll_R.mean(), nll_R.new_zeros(())
+            row = {"nll": float(nll.detach())} | self._divergence_row(divergence, control)
+            row |= NOT_MEASURED | norms
+            if divergence is not None and control is not None:
+                barrier = control.loss(aggregated(divergence, self.barrier.aggregate))
+            loss = nll + barrier
+            if self.config.spectral_coef:
+                loss = loss + self.config.spectral_coef * spectral_penalty(lora_pairs(self.policy))
+            row |= self._descend(lesson.optimizer, loss)
+        if control is not None:
+            control.update(row["divergence"])
+        return row
+
+    def _divergence_row(
+        self, divergence: Float[Tensor, " R"] | None, control: FixedControl | None
+    ) -> dict[str, Any]:
+        """What a minibatch's divergence was, under every aggregate."""
+        if divergence is None:
+            return {"divergence": None, "aggregates": {}, "fired": False, "coef": None}
+        found = aggregates(divergence)
+        own = found[self.barrier.aggregate]
+        return {
+            "divergence": own,
+            "aggregates": found,
+            "fired": control is not None and own > control.tau,
+            "coef": None if control is None else control.coef,
+        }
+
+    def _gradient_norms(
+        self,
+        streams: Sequence[TokenStream],
+        reference: Float[Tensor, "R D"] | None,
+        control: FixedControl | None,
+    ) -> dict[str, float]:
+        """Norms of the gradient's two parts, the barrier's with its weight, and their ratio.
+
+        Each part is read anew: one graph for both would have to be kept for the second, with
+        everything that recomputing is there to let go.
+        """
+        parameters = self.policy.adapter_parameters()
+        nll_R, _ = self._read(streams, None)
+        own, other = gradient_norm(nll_R.mean(), parameters), 0.0
+        if control is not None:
+            _, divergence = self._read(streams, reference)
+            assert divergence is not None
+            loss = control.loss(aggregated(divergence, self.barrier.aggregate))
+            other = gradient_norm(loss, parameters)
+        ratio = other / own if own else NAN
+        return {"nll_grad_norm": own, "barrier_grad_norm": other, "gradient_ratio": ratio}
+
+    def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> dict[str, float]:
+        """Follow the loss downhill; refuse to where it is not finite."""
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        parameters = self.policy.adapter_parameters()
+        norm = float(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
+        value = float(loss.detach())
+        if not np.isfinite(value + norm):
+            raise HomeostatError(
+                f"the loss of healing round {self.round + 1} is {value} and its gradient norm "
+                f"{norm}; lower trainer.lr={self.lr:g} or use dtype=float32. What earlier rounds "
+                "learned is kept in the run folder."
+            )
+        optimizer.step()
+        return {"loss": value, "grad_norm": norm}
+
+    def _read(
+        self, streams: Sequence[TokenStream], reference: Float[Tensor, "R D"] | None
+    ) -> tuple[Float[Tensor, " R"], Float[Tensor, " R"] | None]:
+        """-log p of every completion token in turn, and its divergence from the reference."""
+        hidden, targets = self._hidden(streams)
+        kind = "none" if reference is None else self.barrier.divergence
+        return completion_statistics(hidden, targets, self.policy.unembed, reference, kind)
+
+    def _hidden(self, streams: Sequence[TokenStream]) -> tuple[Tensor, Tensor]:
+        """Hidden states that predict the completions' tokens, and the tokens; policy as it is."""
+        batch = make_batch(self.policy, streams)
+        final = forward(self.policy, batch, read_prefix(self.policy, batch))
+        mask = batch.response_mask
+        return predicting_hidden(final, mask), batch.input_ids[mask]
+
+    def _metrics(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        validation: Sequence[float],
+        control: FixedControl | None,
+    ) -> Metrics:
+        last = [row for row in rows if row["epoch"] == self.config.epochs - 1]
+        with torch.no_grad():
+            spectral = float(spectral_penalty(lora_pairs(self.policy)))
+        return {
+            "heal/nll": _mean(last, "nll"),
+            "heal/validation_nll_before": validation[0] if validation else NAN,
+            "heal/validation_nll": validation[-1] if validation else NAN,
+            "heal/divergence": _mean(last, "divergence"),
+            "heal/fired": NAN if control is None else _mean(rows, "fired"),
+            "heal/tau": NAN if control is None else control.tau,
+            "heal/coef": NAN if control is None else control.coef,
+            "heal/gradient_ratio": NAN if control is None else _mean(rows, "gradient_ratio"),
+            "heal/spectral_norm": spectral,
+            "heal/steps": float(len(rows)),
+            "optim/lr": self.lr,
+            "optim/grad_norm": _mean(rows, "grad_norm"),
+        }
+
+    def _notice(
+        self, rows: Sequence[Mapping[str, Any]], control: FixedControl | None
+    ) -> str | None:
+        if control is None or any(row["fired"] for row in rows):
+            return None
+        quantile = self.barrier.tau == QUANTILE
+        fix = "raise trainer.barrier.firing_rate" if quantile else "lower trainer.barrier.tau"
+        return (
+            f"the barrier never fired: D stayed below tau={control.tau:.3g} (at most "
+            f"{max(row['divergence'] for row in rows):.3g} nats), so this equals divergence=none; "
+            f"{fix}."
+        )
+
+
+NOT_MEASURED = dict.fromkeys(("nll_grad_norm", "barrier_grad_norm", "gradient_ratio"))
+
+
+def as_stream(completion: Completion) -> TokenStream:
+    """A completion as tokens of which its own are responses."""
+    prompt, own = len(completion.prompt), len(completion.ids)
+    return TokenStream(
+        [*completion.prompt, *completion.ids],
+        [-1] * prompt + [0] * own,
+        [False] * prompt + [True] * own,
+    )
+
+
+def lora_pairs(policy: Policy) -> list[LoraPair]:
+    """A, B and scale of every layer that the policy's newest adapter adapts."""
+    name = policy.rounds[-1]
+    return [
+        (module.lora_A[name].weight, module.lora_B[name].weight, float(module.scaling[name]))
+        for module in policy.model.modules()
+        if isinstance(module, LoraLayer) and name in module.lora_A
+    ]
+
+
+@contextmanager
+def unchanged(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Afterwards the parameters are what they were, to the bit, and have no gradients."""
+    before = [parameter.detach().clone() for parameter in parameters]
+    try:
+        yield
+    finally:
+        for parameter, value in zip(parameters, before, strict=True):
+            parameter.data.copy_(value)
+            parameter.grad = None
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
+    """Mean over the rows that have the number; NaN if none has."""
+    values = [row[key] for row in rows if row[key] is not None]
+    return float(np.mean(values)) if values else NAN

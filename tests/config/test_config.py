@@ -1,0 +1,585 @@
+"""Every option composes, every wrong value is refused, and nothing heavy is imported for either."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from homeostat.cli import CONF
+from homeostat.config.bots import REPLY_FEATURES, MixedBotConfig
+from homeostat.config.register import register
+from homeostat.config.reward import SIDES, RewardConfig
+from homeostat.config.run import DEVICES, DTYPES, RunConfig
+from homeostat.config.signals import AFFECTS, INTRINSIC_SIGNALS, POOLINGS
+from homeostat.config.trainers import NoTrainerConfig, PPOConfig
+
+
+def options(group: str) -> list[str]:
+    folder = CONF / group
+    return sorted(path.relative_to(folder).as_posix()[:-5] for path in folder.rglob("*.yaml"))
+
+
+GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
+CHOICES = [(group, name) for group in GROUPS for name in options(group)]
+RECIPES = [c for c in CHOICES if c[0] in ("scale", "experiment")]  # they change other groups
+OPTIONS = [c for c in CHOICES if c not in RECIPES]
+REWARD_OF_FAMILY = {"intrinsic": "intrinsic_only", "affect": "relational_only"}
+
+
+@cache
+def draft(*overrides: str) -> DictConfig:
+    """The composed config before it is converted and checked; not to be changed."""
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def chosen(group: str, name: str) -> DictConfig:
+    """A draft with this option; options of independent groups share one, as composing is slow."""
+    if group == "signals":
+        return draft(
+            "~scale", "bot=curious", f"signals=[{name}]", f"reward={REWARD_OF_FAMILY[name]}"
+        )
+    row = options(group).index(name)
+    names = {
+        other: options(other)[row % len(options(other))]
+        for other in GROUPS
+        if other not in ("signals", "scale", "experiment")
+    }
+    path = ["model.path=x"] if names["model"] == "local" else []
+    return draft("~scale", *(f"{key}={value}" for key, value in names.items()), *path)
+
+
+def converted(config: DictConfig) -> RunConfig:
+    found = OmegaConf.to_object(config)
+    assert isinstance(found, RunConfig)
+    return found
+
+
+def changed(config: DictConfig, **values: Any) -> DictConfig:
+    """A copy with some values changed, as an override would; keys with __ for dots."""
+    copy = config.copy()
+    OmegaConf.set_struct(copy, False)
+    for key, value in values.items():
+        OmegaConf.update(copy, key.replace("__", "."), value, merge=False, force_add=True)
+    return copy
+
+
+def assert_holds(found: Any, written: Any, where: str) -> None:
+    """What a YAML file says is what the config holds."""
+    if isinstance(written, Mapping):
+        for key, value in written.items():
+            assert_holds(found[key], value, f"{where}.{key}")
+    elif written != "???":
+        assert found == written, where
+
+
+def written(path: Path) -> tuple[str, dict[str, Any]]:
+    """The package of a YAML file and the values that it gives."""
+    text = path.read_text(encoding="utf-8")
+    package = re.search(r"^# @package (\S+)", text)
+    values = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(values, dict)
+    values.pop("defaults", None)
+    return package.group(1) if package else path.parent.name, values
+
+
+# --- every option -------------------------------------------------------------------------------
+
+
+def test_every_group_has_options() -> None:
+    assert {"model", "signals", "reward", "trainer", "bot", "eval", "scale"} <= set(GROUPS)
+    assert all(options(group) for group in GROUPS)
+
+
+@pytest.mark.parametrize(("group", "name"), OPTIONS, ids=map("=".join, OPTIONS))
+def test_every_option_composes_and_converts(group: str, name: str) -> None:
+    config = converted(chosen(group, name))
+    package, values = written(CONF / group / f"{name}.yaml")
+    found = asdict(config)
+    for part in package.split("."):
+        found = found[part]
+    assert_holds(found, values, package)
+    if group != "reward":  # the schema is the one that the code behind it takes
+        assert_fits(getattr(config, group))
+
+
+def assert_fits(part: Any) -> None:
+    """The first argument of what ``_target_`` names is this config's class."""
+    target = getattr(part, "_target_", None)
+    if not target:
+        return
+    first = next(iter(inspect.signature(get_object(target)).parameters.values()))
+    expected = getattr(first.annotation, "__name__", str(first.annotation))
+    assert expected in [kind.__name__ for kind in type(part).__mro__]
+
+
+STEERING = ("love", "mean_vs_rmse")  # experiments of trainer=steer_heal
+
+
+@pytest.mark.parametrize("trainer", options("trainer"))
+@pytest.mark.parametrize(("group", "name"), RECIPES, ids=map("=".join, RECIPES))
+def test_every_scale_and_experiment_goes_with_every_trainer(
+    group: str, name: str, trainer: str
+) -> None:
+    if name in STEERING and trainer != "steer_heal":
+        pytest.skip("the experiment is about one trainer")
+    bot = ["bot=curious"] if group == "scale" else []  # half the time; an experiment may choose
+    persona = ["persona=calm"] if trainer == "steer_heal" else []
+    config = converted(
+        draft(f"trainer={trainer}", f"{group}={name}", *bot, *persona, "lora.rank=77")
+    )
+    assert config.trainer.name == trainer
+    assert config.lora.rank == 77  # the command line has the last word
+    if group == "scale":
+        package, values = written(CONF / group / f"{name}.yaml")
+        assert package == "_global_"
+        assert_holds(asdict(config), values, name)
+
+
+def test_the_default_run_is_the_one_that_is_promised() -> None:
+    config = converted(draft())
+    names = (config.model.name, config.trainer.name, config.bot.name, config.eval.name)
+    assert names == ("smollm2_135m", "ppo", "mixed", "homeostasis")
+    assert config.signals.names == (*INTRINSIC_SIGNALS, *AFFECTS)
+    assert config.seed == 0
+
+
+def test_without_a_trainer_a_run_validates_the_signals() -> None:
+    config = converted(draft("trainer=none"))
+    assert isinstance(config.trainer, NoTrainerConfig)
+    assert (config.trainer.name, config.trainer._target_) == ("none", "")
+    assert config.signals.names == (*INTRINSIC_SIGNALS, *AFFECTS)
+
+
+# --- what a sweep compares ----------------------------------------------------------------------
+
+
+def reward(name: str) -> dict[str, Any]:
+    return asdict(converted(chosen("reward", name)).reward)
+
+
+@pytest.mark.parametrize("name", options("reward"))
+def test_reward_options_differ_only_in_weights_and_terms(name: str) -> None:
+    found, full = reward(name), reward("full")
+    assert set(found.pop("terms")) == ({"praise"} if name == "external_praise" else set())
+    full.pop("terms")
+    for config in (found, full):
+        for point in config["set_points"].values():
+            point.pop("weight")
+    assert found == full
+
+
+@pytest.mark.parametrize(
+    ("name", "weighted"),
+    [
+        ("full", INTRINSIC_SIGNALS + AFFECTS),
+        ("intrinsic_only", INTRINSIC_SIGNALS),
+        ("relational_only", AFFECTS),
+        ("external_praise", ()),
+        *(
+            (f"without_{name}", tuple(n for n in INTRINSIC_SIGNALS + AFFECTS if n != name))
+            for name in INTRINSIC_SIGNALS + AFFECTS
+            if name != "self_certainty"  # it has no weight to begin with
+        ),
+    ],
+)
+def test_an_ablation_keeps_the_weights_of_its_family(name: str, weighted: tuple[str, ...]) -> None:
+    full = {key: point["weight"] for key, point in reward("full")["set_points"].items()}
+    found = {key: point["weight"] for key, point in reward(name)["set_points"].items()}
+    assert found == {key: full[key] if key in weighted else 0 for key in full}
+
+
+def test_both_families_weigh_the_same() -> None:
+    weights = {key: point["weight"] for key, point in reward("full")["set_points"].items()}
+    assert sum(weights[name] for name in INTRINSIC_SIGNALS) == pytest.approx(1)
+    assert sum(weights[name] for name in AFFECTS) == pytest.approx(1)
+
+
+# --- wrong values -------------------------------------------------------------------------------
+
+POINT = "reward.set_points.entropy."
+WRONG = [
+    ("seed", -1, ["seed=-1", "0", "999"]),
+    ("seed", 1000, ["seed=1000", "0", "999"]),
+    ("device", "tpu", ["device=tpu", *DEVICES]),
+    ("dtype", "int8", ["dtype=int8", *DTYPES]),
+    ("wandb.mode", "loud", ["wandb.mode=loud", "offline", "online", "disabled"]),
+    ("trainer.lr", 0, ["trainer.lr=0", "above 0"]),
+    ("trainer.lr", -1e-3, ["trainer.lr=-0.001", "above 0"]),
+    ("trainer.lr", float("nan"), ["trainer.lr=nan", "above 0"]),
+    ("trainer.batch_size", 0, ["trainer.batch_size=0", "above 0"]),
+    ("trainer.max_steps", 0, ["trainer.max_steps=0", "above 0"]),
+    ("trainer.epochs", 0, ["trainer.epochs=0", "above 0"]),
+    ("trainer.clip_range", 0, ["trainer.clip_range=0", "above 0"]),
+    ("trainer.max_grad_norm", 0, ["trainer.max_grad_norm=0", "above 0"]),
+    ("trainer.gamma", 1.5, ["trainer.gamma=1.5", "between 0 and 1"]),
+    ("trainer.gae_lambda", -0.1, ["trainer.gae_lambda=-0.1", "between 0 and 1"]),
+    ("trainer.kl.coef", -1, ["trainer.kl.coef=-1", "0 or above"]),
+    ("trainer.kl.kind", "loose", ["trainer.kl.kind=loose", "fixed", "adaptive", "pid"]),
+    ("trainer.kl.target", 0, ["trainer.kl.target=0", "above 0"]),
+    ("trainer.kl.gain", 0, ["trainer.kl.gain=0", "above 0"]),
+    ("trainer.kl.integral", 0, ["trainer.kl.integral=0", "above 0"]),
+    ("trainer.kl.derivative", -1, ["trainer.kl.derivative=-1", "0 or above"]),
+    ("trainer.kl.relax", 2, ["trainer.kl.relax=2", "between 0 and 1"]),
+    ("trainer.kl.max_factor", 1, ["trainer.kl.max_factor=1", "above 1"]),
+    ("trainer.kl_estimator", "k2", ["trainer.kl_estimator=k2", "k1", "k3"]),
+    ("trainer.lr_decay", "step", ["trainer.lr_decay=step", "constant", "linear", "cosine"]),
+    ("trainer.critic", "own", ["trainer.critic=own", "shared", "lora"]),
+    ("trainer.value_coef", -1, ["trainer.value_coef=-1", "0 or above"]),
+    ("reward.mode", "slope", ["reward.mode=slope", "level", "reduction"]),
+    ("trainer.entropy_coef", -1, ["trainer.entropy_coef=-1", "0 or above"]),
+    ("trainer.target_kl", 0, ["trainer.target_kl=0", "above 0", "null"]),
+    ("rollout.turns", 0, ["rollout.turns=0", "above 0"]),
+    ("rollout.max_new_tokens", 0, ["rollout.max_new_tokens=0", "above 0"]),
+    ("memory.limit_gb", 0, ["memory.limit_gb=0", "above 0", "null"]),
+    ("lora.rank", 0, ["lora.rank=0", "above 0"]),
+    ("lora.alpha", 0, ["lora.alpha=0", "above 0"]),
+    ("lora.dropout", 1.5, ["lora.dropout=1.5", "between 0 and 1"]),
+    ("lora.layers", [0.7, 0.2], ["lora.layers=[0.7, 0.2]", "low then high"]),
+    ("lora.layers", [0.5], ["lora.layers=[0.5]", "two fractions"]),
+    ("lora.layers", [0.0, 0.5, 1.0], ["lora.layers=[0.0, 0.5, 1.0]", "two fractions"]),
+    ("lora.layers", [0.5, 12.0], ["lora.layers=[0.5, 12.0]", "fractions"]),
+    ("eval.episodes", 1, ["eval.episodes=1", "at least 2"]),
+    ("eval.bootstrap_samples", 0, ["eval.bootstrap_samples=0", "above 0"]),
+    ("signals.intrinsic.names", ["entropi"], ["signals.intrinsic", "entropi", *INTRINSIC_SIGNALS]),
+    ("signals.intrinsic.norm_layers", [1.5], ["norm_layers=1.5", "between 0 and 1"]),
+    ("signals.intrinsic.norm_layers", [], ["signals.intrinsic.norm_layers", "empty"]),
+    ("signals.affect.names", ["joy"], ["signals.affect.names", "joy", *AFFECTS]),
+    ("signals.affect.names", [], ["signals.affect.names is empty", "name one"]),
+    ("signals.affect.layers", [-0.5], ["signals.affect.layers=-0.5", "between 0 and 1"]),
+    ("signals.affect.layers", [], ["signals.affect.layers is empty", "name one"]),
+    ("signals.affect.pooling", ["first"], ["signals.affect.pooling=first", *POOLINGS]),
+    ("signals.affect.pooling", [], ["signals.affect.pooling is empty", "name one"]),
+    ("signals.affect.regularisation", [0.0], ["regularisation=0", "above 0"]),
+    ("signals.affect.regularisation", [], ["signals.affect.regularisation is empty", "name one"]),
+    ("signals.affect.require", "good", ["affect.require=good", "trusted", "weak", "any"]),
+    ("signals.affect.stale_auroc_drop", 0, ["affect.stale_auroc_drop=0", "above 0"]),
+    ("signals.affect.stale_distance", -0.1, ["affect.stale_distance=-0.1", "above 0"]),
+    ("signals.affect.perception", "both", ["perception=both", "reference", "policy"]),
+    ("signals.author_groups", 9, ["signals.author_groups=9", "at least 10", "null"]),
+    ("signals.calibration_episodes", 3, ["signals.calibration_episodes=3", "at least 4"]),
+    ("signals.calibration_temperature", 0, ["calibration_temperature=0", "above 0"]),
+    ("signals.validation_replies", 0, ["signals.validation_replies=0", "above 0"]),
+    (f"{POINT}tolerance", -1, ["tolerance=-1", "above 0", "auto"]),
+    (f"{POINT}tolerance", 0, ["tolerance=0", "above 0", "auto"]),
+    (f"{POINT}tolerance", "narrow", ["tolerance=narrow", "number", "auto"]),
+    (f"{POINT}tolerance", float("inf"), ["tolerance=inf", "number", "auto"]),
+    (f"{POINT}tolerance", True, ["tolerance=True", "number", "auto"]),
+    (f"{POINT}setpoint", float("nan"), ["setpoint=nan", "number", "auto"]),
+    (f"{POINT}setpoint", None, ["setpoint=None", "number", "auto"]),
+    (f"{POINT}weight", -0.5, ["weight=-0.5", "0 or above"]),
+    (f"{POINT}weight", float("nan"), ["weight=nan", "0 or above"]),
+    (f"{POINT}min_tolerance", 0, ["min_tolerance=0", "above 0"]),
+    (f"{POINT}side", "left", ["side of a set point=left", *SIDES]),
+    (f"{POINT}dead_zone", -0.1, ["dead_zone=-0.1", "0 or above"]),
+    (f"{POINT}dead_zone", float("nan"), ["dead_zone=nan", "0 or above"]),
+    (f"{POINT}dead_zone", float("inf"), ["dead_zone=inf", "0 or above"]),
+    ("reward.terms.mine", {"weight": 1.0}, ["reward.terms.mine", "_target_"]),
+    ("bot.initial.joy", 0.5, ["curious", "joy", *AFFECTS]),
+    ("bot.gains.joy", {"relevance": 1.0}, ["curious", "joy", *AFFECTS]),
+    ("bot.gains.boredom.charm", 1.0, ["curious", "charm", *REPLY_FEATURES]),
+    ("bot.initial.boredom", 1.2, ["boredom=1.2", "curious", "between 0 and 1"]),
+    ("bot.initial.boredom", -0.1, ["boredom=-0.1", "curious", "between 0 and 1"]),
+    ("bot.initial.sentiment", -1.5, ["sentiment=-1.5", "curious", "between -1 and 1"]),
+    ("bot.inertia", 2, ["inertia=2", "curious", "between 0 and 1"]),
+    ("bot.noise", -1, ["noise=-1", "curious", "between 0 and 1"]),
+    ("bot.schedule", [], ["schedule", "curious", "empty", "opening"]),
+]
+
+
+@pytest.fixture(scope="module")
+def curious() -> DictConfig:
+    """A small valid config."""
+    config = draft("bot=curious")
+    converted(config)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "parts"), WRONG, ids=[f"{key}={value}" for key, value, _ in WRONG]
+)
+def test_a_wrong_value_is_refused(
+    curious: DictConfig, key: str, value: object, parts: list[str]
+) -> None:
+    """The message names the key, the value and what is allowed."""
+    with pytest.raises(ValueError, match=re.escape(parts[0])) as caught:
+        converted(changed(curious, **{key.replace(".", "__"): value}))
+    assert [part for part in parts if part not in str(caught.value)] == [], str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", 999),
+        ("lora.dropout", 0.0),
+        ("lora.layers", [0.0, 1.0]),
+        ("trainer.gamma", 0.0),
+        ("trainer.gamma", 1.0),
+        ("trainer.kl.coef", 0.0),
+        ("trainer.target_kl", None),
+        ("trainer.kl.relax", 0.0),
+        ("trainer.kl.kind", "adaptive"),
+        ("eval.episodes", 2),
+        ("signals.author_groups", 10),
+        ("signals.author_groups", None),
+        ("signals.calibration_episodes", 4),
+        (f"{POINT}weight", 0.0),
+        (f"{POINT}setpoint", 0),
+        (f"{POINT}setpoint", -3.5),
+        (f"{POINT}tolerance", 1e-9),
+        (f"{POINT}dead_zone", 0.0),
+        (f"{POINT}side", "below"),
+        ("signals.affect.pooling", ["last"]),
+        ("signals.affect.require", "any"),
+        ("signals.affect.stale_distance", 1e-9),
+        ("signals.validation_replies", 1),
+        ("bot.initial.sentiment", -1.0),
+        ("bot.initial.boredom", 0.0),
+        ("bot.noise", 0.0),
+    ],
+)
+def test_a_value_at_its_limit_is_accepted(curious: DictConfig, key: str, value: object) -> None:
+    config = changed(curious, **{key.replace(".", "__"): value})
+    converted(config)
+    assert OmegaConf.select(config, key) == value
+
+
+@pytest.mark.parametrize("trainer", options("trainer"))
+@pytest.mark.parametrize("key", ["lr", "batch_size", "max_steps"])
+def test_every_trainer_refuses_zero(trainer: str, key: str) -> None:
+    config = chosen("trainer", trainer)
+    with pytest.raises(ValueError, match=rf"^trainer\.{key}=0(\.0)? must be above 0"):
+        converted(changed(config, **{f"trainer__{key}": 0}))
+
+
+# --- what spans several fields ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trainer", ["grpo", "rloo", "dpo"])
+def test_a_batch_holds_whole_groups(trainer: str) -> None:
+    config = chosen("trainer", trainer)
+    with pytest.raises(ValueError, match=r"trainer\.batch_size=10 must be a multiple of .*size=4"):
+        converted(changed(config, trainer__batch_size=10))
+    with pytest.raises(ValueError, match=r"trainer\.group_size=1 .*at least 2"):
+        converted(changed(config, trainer__group_size=1))
+    converted(changed(config, trainer__batch_size=10, trainer__group_size=5))
+
+
+DPO_WRONG = [
+    ("epochs", 0, "trainer.epochs=0 must be above 0"),
+    ("beta", 0.0, "trainer.beta=0.0 must be above 0"),
+    ("min_margin", 0.0, "trainer.min_margin=0.0 must be above 0"),
+    ("minibatch_pairs", 0, "trainer.minibatch_pairs=0 must be above 0"),
+    ("micro_batch_pairs", 3, "trainer.minibatch_pairs=4 must be a multiple of trainer.micro"),
+    ("nll_coef", -1.0, "trainer.nll_coef=-1.0 must be 0 or above"),
+    ("max_length_ratio", 0.9, "trainer.max_length_ratio=0.9 must be 1 or above, or null"),
+    ("held_out", 1.0, "trainer.held_out=1.0 must be 0 or above and below 1"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), DPO_WRONG)
+def test_dpo_refuses_what_it_cannot_train_with(key: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        converted(changed(chosen("trainer", "dpo"), **{f"trainer__{key}": value}))
+
+
+def test_a_micro_batch_may_be_larger_than_the_minibatch() -> None:
+    found = converted(changed(chosen("trainer", "dpo"), trainer__micro_batch_pairs=9)).trainer
+    assert (found.minibatch_pairs, found.micro_batch_pairs) == (4, 9)
+
+
+@pytest.mark.parametrize("kind", ["adaptive", "pid"])
+def test_a_price_of_zero_that_is_to_be_multiplied_is_refused(
+    curious: DictConfig, kind: str
+) -> None:
+    config = changed(curious, trainer__kl__kind=kind, trainer__kl__coef=0.0)
+    with pytest.raises(ValueError, match=rf"trainer\.kl\.coef=0 stays 0 .*kind={kind}.*kind=fixed"):
+        converted(config)
+
+
+SHARED_BY_TRAINERS = [
+    ("kl.kind", "loose", "fixed, adaptive, pid"),
+    ("kl.target", -0.1, "above 0"),
+    ("kl_estimator", "k2", "k1, k3"),
+    ("lr_decay", "step", "constant, linear, cosine"),
+    ("warmup_steps", -1, "0 or above"),
+    ("entropy_coef", -0.1, "0 or above"),
+    ("target_kl", -1.0, "null"),
+    ("minibatches", 0, "above 0"),
+    ("micro_batch_tokens", 0, "above 0"),
+]
+
+
+@pytest.mark.parametrize("trainer", ["ppo", "grpo", "rloo"])
+@pytest.mark.parametrize(("key", "value", "allowed"), SHARED_BY_TRAINERS)
+def test_every_policy_gradient_refuses_what_all_share(
+    trainer: str, key: str, value: object, allowed: str
+) -> None:
+    config = changed(chosen("trainer", trainer), **{f"trainer__{key.replace('.', '__')}": value})
+    with pytest.raises(ValueError, match=rf"^trainer\.{re.escape(key)}={value}\b") as caught:
+        converted(config)
+    assert allowed in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "key"), [("grpo", "critic"), ("rloo", "value_coef"), ("ppo", "group_size")]
+)
+def test_a_key_of_another_trainer_is_refused(trainer: str, key: str) -> None:
+    config = draft(f"trainer={trainer}", "bot=curious").copy()
+    with pytest.raises(OmegaConfBaseException, match=rf"full_key: trainer\.{key}"):
+        OmegaConf.update(config, f"trainer.{key}", 1)
+
+
+def test_groups_are_whole_numbers() -> None:
+    config = draft("trainer=grpo", "bot=curious").copy()
+    with pytest.raises(OmegaConfBaseException, match=r"'2\.5'.*Integer[\s\S]*trainer\.group_size"):
+        OmegaConf.update(config, "trainer.group_size", 2.5)
+
+
+@pytest.mark.parametrize("kind", ["fixed", "adaptive", "pid"])
+def test_a_critic_of_its_own_goes_with_every_price_of_kl(curious: DictConfig, kind: str) -> None:
+    found = converted(changed(curious, trainer__critic="lora", trainer__kl__kind=kind)).trainer
+    assert isinstance(found, PPOConfig)
+    assert (found.critic, found.kl.kind) == ("lora", kind)
+
+
+def without_weights(config: DictConfig) -> DictConfig:
+    return changed(
+        config, **{f"reward__set_points__{k}__weight": 0 for k in config.reward.set_points}
+    )
+
+
+def test_weights_that_sum_to_zero_are_refused(curious: DictConfig) -> None:
+    with pytest.raises(ValueError, match=r"reward\.set_points sum to 0.*above 0"):
+        converted(without_weights(curious))
+
+
+def test_own_terms_need_no_weighted_signal(curious: DictConfig) -> None:
+    config = changed(without_weights(curious), reward__terms__mine={"_target_": "a.b"})
+    assert converted(config).reward.terms == {"mine": {"_target_": "a.b"}}
+
+
+def test_a_reward_without_set_points_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"reward\.set_points sum to 0"):
+        RewardConfig()
+
+
+def test_a_weight_on_a_signal_that_is_not_measured_is_refused(curious: DictConfig) -> None:
+    with pytest.raises(ValueError, match="sentiment") as caught:
+        converted(changed(curious, signals__affect=None))
+    message = str(caught.value)
+    assert "reward.set_points.sentiment" in message
+    assert "0.2" in message
+    assert all(name in message for name in INTRINSIC_SIGNALS)
+    assert "weight to 0" in message
+
+
+def test_a_signal_that_is_left_out_needs_weight_zero(curious: DictConfig) -> None:
+    others = [name for name in INTRINSIC_SIGNALS if name != "repetition"]
+    shorter = changed(curious, signals__intrinsic__names=others)
+    with pytest.raises(ValueError, match=r"reward\.set_points\.repetition has weight 0\.2"):
+        converted(shorter)
+    config = converted(changed(shorter, reward__set_points__repetition__weight=0))
+    assert "repetition" not in config.signals.names
+
+
+def test_without_any_signal_nothing_is_measured(curious: DictConfig) -> None:
+    with pytest.raises(ValueError, match=r"no signal is measured.*signals=\[intrinsic,affect\]"):
+        converted(changed(curious, signals__intrinsic=None, signals__affect=None))
+
+
+@pytest.mark.parametrize(
+    ("family", "names"), [("intrinsic", INTRINSIC_SIGNALS), ("affect", AFFECTS)]
+)
+def test_one_family_alone_works(family: str, names: tuple[str, ...]) -> None:
+    config = converted(chosen("signals", family))
+    assert config.signals.names == names
+    assert (config.signals.intrinsic is None) == (family != "intrinsic")
+    assert (config.signals.affect is None) == (family != "affect")
+
+
+def test_an_empty_list_of_bots_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"bot\.bots is empty.*bot=mixed"):
+        MixedBotConfig(name="nobody", bots={})
+
+
+# --- what Hydra and OmegaConf refuse ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("trainer.lrr", 1),
+        ("trainer.lr", "abc"),
+        ("reward.set_points.entropi", {"weight": 1}),
+        ("bot.initial.boredom", "very"),
+        ("rollout.turns", 2.5),
+    ],
+)
+def test_a_wrong_key_or_type_is_refused(curious: DictConfig, key: str, value: object) -> None:
+    with pytest.raises(OmegaConfBaseException) as caught:
+        OmegaConf.update(curious.copy(), key, value)
+    assert f"full_key: {key}" in str(caught.value)
+
+
+def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(HydraException) as caught:
+        draft("trainer=magic")
+    assert all(part in str(caught.value) for part in ["trainer/magic", *options("trainer")])
+
+
+def test_a_local_model_needs_its_path() -> None:
+    config = draft("model=local", "bot=curious")
+    with pytest.raises(OmegaConfBaseException, match=r"full_key: model\.path"):
+        converted(config)
+
+
+def test_only_four_bit_quantisation_is_known() -> None:
+    with pytest.raises(ValueError, match=r"quantization=8bit is unknown; choose 4bit, or null"):
+        converted(draft("model=qwen3_0.6b", "model.quantization=8bit"))
+    config = converted(draft("model=qwen3_0.6b", "model.quantization=4bit"))
+    assert config.model.quantization == "4bit"
+
+
+# --- what is imported ---------------------------------------------------------------------------
+
+HEAVY = ("torch", "transformers", "peft", "sklearn", "scipy", "matplotlib", "wandb")
+SCRIPT = """
+import json, sys
+import homeostat.cli
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from homeostat.config.register import register
+register()
+with initialize_config_dir(str(homeostat.cli.CONF), version_base="1.3"):
+    config = OmegaConf.to_object(compose("config", overrides=["bot=curious"]))
+homeostat.cli.help_text()
+print(json.dumps([type(config).__name__, sorted(sys.modules)]))
+"""
+
+
+def test_composing_imports_nothing_heavy() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=60
+    )
+    kind, modules = json.loads(done.stdout)
+    assert kind == "RunConfig"
+    assert "homeostat.config" in modules
+    assert [name for name in HEAVY if name in modules] == []

@@ -1,0 +1,515 @@
+"""A run that was killed goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import homeostat.runs.run
+from homeostat.config.resume import (
+    changed_values,
+    is_finished,
+    refuse_changes,
+    resume_command,
+    save_config,
+    with_kept_overrides,
+)
+from homeostat.config.run import RunConfig
+from homeostat.errors import HomeostatError
+from homeostat.report.console import Console
+from homeostat.runs.checkpoint import checkpoints_in
+from homeostat.runs.run import run
+
+STEPS = 4
+SMOKE = ("model=tiny_random", "scale=smoke", f"trainer.max_steps={STEPS}", "device=cpu")
+# A reward that draws from every global generator, so that each has to be restored.
+NOISE = """
+import random
+import numpy as np
+import torch
+
+def noise(conversation, signals, trace):
+    turns = conversation.assistant_turns
+    return [random.random() + np.random.rand() + float(torch.rand(())) for _ in turns]
+"""
+
+
+class Killed(BaseException):
+    """Stands for the kill: nothing in the package catches it."""
+
+
+def noise(conversation: Any, signals: Any, trace: Any) -> list[float]:  # noqa: ARG001
+    """Like NOISE, without Python's own generator: here the type checks draw from it too."""
+    return [np.random.rand() + float(torch.rand(())) for _ in conversation.assistant_turns]
+
+
+IN_PROCESS = (
+    *SMOKE,
+    "wandb.mode=disabled",
+    "signals=[intrinsic]",
+    "reward=intrinsic_only",
+    "trainer.max_steps=3",
+    "trainer.warmup_steps=3",
+    "trainer.batch_size=2",
+    "trainer.minibatches=2",
+    "eval.episodes=2",
+    "eval.suite=[]",
+    "rollout.max_new_tokens=3",
+    f"+reward.terms.noise={{_target_: {__name__}.noise}}",
+)
+# Every trainer's own state: a value head; nothing; a critic's adapter and a controller.
+TRAINERS = {
+    "ppo": IN_PROCESS,
+    "grpo": (*IN_PROCESS, "trainer=grpo", "trainer.group_size=2"),
+    "ppo_lora_pid": (
+        *IN_PROCESS,
+        *("trainer.critic=lora", "trainer.kl.kind=pid", "trainer.kl.target=0.001"),
+        "trainer.lr_decay=linear",
+    ),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("cache")
+    # As many as in the children; a library of an earlier test may have set it back.
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOMEOSTAT_CACHE", str(folder))
+        # The figures take longer than the run, and say nothing here.
+        patch.setattr("homeostat.runs.run.write_report", lambda folder: folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def whole_of(
+    composed: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """The uninterrupted run of a trainer; the first also fills the cache that all others use."""
+
+    @cache
+    def make(trainer: str) -> Path:
+        folder = tmp_path_factory.mktemp(f"whole_{trainer}")
+        overrides = TRAINERS[trainer]
+        run(composed(*overrides), folder, Console(), overrides)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def whole(whole_of: Callable[[str], Path]) -> Path:
+    return whole_of("ppo")
+
+
+def resume(config: RunConfig, folder: Path, overrides: tuple[str, ...] = IN_PROCESS) -> None:
+    run(replace(config, resume=str(folder)), folder, Console(), overrides)
+
+
+def rows(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def assert_same_run(folder: Path, expected: Path) -> None:
+    """Every byte that does not tell the time is the same."""
+    names = ["metrics.jsonl", "episodes.jsonl", "evals/homeostasis.jsonl", "set_points.json"]
+    for name in (*names, "config.yaml", "overrides.yaml"):
+        assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
+    adapters = [load_file(f / "adapters" / "adapter_model.safetensors") for f in (folder, expected)]
+    assert adapters[0].keys() == adapters[1].keys()
+    assert all(torch.equal(weight, adapters[1][name]) for name, weight in adapters[0].items())
+    steps = [row["step"] for row in rows(folder / "timing.jsonl")]
+    assert steps == [row["step"] for row in rows(folder / "metrics.jsonl")]
+    summaries = [json.loads((f / "summary.json").read_text()) for f in (folder, expected)]
+    for key in ("status", "steps", "eval", "perception", "staleness", "rewarded_affects"):
+        assert summaries[0][key] == summaries[1][key], key
+    found, wanted = (
+        sorted(p.name for p in (f / "checkpoint").iterdir()) for f in (folder, expected)
+    )
+    assert found == wanted
+    assert not list(folder.rglob(".*")), "something was left behind"
+
+
+def kill_on(patch: pytest.MonkeyPatch, target: str, call: int, after: bool = False) -> None:
+    """Let the ``call``-th call of a function raise, before or after it has done its work."""
+    owner, _, name = target.rpartition(".")
+    from pydoc import locate
+
+    function, calls = getattr(locate(owner), name), 0
+
+    def dying(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call and not after:
+            raise Killed
+        found = function(*arguments, **options)
+        if calls == call:
+            raise Killed
+        return found
+
+    patch.setattr(target, dying)
+
+
+# --- killed in this process ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "call", "after", "done"),
+    [
+        pytest.param(
+            "homeostat.runs.checkpoint.Checkpoints.save", 1, False, 0, id="before the first"
+        ),
+        pytest.param("homeostat.report.metrics.append_rows", 6, False, 1, id="between the logs"),
+        pytest.param("torch.save", 3, True, 2, id="within a checkpoint"),
+        pytest.param("homeostat.runs.checkpoint.Checkpoints.save", 3, True, 3, id="after the last"),
+    ],
+)
+def test_a_killed_run_goes_on_as_if_it_had_not_been(
+    target: str,
+    call: int,
+    after: bool,
+    done: int,
+    whole: Path,
+    composed: Callable[..., RunConfig],
+    tmp_path: Path,
+) -> None:
+    config, folder = composed(*IN_PROCESS), tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        kill_on(patch, target, call, after)
+        with pytest.raises(Killed):
+            run(config, folder, Console(), IN_PROCESS)
+    found = checkpoints_in(folder / "checkpoint")
+    assert (int(found[-1].name[-6:]) if found else 0) == done
+    resume(config, folder)
+    assert_same_run(folder, whole)
+
+
+# Not forked from this process: the locks of the threads that torch has here would never open there.
+CHILDREN = multiprocessing.get_context("forkserver")
+CHILDREN.set_forkserver_preload(
+    ["homeostat.runs.run", "homeostat.trainers.ppo", "homeostat.models.tiny"]
+)
+
+
+def run_apart(config: RunConfig, folder: Path, overrides: tuple[str, ...]) -> None:
+    """What the child does: a run without its figures, on as many threads as here."""
+    torch.set_num_threads(1)
+    homeostat.runs.run.write_report = lambda folder: folder
+    run(config, folder, Console(), overrides)
+
+
+# Ten moments: the trainer, and after how many updates the last hand falls.
+MOMENTS = [
+    *(("ppo", done) for done in (0, 1, 2, 3)),
+    *(("grpo", done) for done in (0, 1, 2)),
+    *(("ppo_lora_pid", done) for done in (1, 2, 3)),
+]
+
+
+@pytest.mark.parametrize(("trainer", "done"), MOMENTS)
+def test_sigkill_at_ten_random_moments_changes_nothing(
+    trainer: str,
+    done: int,
+    whole_of: Callable[[str], Path],
+    composed: Callable[..., RunConfig],
+    tmp_path: Path,
+) -> None:
+    """Forked from a server that has the imports; the command line has the same, marked slow."""
+    expected, folder = whole_of(trainer), tmp_path / "run"
+    overrides = TRAINERS[trainer]
+    config = composed(*overrides)
+    process = CHILDREN.Process(target=run_apart, args=(config, folder, overrides))
+    process.start()
+    seen = folder / ("metrics.jsonl" if done else "set_points.json")
+    while process.is_alive() and not (seen.exists() and seen.read_bytes().count(b"\n") >= done):
+        time.sleep(0.001)
+    time.sleep(random.Random(f"{trainer} {done}").uniform(0, 0.3))
+    process.kill()
+    process.join()
+    # After the last update there is little left, which a fast machine may have finished.
+    assert process.exitcode == -signal.SIGKILL or done == 3
+    resume(config, folder, overrides)
+    assert_same_run(folder, expected)
+
+
+@pytest.fixture(scope="module")
+def killed(composed: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the trainer with the most state that was killed after its second checkpoint."""
+    folder = tmp_path_factory.mktemp("killed")
+    overrides = TRAINERS["ppo_lora_pid"]
+    with pytest.MonkeyPatch.context() as patch:
+        kill_on(patch, "homeostat.runs.checkpoint.Checkpoints.save", 2, after=True)
+        with pytest.raises(Killed):
+            run(composed(*overrides), folder, Console(), overrides)
+    return folder
+
+
+def spoil(part: str, state: dict[str, Any]) -> None:
+    """Change one part of a checkpoint's state."""
+    trainer, generators = state["trainer"], state["random"]
+    if part == "optimizer":
+        for moments in trainer["optimizer"]["state"].values():
+            moments["exp_avg"].zero_()
+    elif part == "critic":
+        trainer["critic"]["bias"] += 1
+    elif part == "critic adapter":
+        for weight in trainer["critic_adapter"]:
+            weight += 0.1
+    elif part == "price of KL":
+        trainer["kl"]["coef"] += 0.5
+    elif part == "done":
+        trainer["done"] = 1
+    elif part == "torch":
+        generators["torch"] = torch.Generator().manual_seed(1).get_state()
+    elif part == "numpy":
+        kind, keys, *rest = generators["numpy"]
+        generators["numpy"] = (kind, keys[::-1], *rest)
+
+
+PARTS = ["optimizer", "critic", "critic adapter", "price of KL", "done", "torch", "numpy"]
+
+
+@pytest.mark.parametrize("part", ["nothing", *PARTS])
+def test_every_part_of_the_state_is_restored(
+    part: str,
+    killed: Path,
+    whole_of: Callable[[str], Path],
+    composed: Callable[..., RunConfig],
+    tmp_path: Path,
+) -> None:
+    """A checkpoint with one part changed gives another run, so that part was in use."""
+    folder = Path(shutil.copytree(killed, tmp_path / "run"))
+    path = folder / "checkpoint" / "step_000002" / "state.pt"
+    state = torch.load(path, weights_only=True)
+    spoil(part, state)
+    torch.save(state, path)
+    overrides = TRAINERS["ppo_lora_pid"]
+    resume(composed(*overrides), folder, overrides)
+    expected = whole_of("ppo_lora_pid")
+    same = (folder / "metrics.jsonl").read_bytes() == (expected / "metrics.jsonl").read_bytes()
+    assert same == (part == "nothing")
+
+
+def test_a_change_that_does_not_fit_leaves_the_run_as_it_was(
+    killed: Path, composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(killed, tmp_path / "run"))
+    before = {p: p.read_bytes() for p in folder.rglob("*.*") if p.suffix in (".yaml", ".jsonl")}
+    changed = composed(*TRAINERS["ppo_lora_pid"], "lora.rank=2")
+    with pytest.raises(HomeostatError, match=r"lora\.\*"):
+        resume(replace(changed, resume_override=True), folder)
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_a_finished_run_can_be_prolonged(
+    whole: Path, composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    resume(replace(composed(*IN_PROCESS, "trainer.max_steps=4"), resume_override=True), folder)
+    found, before = (rows(f / "metrics.jsonl") for f in (folder, whole))
+    assert found[:3] == before
+    assert [row["step"] for row in found] == [1, 2, 3, 4]
+    assert not changed_values(composed(*IN_PROCESS, "trainer.max_steps=4"), folder)
+
+
+def test_a_run_is_not_started_over_another_and_not_twice_at_once(
+    whole: Path, composed: Callable[..., RunConfig]
+) -> None:
+    before = (whole / "metrics.jsonl").read_bytes()
+    with pytest.raises(HomeostatError, match=r"already holds a run.*homeostat resume="):
+        run(composed(*IN_PROCESS), whole, Console(), IN_PROCESS)
+    from homeostat.files import alone_in
+
+    with alone_in(whole), pytest.raises(HomeostatError, match="still going on"):
+        resume(composed(*IN_PROCESS), whole)
+    assert (whole / "metrics.jsonl").read_bytes() == before
+
+
+# --- the config of a resumed run ----------------------------------------------------------------
+
+
+def test_what_the_run_was_started_with_comes_before_what_is_typed_now(
+    composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    folder = tmp_path / "a=b, c"
+    folder.mkdir()
+    kept = ("trainer=none", "trainer.lr=0.5", "+reward.terms={}")
+    save_config(composed(*kept), (*kept, "resume=x", "resume_override=true"), folder)
+    asked = f'resume="{folder}"'
+    place = f'hydra.run.dir="{folder}"'
+    assert with_kept_overrides([asked]) == [*kept, asked, place]
+    assert with_kept_overrides(["--cfg", "job", "trainer.lr=1", asked, "trainer.lr=0.5"]) == [
+        *("--cfg", "job", "trainer=none", "+reward.terms={}", "trainer.lr=1"),
+        *(asked, place, "trainer.lr=0.5"),
+    ]
+    assert with_kept_overrides(["seed=1", "resume=null"]) == ["seed=1", "resume=null"]
+    assert resume_command(folder) == f"homeostat 'resume=\"{folder}\"'"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["resume=nowhere"], "there is no such folder"),
+        (["resume=."], r"config\.yaml is missing"),
+        (["-m", "resume=a,b"], "no sweep"),
+        (["resume=a,b"], "one run folder"),
+        (["export=nowhere"], "export=.*nowhere: there is no such folder"),
+        (["-m", "export=a,b"], "export takes one run folder, and no sweep"),
+    ],
+)
+def test_a_folder_that_cannot_be_resumed_is_named(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(HomeostatError, match=said):
+        with_kept_overrides(arguments)
+
+
+def test_a_changed_config_is_refused_by_key_unless_it_is_asked_for(
+    composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    save_config(composed(*SMOKE), SMOKE, tmp_path)
+    assert not refuse_changes(composed(*SMOKE, f"resume={tmp_path}"), tmp_path)
+    changed = composed(*SMOKE, "trainer.lr=0.25", "signals=[intrinsic]", "reward=intrinsic_only")
+    assert changed_values(changed, tmp_path)["trainer.lr"] == (0.001, 0.25)
+    with pytest.raises(HomeostatError) as refused:
+        refuse_changes(changed, tmp_path)
+    for part in ("trainer.lr was 0.001 and is 0.25", "signals.affect", "resume_override=true"):
+        assert part in str(refused.value)
+    assert refuse_changes(replace(changed, resume_override=True), tmp_path)
+
+
+def test_a_run_is_finished_when_its_report_is_timed(tmp_path: Path) -> None:
+    assert not is_finished(tmp_path)
+    for status, stages, finished in (
+        ("finished", {"report": 1.0}, True),
+        ("finished", {}, False),
+        ("interrupted", {"report": 1.0}, False),
+    ):
+        (tmp_path / "summary.json").write_text(json.dumps({"status": status, "time_s": stages}))
+        assert is_finished(tmp_path) == finished
+
+
+# --- the command line ---------------------------------------------------------------------------
+
+
+def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    source = {"PYTHONPATH": f"{Path(homeostat.__file__).parents[1]}{os.pathsep}{cwd / 'terms'}"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "homeostat.cli", *arguments],
+        cwd=cwd,
+        env={**os.environ, **quiet, **source},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def noisy(cwd: Path) -> tuple[str, ...]:
+    """The command of a run whose reward draws from every generator."""
+    (cwd / "terms").mkdir()
+    (cwd / "terms" / "noisy.py").write_text(NOISE)
+    return (*SMOKE, "hydra.run.dir=run", "+reward.terms.noise={_target_: noisy.noise}")
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=900)
+    return process.returncode, output
+
+
+def wait_for(path: Path, lines: int, process: subprocess.Popen[str]) -> None:
+    """Return once a file has that many lines, or the process has ended."""
+    while process.poll() is None:
+        if path.exists() and path.read_bytes().count(b"\n") >= lines:
+            return
+        time.sleep(0.002)
+
+
+def test_the_command_line_refuses_a_change_and_knows_a_finished_run(
+    composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    save_config(composed(*SMOKE), SMOKE, folder)
+    summary = {"status": "finished", "time_s": {"report": 1.0}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    asked = [start("resume=run", *more, cwd=tmp_path) for more in ((), ("seed=1", "bot=bored"))]
+    (code, said), (refused, why) = map(finish, asked)
+    assert (code, refused) == (0, 1), said + why
+    assert "is finished" in said
+    assert "seed was 0 and is 1" in why
+    assert "bot.name was mixed and is bored" in why
+    assert "Traceback" not in why
+    assert [p.name for p in tmp_path.iterdir()] == ["run"], "Hydra made a folder of its own"
+
+
+@pytest.fixture(scope="module")
+def whole_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The uninterrupted run of the command line, which fills the cache."""
+    cwd = tmp_path_factory.mktemp("whole_process")
+    code, output = finish(start(*noisy(cwd), "wandb.mode=disabled", cwd=cwd))
+    assert code == 0, output
+    return cwd / "run"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(10))
+def test_sigkill_at_a_random_moment_changes_nothing(
+    moment: int, whole_process: Path, tmp_path: Path
+) -> None:
+    """Once in every other run, twice in the others; from the first evaluation to the last."""
+    draw = random.Random(moment)
+    steps = sorted(draw.randrange(STEPS + 1) for _ in range(1 + moment % 2))
+    command = [*noisy(tmp_path), "wandb.mode=disabled"]
+    for done in steps:
+        process = start(*command, cwd=tmp_path)
+        if done:
+            wait_for(tmp_path / "run" / "metrics.jsonl", done, process)
+        else:
+            wait_for(tmp_path / "run" / "set_points.json", 1, process)
+        time.sleep(draw.uniform(0, 0.8))
+        process.kill()
+        code, output = finish(process)
+        assert code == -signal.SIGKILL, output
+        command = ["resume=run"]
+    code, output = finish(start(*command, cwd=tmp_path))
+    assert code == 0, output
+    assert_same_run(tmp_path / "run", whole_process)
+    assert {p.name for p in tmp_path.iterdir()} == {"run", "terms"}
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_says_how_to_go_on_and_does(whole_process: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = start(*noisy(tmp_path), "wandb.mode=offline", cwd=tmp_path)
+    wait_for(folder / "metrics.jsonl", 1, process)
+    process.send_signal(signal.SIGINT)
+    code, output = finish(process)
+    assert code == 130, output
+    assert output.rstrip().endswith(f"continue with homeostat resume={folder}")
+    code, output = finish(start("resume=run", cwd=tmp_path))
+    assert code == 0, output
+    assert len(list(folder.glob("wandb/offline-run-*"))) == 2
+    for name in ("metrics.jsonl", "episodes.jsonl", "evals/homeostasis.jsonl"):
+        assert (folder / name).read_bytes() == (whole_process / name).read_bytes(), name
+    assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
+    # The report names the folder, and pytest names the folder after this test.
+    assert "interrupted" not in (folder / "report.html").read_text().replace(str(folder), "")

@@ -1,0 +1,176 @@
+"""What a run decides between its stages; whole runs are in test_cli.py."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console as RichConsole
+
+from homeostat.config.register import build
+from homeostat.config.run import MemoryConfig, RunConfig
+from homeostat.config.signals import AFFECTS, INTRINSIC_SIGNALS
+from homeostat.errors import HomeostatError
+from homeostat.models.adapters import Policy
+from homeostat.report.console import Console
+from homeostat.runs import perceive as run_signals
+from homeostat.runs.perceive import allowed_set_points, watch_probes
+from homeostat.runs.run import check_memory
+from homeostat.signals.probing.corpus import Corpus
+from homeostat.signals.probing.perception import Perception
+from homeostat.signals.probing.probes import AffectProbes
+from homeostat.signals.probing.validation import ProbeReport
+from homeostat.timing import Stopwatch
+
+Make = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def console() -> tuple[Console, io.StringIO]:
+    stream = io.StringIO()
+    return Console(RichConsole(file=stream, width=200, highlight=False)), stream
+
+
+def perception(**verdicts: str) -> Perception:
+    one = ProbeReport(
+        layer=1,
+        pooling="mean",
+        regularisation=0.1,
+        validation_auroc={},
+        auroc=0.5,
+        ci95=None,
+        n=1,
+        n_positive=0,
+        brier=0.2,
+        brier_base_rate=0.2,
+        reliability=[],
+        controls={},
+        heldout_auroc=None,
+        heldout=None,
+        reason="so it is",
+    )
+    reports = {name: replace(one, verdict=verdict) for name, verdict in verdicts.items()}
+    return Perception(AffectProbes({}, "m", "c"), reports, Corpus((), "d", "c"))
+
+
+FOUND = {"sentiment": "weak", "curiosity": "trusted", "frustration": "unusable", "boredom": "weak"}
+
+
+@pytest.mark.parametrize(
+    ("require", "kept"),
+    [
+        ("trusted", ["curiosity"]),
+        ("weak", ["sentiment", "curiosity", "boredom"]),
+        ("any", ["sentiment", "curiosity", "frustration", "boredom"]),
+    ],
+)
+def test_affects_below_the_required_verdict_are_left_out(
+    composed: Make, console: tuple[Console, io.StringIO], require: str, kept: list[str]
+) -> None:
+    config = composed("bot=curious", f"signals.affect.require={require}")
+    found = allowed_set_points(config, perception(**FOUND), console[0])
+    weighted = [name for name in INTRINSIC_SIGNALS if name != "self_certainty"]
+    assert list(found) == [*weighted, *kept]
+    assert found == {name: config.reward.set_points[name] for name in found}
+    said = [line.split(maxsplit=1)[1] for line in console[1].getvalue().splitlines()]
+    assert said == [
+        f"{name} is left out of the reward: it "
+        + (f"is {FOUND[name]} (so it is)" if name in FOUND else "has no probe")
+        for name in AFFECTS
+        if name not in kept
+    ]
+
+
+def test_affect_without_weight_is_not_mentioned(
+    composed: Make, console: tuple[Console, io.StringIO]
+) -> None:
+    config = composed("bot=curious", "reward=intrinsic_only", "signals.affect.require=trusted")
+    found = allowed_set_points(config, perception(**FOUND), console[0])
+    assert not set(found) & set(AFFECTS)
+    assert console[1].getvalue() == ""
+
+
+def test_run_without_affects_keeps_every_weighted_set_point(
+    composed: Make, console: tuple[Console, io.StringIO]
+) -> None:
+    config = composed("bot=curious", "signals=[intrinsic]", "reward=intrinsic_only")
+    found = allowed_set_points(config, None, console[0])
+    assert list(found) == [name for name in INTRINSIC_SIGNALS if name != "self_certainty"]
+
+
+def test_reward_with_nothing_left_is_refused(
+    composed: Make, console: tuple[Console, io.StringIO]
+) -> None:
+    config = composed("bot=curious", "reward=relational_only")
+    with pytest.raises(HomeostatError) as caught:
+        allowed_set_points(config, perception(boredom="unusable"), console[0])
+    assert str(caught.value) == (
+        "signals.affect.require=weak leaves no signal to reward; lower it, or add intrinsic "
+        "signals with reward=full."
+    )
+    config.reward.terms = {"mine": {"_target_": "a.b"}}
+    assert allowed_set_points(config, perception(boredom="unusable"), console[0]) == {}
+
+
+def test_a_run_that_cannot_fit_is_refused_before_it_trains(
+    composed: Make,
+    make_policy: Callable[..., Policy],
+    console: tuple[Console, io.StringIO],
+    tmp_path: Path,
+) -> None:
+    """The estimate is shown and kept all the same, so that the user sees what to lower."""
+    config = composed("model=tiny_random", "scale=smoke", "memory.limit_gb=0.001")
+    policy, bots = make_policy(), build(config.bot)
+    with pytest.raises(HomeostatError, match=r"memory\.limit_gb is 0\.0; .*trainer\."):
+        check_memory(config, policy, bots, tmp_path, console[0])
+    assert "activations" in console[1].getvalue()
+    kept = json.loads((tmp_path / "memory.json").read_text())
+    assert kept["limit"] == 1_000_000 < kept["total"]
+    roomy = replace(config, memory=MemoryConfig(limit_gb=4.0))
+    found = check_memory(roomy, policy, bots, tmp_path, console[0])
+    assert found == json.loads((tmp_path / "memory.json").read_text())["total"]
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        (
+            {"auroc_off": 0.912, "auroc_on": 0.75, "distance": 0.2, "stale": True},
+            "the probe of boredom has gone stale: AUROC 0.912 → 0.750, its reading moved by 0.200",
+        ),
+        (
+            {"auroc_off": None, "auroc_on": None, "distance": 0.2, "stale": True},
+            "its reading moved by 0.20",
+        ),
+        ({"auroc_off": 0.9, "auroc_on": 0.9, "distance": 0.0, "stale": False}, ""),
+    ],
+)
+def test_stale_probes_are_named(
+    composed: Make,
+    make_policy: Callable[..., Policy],
+    console: tuple[Console, io.StringIO],
+    monkeypatch: pytest.MonkeyPatch,
+    figures: dict[str, Any],
+    said: str,
+) -> None:
+    """Also where the test messages that were read lack a class, so that there is no AUROC."""
+    monkeypatch.setattr(run_signals, "measure_staleness", lambda *_: {"boredom": figures})
+    config = composed("bot=curious")
+    found = watch_probes(config, make_policy(), perception(boredom="weak"), console[0], Stopwatch())
+    assert found == {"boredom": figures}
+    lines = [line for line in console[1].getvalue().splitlines() if "staleness of" not in line]
+    assert len(lines) == figures["stale"]
+    assert said in "".join(lines)
+
+
+def test_run_without_probes_has_none_that_could_go_stale(
+    composed: Make, make_policy: Callable[..., Policy], console: tuple[Console, io.StringIO]
+) -> None:
+    config = composed("bot=curious", "signals=[intrinsic]", "reward=intrinsic_only")
+    assert watch_probes(config, make_policy(), None, console[0], Stopwatch()) is None
+    assert console[1].getvalue() == ""

@@ -1,0 +1,277 @@
+"""Whole runs of steer and heal on the tiny model: what they leave behind, and how they end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from homeostat.config.register import build
+from homeostat.config.run import RunConfig
+from homeostat.errors import HomeostatError
+from homeostat.evals.stages import Stages
+from homeostat.models.adapters import Policy
+from homeostat.report.console import Console
+from homeostat.runs.export import export
+from homeostat.runs.run import load_policy, run
+from homeostat.timing import Stopwatch
+
+OVERRIDES = (
+    "model=tiny_random",
+    "scale=smoke",
+    "device=cpu",
+    "wandb.mode=disabled",
+    "trainer=steer_heal",
+    "persona=calm",
+    "trainer.batch_size=6",
+    "trainer.max_new_tokens=8",
+    "trainer.vector.contexts=8",
+    "trainer.dose.kind=grid",
+    "trainer.dose.values=[2.0]",
+    "trainer.heal.epochs=1",
+    "trainer.stages.contexts=4",
+    "trainer.stages.max_new_tokens=8",
+    "trainer.stages.vignettes=0",
+    "trainer.stages.coherence_floor=0",
+    "trainer.stages.bootstrap_samples=50",
+    # A random model says nothing that words could be judged by.
+    *(
+        f"trainer.{gates}.{name}=null"
+        for gates in ("stages.gates", "filter")
+        for name in (
+            *("max_perplexity", "max_tail_perplexity", "min_perplexity"),
+            *("max_repetition", "min_distinct", "min_tokens"),
+        )
+    ),
+)
+FILES = ("metrics.jsonl", "episodes.jsonl", "rounds.jsonl", "heal.jsonl", "evals/stages.jsonl")
+
+
+class Killed(BaseException):
+    """Stands for the kill: nothing in the package catches it."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOMEOSTAT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(composed: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert run(composed(*OVERRIDES), folder, Console(), OVERRIDES) == "finished"
+    return folder
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return found
+
+
+def test_every_round_and_stage_has_its_row(whole: Path) -> None:
+    found = rows(whole / "rounds.jsonl")
+    places = [(row["round"], row["stage"]) for row in found]
+    healed = [(n, stage) for n in (1, 2) for stage in ("steered", "healed")]
+    assert places == [(0, "base"), (0, "prompted"), *healed]
+    for row in found:
+        assert row["trait_nats"] is not None
+        assert 0 <= row["coherence"] <= 1
+        assert ("moved" in row) == (row["stage"] != "base")
+    assert found[0]["kl_nats_per_token"] == pytest.approx(0, abs=1e-6)
+    assert found[2]["steer/cosine_to_first"] == pytest.approx(1)
+    assert found[3]["heal/steps"] > 0
+
+
+def test_arms_answer_the_same_items(whole: Path) -> None:
+    by_arm: dict[tuple[int, str], list[tuple[str, str]]] = {}
+    for row in rows(whole / "evals" / "stages.jsonl"):
+        items = by_arm.setdefault((row["round"], row["stage"]), [])
+        items.append((row["kind"], row["item"]))
+    assert len(by_arm) == 6
+    assert len({tuple(items) for items in by_arm.values()}) == 1
+
+
+def test_the_folder_holds_vectors_adapters_diary_and_verdicts(whole: Path) -> None:
+    assert sorted(p.name for p in (whole / "vectors").iterdir()) == [
+        "round_1.safetensors",
+        "round_2.safetensors",
+    ]
+    assert (whole / "adapters" / "round_2" / "adapter_model.safetensors").is_file()
+    diary = rows(whole / "evals" / "diary.jsonl")
+    assert len({row["question"] for row in diary}) == 1
+    assert [row["stage"] for row in diary] == ["base", "prompted", *["steered", "healed"] * 2]
+    found = summary(whole)
+    assert [v["id"] for v in found["verdicts"]] == ["Q0", "Q1", "Q2", "Q3", "beats prompting"]
+    assert found["steps"] == 4
+    assert found["persona"]["name"] == "calm"
+    assert found["planned_mb"] > 0
+    kept = rows(whole / "evals" / "filter.jsonl")
+    assert [(row["round"], row["n"]) for row in kept] == [(1, 6), (2, 6)]
+
+
+@pytest.mark.parametrize(
+    ("target", "call"),
+    [
+        ("homeostat.steering.loop.SteerHeal.measure_base", 1),
+        ("homeostat.runs.stages.keep_arm", 3),
+        ("homeostat.steering.heal.Heal.run", 1),
+        ("homeostat.runs.checkpoint.Checkpoints.save", 2),
+        ("homeostat.steering.heal.Heal.run", 2),
+        ("homeostat.runs.checkpoint.Checkpoints.save", 4),
+    ],
+)
+def test_a_killed_run_goes_on_at_the_stage_that_was_under_way(
+    target: str,
+    call: int,
+    whole: Path,
+    composed: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from pydoc import locate
+
+    owner, _, name = target.rpartition(".")
+    function, calls = getattr(locate(owner), name), 0
+
+    def dying(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise Killed
+        return function(*arguments, **options)
+
+    config, folder = composed(*OVERRIDES), tmp_path / "run"
+    monkeypatch.setenv("HOMEOSTAT_CACHE", str(tmp_path / "cache"))
+    # The figures take longer than the run, and say nothing here.
+    monkeypatch.setattr("homeostat.runs.run.write_report", lambda folder: folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(target, dying)
+        with pytest.raises(Killed):
+            run(config, folder, Console(), OVERRIDES)
+    run(replace(config, resume=str(folder)), folder, Console(), OVERRIDES)
+    for file in FILES:
+        assert (folder / file).read_bytes() == (whole / file).read_bytes(), file
+    for name in ("adapter_model.safetensors", "round_2/adapter_model.safetensors"):
+        own, expected = (load_file(f / "adapters" / name) for f in (folder, whole))
+        assert all(torch.equal(own[key], weight) for key, weight in expected.items())
+    assert summary(folder)["verdicts"] == summary(whole)["verdicts"]
+
+
+def test_arms_of_a_sweep_share_what_was_measured_before_the_first_healing(
+    whole: Path,
+    composed: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("homeostat.runs.run.write_report", lambda folder: folder)
+    measure, calls = Stages.measure, 0
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return measure(*arguments, **options)
+
+    monkeypatch.setattr(Stages, "measure", counted)
+    own = tmp_path / "contexts.jsonl"
+    lines = files("homeostat").joinpath("data/contexts.jsonl").read_text().splitlines()
+    arms = {
+        "other barrier": "trainer.barrier.aggregate=max",
+        "other seed": "seed=5",
+        "own contexts": f"trainer.vector.contexts_path={own}",
+        "changed contexts": f"trainer.vector.contexts_path={own}",
+    }
+    spent = {}
+    for number, (name, override) in enumerate(arms.items()):
+        own.write_text("\n".join(lines[number:]) + "\n")
+        before, overrides = calls, (*OVERRIDES, override, "trainer.max_steps=1")
+        run(composed(*overrides), tmp_path / name, Console(), overrides)
+        spent[name] = calls - before
+    assert spent == {"other barrier": 1, "other seed": 4, "own contexts": 4, "changed contexts": 4}
+    first = [
+        [row for row in rows(folder / "evals" / "stages.jsonl") if row["stage"] != "healed"]
+        for folder in (whole, tmp_path / "other barrier")
+    ]
+    assert first[0][: len(first[1])] == first[1]
+
+
+def test_a_run_is_exported_as_one_model_or_one_adapter(
+    whole: Path, composed: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [sys.executable, "-m", "homeostat.cli", f"export={whole}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=whole.parent)
+    assert "merged weights differ by at most" in done.stdout
+    config = composed(*OVERRIDES)
+    policy = load_policy(config, Console(), Stopwatch())
+    policy.load_adapter(whole / "adapters")
+    ids = torch.arange(60, 90)[None]
+    with torch.no_grad():
+        expected = policy.model(ids).logits
+        merged = AutoModelForCausalLM.from_pretrained(whole / "export" / "merged")
+        assert torch.allclose(merged(ids).logits, expected, atol=1e-4)
+        export(replace(config, export_as="adapter"), whole, Console())
+        base = build(config.model, device=torch.device("cpu"), dtype=torch.float32)
+        adapted = PeftModel.from_pretrained(base.model, str(whole / "export" / "adapter"))
+        assert torch.allclose(adapted(ids).logits, expected, atol=1e-4)
+    monkeypatch.setattr(Policy, "verify_bake", lambda *_: 0.5)
+    with pytest.raises(HomeostatError, match=r"by 0\.5 nats, and float32 allows 0\.001"):
+        export(config, whole, Console())
+
+
+def test_adapters_that_are_not_there_or_of_another_model_are_not_exported(
+    whole: Path, composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    with pytest.raises(HomeostatError, match="there are no adapters in it"):
+        export(composed(*OVERRIDES), tmp_path, Console())
+    other = composed(*OVERRIDES, "model.hidden_size=64")
+    with pytest.raises(HomeostatError, match="does not fit this model"):
+        export(other, whole, Console())
+
+
+def test_a_starved_run_ends_with_counts_and_a_report(
+    composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    overrides = (*OVERRIDES[:-1], "trainer.filter.min_tokens=100")
+    status = run(composed(*overrides), tmp_path / "run", Console(), overrides)
+    assert status.startswith("starved: 0 of 6 completions passed the filter")
+    assert "By gate: short 6" in status
+    found = summary(tmp_path / "run")
+    assert found["status"] == status
+    assert {v["answer"] for v in found["verdicts"]} == {"cannot tell"}
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert len(rows(tmp_path / "run" / "rounds.jsonl")) == 2, "base and prompted"
+
+
+def test_a_broken_model_stops_the_loop(composed: Callable[..., RunConfig], tmp_path: Path) -> None:
+    overrides = (*OVERRIDES, "trainer.stages.coherence_floor=0.99", "trainer.stages.vignettes=1")
+    config = composed(*overrides)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("homeostat.evals.stages.is_coherent", lambda _failed: False)
+        status = run(config, tmp_path / "run", Console(), overrides)
+    assert status.startswith("broken: 0.00 of the healed model's replies are coherent in round 1")
+    found = summary(tmp_path / "run")
+    assert found["steps"] == 2
+    assert all(r["foundations/care_nats"] < 0 for r in rows(tmp_path / "run" / "rounds.jsonl"))
+    assert "yes" not in [v["answer"] for v in found["verdicts"][1:]]
+
+
+def test_a_run_without_a_persona_is_refused(composed: Callable[..., RunConfig]) -> None:
+    with pytest.raises(ValueError, match=r"trainer=steer_heal needs a trait.*persona=love"):
+        composed("trainer=steer_heal")

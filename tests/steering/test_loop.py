@@ -1,0 +1,205 @@
+"""The loop on the tiny model: rounds, doses, starving, and state that continues it exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from homeostat.config.filters import FilterConfig
+from homeostat.config.steering import (
+    BarrierConfig,
+    DoseConfig,
+    HealConfig,
+    PersonaConfig,
+    ProbePair,
+    StagesConfig,
+    SteerHealConfig,
+    VectorConfig,
+)
+from homeostat.errors import HomeostatError
+from homeostat.models.adapters import Policy
+from homeostat.steering.loop import SteerHeal
+from homeostat.timing import Stopwatch
+
+PERSONA = PersonaConfig(
+    name="calm",
+    positive="someone who breathes slowly and answers softly",
+    negative="someone who panics quickly and answers loudly",
+    probe_pairs=[ProbePair("q", "a", "b"), ProbePair("q", "c", "d")],
+    diary="How are you?",
+)
+# A random model says nothing that words could be judged by.
+OPEN = FilterConfig(
+    max_perplexity=None,
+    max_tail_perplexity=None,
+    min_perplexity=None,
+    max_repetition=None,
+    min_distinct=None,
+    min_tokens=1,
+    narration=False,
+    refusal=False,
+)
+CONFIG = SteerHealConfig(
+    name="steer_heal",
+    lr=1e-2,
+    max_steps=2,
+    batch_size=8,
+    max_new_tokens=6,
+    vector=VectorConfig(contexts=8),
+    dose=DoseConfig(kind="grid", values=[1.0, 4.0]),
+    filter=OPEN,
+    heal=HealConfig(epochs=1, validation=0.25),
+    barrier=BarrierConfig(tau=0.0),
+    stages=StagesConfig(contexts=4, vignettes=0),
+)
+
+
+@pytest.fixture
+def make(make_policy: Callable[..., Policy]) -> Callable[..., SteerHeal]:
+    def build(config: SteerHealConfig = CONFIG, seed: int = 0) -> SteerHeal:
+        return SteerHeal(
+            config, policy=make_policy(), persona=PERSONA, seed=seed, watch=Stopwatch()
+        )
+
+    return build
+
+
+def adapters(policy: Policy) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in policy.model.named_parameters() if ".lora_" in n}
+
+
+def test_every_round_steers_then_heals(make: Callable[..., SteerHeal]) -> None:
+    trainer = make()
+    found = [(r.stage, r.metrics, list(r.episodes)) for r in trainer.steps()]
+    assert [stage for stage, _, _ in found] == ["steered", "healed"] * 2
+    assert trainer.policy.rounds == ["default", "round_2"]
+    steered, healed = found[0], found[1]
+    assert steered[1]["steer/completions"] == 8
+    assert steered[1]["steer/cosine_to_first"] == pytest.approx(1)
+    assert {row["dose"] for row in steered[2]} == {1.0, 4.0}
+    assert healed[1]["heal/fired"] == 1, "tau is 0"
+    assert found[2][1]["steer/cosine_to_first"] < 0.999999
+    assert trainer.is_over
+
+
+def test_the_steered_stage_is_measured_while_steered(make: Callable[..., SteerHeal]) -> None:
+    results = make().steps()
+    first = next(results)
+    assert first.measure_in is not None
+    second = next(results)
+    assert second.measure_in is None
+
+
+def test_healing_moves_one_round_and_leaves_the_others(make: Callable[..., SteerHeal]) -> None:
+    trainer = make()
+    steps = trainer.steps()
+    next(steps)
+    next(steps)
+    first = adapters(trainer.policy)
+    next(steps)
+    next(steps)
+    after = adapters(trainer.policy)
+    assert all(torch.equal(after[name], weight) for name, weight in first.items())
+    fresh = [name for name in after if ".round_2." in name and "lora_B" in name]
+    assert any(float(after[name].abs().max()) > 0 for name in fresh)
+
+
+@pytest.mark.parametrize("done", [1, 2, 3])
+def test_state_continues_the_loop_exactly(
+    make: Callable[..., SteerHeal], tmp_path: Any, done: int
+) -> None:
+    whole = make()
+    expected = [dict(result.metrics) for result in whole.steps()]
+    stopped = make()
+    steps = stopped.steps()
+    for _ in range(done):
+        next(steps)
+    stopped.policy.save_adapter(tmp_path / "adapter")
+    torch.save(stopped.state_dict(), tmp_path / "state.pt")
+    resumed = make()
+    resumed.policy.load_adapter(tmp_path / "adapter")
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    found = [dict(result.metrics) for result in resumed.steps()]
+    for own, wanted in zip(found, expected[done:], strict=True):
+        assert own == pytest.approx(wanted, nan_ok=True)
+    own, wanted = adapters(resumed.policy), adapters(whole.policy)
+    assert all(torch.equal(own[name], weight) for name, weight in wanted.items())
+
+
+def test_arms_share_their_first_completions(make: Callable[..., SteerHeal]) -> None:
+    texts = []
+    for barrier in (BarrierConfig(divergence="none"), BarrierConfig(aggregate="max", tau=0.1)):
+        first = next(make(replace(CONFIG, barrier=barrier)).steps())
+        texts.append([row["text"] for row in first.episodes])
+    assert texts[0] == texts[1]
+    other = next(make(seed=1).steps())
+    assert [row["text"] for row in other.episodes] != texts[0]
+
+
+def test_a_filter_that_passes_nothing_starves_the_run(make: Callable[..., SteerHeal]) -> None:
+    trainer = make(replace(CONFIG, filter=replace(OPEN, min_tokens=100)))
+    results = list(trainer.steps())
+    assert [result.stage for result in results] == ["steered"]
+    assert trainer.starved is not None
+    assert "0 of 8 completions passed the filter" in trainer.starved
+    assert "By gate: short 8." in trainer.starved
+    assert trainer.is_over
+
+
+def test_survival_searches_below_what_fails(
+    make: Callable[..., SteerHeal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dose = DoseConfig(kind="survival", low=1.0, high=16.0, probes=2, probe_size=4)
+    trainer = make(replace(CONFIG, dose=dose))
+    judged = "homeostat.steering.loop.judge"
+    monkeypatch.setattr(judged, lambda c, *_: () if c.dose <= 5 else ("perplexity",))
+    first = next(trainer.steps())
+    # The middle of 1 and 16 is 4, that of 4 and 16 is 8, which fails.
+    assert [row["dose"] for row in first.episodes][:8] == pytest.approx([4.0] * 4 + [8.0] * 4)
+    assert first.metrics["steer/dose"] == pytest.approx(4.0)
+    assert first.metrics["steer/kept"] == len(first.episodes) - 4, "survivors of probes are kept"
+
+
+def test_iso_kl_comes_near_its_target(make: Callable[..., SteerHeal]) -> None:
+    dose = DoseConfig(kind="iso_kl", low=0.1, high=100.0, probes=5, probe_size=4, target_kl=0.05)
+    trainer = make(replace(CONFIG, dose=dose))
+    next(trainer.steps())
+    found = trainer._kl_at(trainer.dose, 0, [], [])
+    higher = trainer._kl_at(4 * trainer.dose, 0, [], [])
+    assert found < higher
+    assert 0.01 < found < 0.25
+
+
+def test_backtracking_cuts_and_halves_the_dose(
+    make: Callable[..., SteerHeal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dose = DoseConfig(kind="grid", values=[4.0], backtracks=1)
+    monkeypatch.setattr("homeostat.steering.loop.last_good_position", lambda *_: 2)
+    monkeypatch.setattr(
+        "homeostat.steering.loop.judge", lambda c, *_: () if c.dose < 4 else ("tail",)
+    )
+    plain_run = next(make(replace(CONFIG, dose=replace(dose, backtracks=0))).steps())
+    assert plain_run.metrics["steer/kept"] == 0
+    trainer = make(replace(CONFIG, dose=dose))
+    found = next(trainer.steps())
+    assert {row["dose"] for row in found.episodes} == {2.0}
+    assert found.metrics["steer/kept"] == 8
+    assert all(len(completion.ids) <= CONFIG.max_new_tokens for completion in trainer.kept)
+
+
+def test_tau_is_read_off_a_pilot_once(make: Callable[..., SteerHeal]) -> None:
+    barrier = BarrierConfig(tau="quantile", firing_rate=0.5)
+    trainer = make(replace(CONFIG, barrier=barrier))
+    healed = [r.metrics for r in trainer.steps() if r.stage == "healed"]
+    assert trainer.tau is not None
+    assert [metrics["heal/tau"] for metrics in healed] == [trainer.tau] * 2
+
+
+def test_too_few_contexts_are_refused(make: Callable[..., SteerHeal]) -> None:
+    config = replace(CONFIG, vector=VectorConfig(contexts=312))
+    with pytest.raises(HomeostatError, match=r"320 contexts are too few.*vector\.contexts=312"):
+        make(config)
