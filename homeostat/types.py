@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -110,22 +110,50 @@ class Trace:
     hidden_ref: Float[np.ndarray, "U P E"]
     hidden_policy: Float[np.ndarray, "U P E"]
 
+    def of_turn(self, turn: int) -> Trace:
+        """The same with the response tokens of one assistant turn alone."""
+        mine = self.turn_R == turn
+        columns = [field.name for field in fields(self) if "_R" in field.name]
+        tokens = {name: getattr(self, name) for name in columns}
+        return replace(self, **{k: v[mine] for k, v in tokens.items() if v is not None})
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was measured on one conversation.
+
+    Attributes:
+        trace: Of its tokens.
+        signals: Of its assistant turns.
+        perceived: Perceived affect of every user turn, as the reward sees it (A affects).
+        drift: Distance of that reading with the adapter on from the one with it off.
+    """
+
+    trace: Trace
+    signals: SignalTable
+    perceived: Float[np.ndarray, "U A"]
+    drift: Float[np.ndarray, "U A"]
+
+    def newest(self) -> Reading:
+        """The same for the last assistant turn alone: what earlier turns say is left out."""
+        table = self.signals
+        last = SignalTable(table.names, table.values[-1:], table.turns[-1:])
+        return replace(self, trace=self.trace.of_turn(table.turns[-1]), signals=last)
+
 
 @dataclass(frozen=True)
 class SignalTable:
-    """Signals of every assistant turn of some conversations; NaN where a signal is missing.
+    """Signals of every assistant turn of one conversation; NaN where a signal is missing.
 
     Attributes:
         names: Column names.
         values: One row per assistant turn, in the signals' natural units.
-        conversation_N: Index of the conversation of each row.
-        turn_N: Index of the assistant turn within that conversation.
+        turns: Index of the assistant turn of each row.
     """
 
     names: tuple[str, ...]
     values: Float[np.ndarray, "N S"]
-    conversation_N: Int[np.ndarray, " N"]
-    turn_N: Int[np.ndarray, " N"]
+    turns: tuple[int, ...]
 
     def column(self, name: str) -> Float[np.ndarray, " N"]:
         """One signal over all rows."""
@@ -135,7 +163,7 @@ class SignalTable:
 
 @dataclass(frozen=True)
 class Valence:
-    """Valence of every row of a signal table.
+    """Valence of every assistant turn of one conversation.
 
     Attributes:
         names: The signals that carry weight.
@@ -165,6 +193,21 @@ class TokenBatch:
     response_mask: Bool[Tensor, "B T"]
     turn: Int[Tensor, "B T"]
     prefix: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenBlock:
+    """What one forward pass reads: tokens that come after what a cache holds.
+
+    Attributes:
+        ids: Token ids.
+        mask: True where a token counts, the columns of the cache in front; None = everywhere.
+        positions: Place of each token in its conversation; None = counted from the cache's end.
+    """
+
+    ids: Int[Tensor, "B T"]
+    mask: Tensor | None = None
+    positions: Int[Tensor, "B T"] | None = None
 
 
 @dataclass(frozen=True)

@@ -52,16 +52,21 @@ from homeostat.config.signals import AFFECTS
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.chat import TokenStream, pad
-from homeostat.models.forward import forward, read_prefix, shared_prefix
+from homeostat.models.forward import (
+    READ_TOKENS,
+    batches_by_length,
+    forward,
+    read_prefix,
+    shared_prefix,
+)
 from homeostat.models.hooks import layers_at
 from homeostat.models.load import finish, resolve_device
 from homeostat.models.tiny import byte_tokenizer
 from homeostat.signals.probing.corpus import load_corpus
-from homeostat.signals.trace import batches_by_length, trace
+from homeostat.signals.trace import trace
 from homeostat.types import Conversation, TokenBatch, Trace, Turn
 
 MODEL = "smollm2_135m"
-TRACE_TOKENS = 4096  # padded tokens per forward pass, as in a run
 MAX_TIME_RATIO = 1.10
 MAX_MEMORY_SHARE = 0.15
 ADAPTER_STD = 0.02
@@ -161,7 +166,7 @@ def bare_batches(
     policy: Policy, streams: Sequence[TokenStream], share: bool = False
 ) -> list[TokenBatch]:
     """The batches that `trace` makes; with their common prefix apart only where ``share``."""
-    parts = batches_by_length([len(stream.ids) for stream in streams], TRACE_TOKENS)
+    parts = batches_by_length([len(stream.ids) for stream in streams], READ_TOKENS)
     rows = [[streams[i] for i in part] for part in parts]
     return [
         pad(part, policy.pad_id, policy.device, shared=shared_prefix(part) if share else 0)
@@ -188,7 +193,7 @@ def calls_to_time(
         talks,
         layers_at(config.signals.intrinsic.norm_layers, policy.num_layers),
         layers_at(config.signals.affect.layers, policy.num_layers),
-        max_tokens=TRACE_TOKENS,
+        max_tokens=READ_TOKENS,
     )
     calls = {(name, on): call for name, call in bare.items() for on in (False, True)}
     return {**calls, ("all signals", False): signals, ("all signals", True): signals}

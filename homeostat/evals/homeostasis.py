@@ -20,8 +20,8 @@ from homeostat.evals.stats import compare_paired
 from homeostat.models.adapters import Policy
 from homeostat.reward.compose import Reward, Rewards
 from homeostat.rollout.episodes import held_out_seeds, play
-from homeostat.signals.reader import Readings, SignalReader, episode_record
-from homeostat.types import Estimate, EvalResult, Progress, silent
+from homeostat.signals.reader import SignalReader, episode_record
+from homeostat.types import Estimate, EvalResult, Progress, Reading, silent
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Homeostasis:
         seeds = held_out_seeds(self.config.episodes)
         episodes = play(self.policy, self.bots, seeds, self.rollout, progress=playing)
         talks = [episode.conversation for episode in episodes]
-        readings = self.reader.read(talks, self.reader.trace(talks, progress=tracing))
+        readings = self.reader.measure(talks, progress=tracing)
         rewards = self.reward.score(talks, readings)
         return [
             {"arm": arm}
-            | episode_record(episode, readings, i, self.reader.affects)
-            | {"metrics": episode_metrics(readings, rewards, i)}
-            for i, episode in enumerate(episodes)
+            | episode_record(episode, reading, self.reader.affects)
+            | {"metrics": episode_metrics(reading, reward)}
+            for episode, reading, reward in zip(episodes, readings, rewards, strict=True)
         ]
 
     def compare(
@@ -73,30 +73,29 @@ class Homeostasis:
         return EvalResult(self.config.name, [*before, *after], metrics)
 
 
-def episode_metrics(readings: Readings, rewards: Rewards, row: int) -> dict[str, float | None]:
+def episode_metrics(reading: Reading, rewards: Rewards) -> dict[str, float | None]:
     """Means over the turns of one episode; None where nothing could be measured, or is held.
 
     ``valence``, its summands ``term/*``, the signals, and the coherence of the replies whether or
     not the reward looks at it: ``coherence/base_perplexity`` (tokens) and ``coherence/kl`` (nats
     per token from the base).
     """
-    own = np.flatnonzero(readings.table.conversation_N == row)
-    trace = readings.traces[row]
+    trace, table, valence = reading.trace, reading.signals, rewards.valence
     turns = [trace.turn_R == turn for turn in np.unique(trace.turn_R)]
-    found = {
-        "valence": rewards.valence.total_N[own] if rewards.valence.names else np.array([]),
+    by_turn = {
+        "valence": valence.total_N if valence.names else np.array([]),
         "coherence/base_perplexity": np.array(
             [np.exp(-trace.ref_logprob_R[turn].mean()) for turn in turns]
         ),
         "coherence/kl": trace.kl_R,
     }
-    for column, name in enumerate(rewards.valence.names):
-        found[f"term/{name}"] = rewards.valence.terms_NS[own, column]
+    for column, name in enumerate(valence.names):
+        by_turn[f"term/{name}"] = valence.terms_NS[:, column]
     for name, term in rewards.own_terms.items():
-        found[f"own/{name}"] = term[own]
-    for name in readings.table.names:
-        found[f"signal/{name}"] = readings.table.column(name)[own]
-    return {name: _mean(values) for name, values in found.items()}
+        by_turn[f"own/{name}"] = term
+    for name in table.names:
+        by_turn[f"signal/{name}"] = table.column(name)
+    return {name: _mean(values) for name, values in by_turn.items()}
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -114,7 +114,7 @@ class Stages:
         asked = [self._ask(text, prompted) for text in questions]
         *said, diary = sampled(policy, asked, self.sampling, progress=progress)
         talks, states = [talk for talk, _ in said], [own for _, own in said]
-        is_base = not (policy.adapter_on or policy.steering or prompted)
+        is_base = not (policy.adapter_on or policy.is_steered or prompted)
         refs = None if is_base else [without_persona(talk) for talk in talks]
         found = statistics_of(policy, talks, states, refs)
         rows = [

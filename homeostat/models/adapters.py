@@ -7,6 +7,7 @@ all are on, and only the newest learns. `baked` merges them into the weights for
 from __future__ import annotations
 
 import hashlib
+import inspect
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,13 +23,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from homeostat.config.model import LoraConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.chat import TokenStream, encode
 from homeostat.models.hooks import Steering, add_residual, decoder_layers
 from homeostat.models.load import BaseModel
-from homeostat.types import Conversation
+from homeostat.types import Conversation, TokenBlock
 
 POLICY, CRITIC = "default", "critic"  # the adapters, as peft names them
 STACK = "stack"  # all rounds as one, while they are exported
@@ -50,7 +52,8 @@ class Policy:
         self.rounds = [POLICY]  # adapters that are on, oldest first
         self.adapter_on = True
         self.is_recomputing = False
-        self.steering: Steering | None = None
+        self._steering: Steering | None = None
+        self._cache_argument = cache_argument(self.trunk)
 
     @property
     def trunk(self) -> Any:
@@ -65,35 +68,69 @@ class Policy:
         cap = getattr(causal.config, "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap else logits
 
+    def hidden(
+        self,
+        block: TokenBlock,
+        cache: DynamicCache | None = None,
+        predicts: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Final hidden states of some tokens under the policy as it is; the only forward pass.
+
+        Args:
+            block: The tokens after those in the cache.
+            cache: Keys and values of what came before; takes in the block unless it is frozen.
+            predicts: Which token of its reply each position predicts, from 0, and -1 where it
+                predicts none: where a steering acts. None: it acts nowhere in this pass.
+        """
+        if self._steering is not None:
+            self._steering.index_BT = predicts
+        output = self.trunk(
+            input_ids=block.ids,
+            attention_mask=block.mask,
+            position_ids=block.positions,
+            use_cache=cache is not None,
+            **{self._cache_argument: cache},
+        )
+        states: Float[Tensor, "B T D"] = output.last_hidden_state
+        return states
+
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Within this context the policy is its reference: adapters and steering off."""
         before, self.adapter_on = self.adapter_on, False
-        self.steer_at(None)
-        steering, self.steering = self.steering, None
         try:
-            with self.model.disable_adapter():
+            with self._unsteered(), self.model.disable_adapter():
                 yield
         finally:
-            self.adapter_on, self.steering = before, steering
+            self.adapter_on = before
 
     @contextmanager
     def steered(self, steering: Steering) -> Iterator[None]:
         """Within this context ``steering`` acts wherever replies are decoded or read.
 
-        Not within `reference`, and not on what `Sampler` and `forward` do not run.
+        Not within `reference` and `previous`.
         """
-        self.steering = steering
+        self._steering = steering
         try:
             with add_residual(self.trunk, steering):
                 yield
         finally:
-            self.steering = None
+            self._steering = None
 
-    def steer_at(self, index_BT: Int[Tensor, "B T"] | None) -> None:
-        """Say which reply token each position of the next forward pass predicts; see `Steering`."""
-        if self.steering is not None:
-            self.steering.index_BT = index_BT
+    @property
+    def is_steered(self) -> bool:
+        """Whether a steering acts on the policy as it is."""
+        return self._steering is not None
+
+    @contextmanager
+    def _unsteered(self) -> Iterator[None]:
+        steering, self._steering = self._steering, None
+        if steering is not None:
+            steering.index_BT = None
+        try:
+            yield
+        finally:
+            self._steering = steering
 
     def encode(self, conversation: Conversation) -> TokenStream:
         """The token stream of a conversation under this model's template."""
@@ -165,14 +202,12 @@ class Policy:
             with self.reference():
                 yield
             return
-        self.steer_at(None)
-        steering, self.steering = self.steering, None
         self._activate(self.rounds[:-1])
         try:
-            yield
+            with self._unsteered():
+                yield
         finally:
             self._activate(self.rounds)
-            self.steering = steering
 
     def _activate(self, names: Sequence[str]) -> None:
         """Let these adapters be on; only the newest round's learns, on or off."""
@@ -221,8 +256,7 @@ class Policy:
         return float((stacked - merged).abs().max())
 
     def _log_probabilities(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
-        hidden = self.trunk(input_ids=ids, use_cache=False).last_hidden_state
-        return self.unembed(hidden).log_softmax(dim=-1)
+        return self.unembed(self.hidden(TokenBlock(ids))).log_softmax(dim=-1)
 
     def export_merged(self, folder: Path) -> None:
         """Write one plain model, adapters merged in, with its tokenizer."""
@@ -336,6 +370,12 @@ class Policy:
                     "must be those that it was trained with."
                 )
             set_peft_model_state_dict(self.model, saved, adapter_name=name)
+
+
+def cache_argument(trunk: nn.Module) -> str:
+    """What a model of this version of transformers calls the cache that it is given."""
+    parameters = inspect.signature(trunk.forward).parameters
+    return "cache" if "cache" in parameters else "past_key_values"
 
 
 def _peft_config(model: Any, lora: LoraConfig, blocks: int) -> PeftLoraConfig:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -13,9 +13,44 @@ from transformers.cache_utils import DynamicLayer
 
 from homeostat.models.adapters import Policy
 from homeostat.models.chat import TokenStream, pad
-from homeostat.types import TokenBatch
+from homeostat.types import Progress, TokenBatch, TokenBlock, silent
 
+T = TypeVar("T")
+READ_TOKENS = 4096  # padded tokens of a forward pass without gradients
 WORTH_SHARING = 8  # tokens; below that a second call costs more than it saves
+
+
+def batches_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices in batches of similar length; longest x count stays within ``max_tokens``."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= max_tokens:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def read_in_batches(
+    streams: Sequence[TokenStream],
+    read: Callable[[list[TokenStream], list[int]], Sequence[T]],
+    max_tokens: int = READ_TOKENS,
+    progress: Progress = silent,
+) -> list[T]:
+    """What ``read`` makes of every stream, in the streams' order.
+
+    Args:
+        streams: Read in batches of similar length.
+        read: Gets some streams and their places; returns one result for each.
+        max_tokens: Padded tokens per batch.
+        progress: Told how many streams are read, and their tokens.
+    """
+    results: dict[int, T] = {}
+    lengths = [len(stream.ids) for stream in streams]
+    for part in batches_by_length(lengths, max_tokens):
+        results |= zip(part, read([streams[i] for i in part], part), strict=True)
+        progress(len(results), len(streams), sum(lengths[i] for i in part))
+    return [results[i] for i in range(len(streams))]
 
 
 class SharedPrefix(DynamicCache):  # type: ignore[misc]
@@ -89,9 +124,7 @@ def read_prefix(policy: Policy, batch: TokenBatch) -> SharedPrefix | None:
     if not batch.prefix:
         return None
     cache = SharedPrefix(config=policy.base.model.config.get_text_config())
-    ids = torch.tensor([batch.prefix], device=policy.device)
-    policy.steer_at(None)
-    policy.trunk(input_ids=ids, past_key_values=cache, use_cache=True)
+    policy.hidden(TokenBlock(torch.tensor([batch.prefix], device=policy.device)), cache)
     cache.frozen = True
     return cache
 
@@ -109,16 +142,8 @@ def forward(
     mask = batch.attention_mask.long()
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0) + len(batch.prefix)
     known = mask.new_ones(len(mask), len(batch.prefix))
-    policy.steer_at(predicted_index(batch))
-    output = policy.trunk(
-        input_ids=batch.input_ids,
-        attention_mask=torch.cat([known, mask], dim=1),
-        position_ids=positions,
-        past_key_values=prefix,
-        use_cache=False,
-    )
-    final: Float[Tensor, "B T D"] = output.last_hidden_state
-    return final
+    block = TokenBlock(batch.input_ids, torch.cat([known, mask], dim=1), positions)
+    return policy.hidden(block, prefix, predicted_index(batch))
 
 
 def predicted_index(batch: TokenBatch) -> Int[Tensor, "B T"]:

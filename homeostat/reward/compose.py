@@ -13,15 +13,14 @@ from jaxtyping import Float
 from homeostat.config.reward import RewardConfig
 from homeostat.errors import HomeostatError
 from homeostat.reward.valence import SetPoint, valence
-from homeostat.signals.reader import Readings
-from homeostat.types import Conversation, SignalTable, Trace, Valence
+from homeostat.types import Conversation, Reading, Trace, Valence
 
 TermFunction = Callable[..., Sequence[float]]
 
 
 @dataclass(frozen=True)
 class Rewards:
-    """The reward of every assistant turn, row by row as in the signal table.
+    """The reward of every assistant turn of one conversation.
 
     Attributes:
         total_N: Valence, or its gain since the turn before, plus weighted own terms.
@@ -32,6 +31,15 @@ class Rewards:
     total_N: Float[np.ndarray, " N"]
     valence: Valence
     own_terms: Mapping[str, Float[np.ndarray, " N"]]
+
+    def newest(self) -> Rewards:
+        """The reward of the last turn alone."""
+        level = self.valence
+        return Rewards(
+            self.total_N[-1:],
+            Valence(level.names, level.total_N[-1:], level.terms_NS[-1:]),
+            {name: term[-1:] for name, term in self.own_terms.items()},
+        )
 
 
 class Reward:
@@ -47,55 +55,53 @@ class Reward:
         self.set_points = dict(set_points)
         self._terms = {name: _own_term(name, term) for name, term in config.terms.items()}
 
-    def score(self, conversations: Sequence[Conversation], readings: Readings) -> Rewards:
-        """The reward of every assistant turn.
+    def score(
+        self, conversations: Sequence[Conversation], readings: Sequence[Reading]
+    ) -> list[Rewards]:
+        """The rewards of every conversation.
 
         Raises:
             HomeostatError: A reward is not a finite number, or an own term returns the wrong count.
         """
-        homeostatic = valence(readings.table, self.set_points)
-        own = {
-            name: weight * self._evaluate(name, function, conversations, readings)
+        return [
+            self._score(talk, reading)
+            for talk, reading in zip(conversations, readings, strict=True)
+        ]
+
+    def _score(self, talk: Conversation, reading: Reading) -> Rewards:
+        homeostatic = valence(reading.signals, self.set_points)
+        own_terms = {
+            name: weight * self._evaluate(name, function, talk, reading)
             for name, (function, weight) in self._terms.items()
         }
         level = homeostatic.total_N
-        paid = level if self.mode == "level" else drive_reduction(level, readings.table)
-        total = paid + sum(own.values(), np.zeros_like(level))
+        paid = level if self.mode == "level" else drive_reduction(level)
+        total = paid + sum(own_terms.values(), np.zeros_like(level))
         if not np.isfinite(total).all():
             row = int(np.flatnonzero(~np.isfinite(total))[0])
-            bad = [n for n in homeostatic.names if not np.isfinite(readings.table.column(n)[row])]
+            bad = [n for n in homeostatic.names if not np.isfinite(reading.signals.column(n)[row])]
             raise HomeostatError(
                 f"the reward of a reply is {total[row]}: {', '.join(bad) or 'an own term'} has no "
                 "finite value there. Give that signal the weight 0 or mend the term."
             )
-        return Rewards(total, homeostatic, own)
+        return Rewards(total, homeostatic, own_terms)
 
     def _evaluate(
-        self,
-        name: str,
-        function: TermFunction,
-        conversations: Sequence[Conversation],
-        readings: Readings,
+        self, name: str, function: TermFunction, talk: Conversation, reading: Reading
     ) -> Float[np.ndarray, " N"]:
-        table = readings.table
-        result = np.empty(len(table.values))
-        for i, (talk, found) in enumerate(zip(conversations, readings.traces, strict=True)):
-            rows = np.flatnonzero(table.conversation_N == i)
-            signals = {signal: table.column(signal)[rows] for signal in table.names}
-            values = np.asarray(function(talk, signals, found), dtype=np.float64)
-            if values.shape != rows.shape:
-                raise HomeostatError(
-                    f"reward.terms.{name} returned {values.shape} numbers for a conversation with "
-                    f"{len(rows)} assistant turns; it must return one number per assistant turn."
-                )
-            result[rows] = values
-        return result
+        table = reading.signals
+        signals = {signal: table.column(signal) for signal in table.names}
+        values = np.asarray(function(talk, signals, reading.trace), dtype=np.float64)
+        if values.shape != (len(table.turns),):
+            raise HomeostatError(
+                f"reward.terms.{name} returned {values.shape} numbers for a conversation with "
+                f"{len(table.turns)} assistant turns; it must return one number per assistant turn."
+            )
+        return values
 
 
-def drive_reduction(
-    level_N: Float[np.ndarray, " N"], table: SignalTable
-) -> Float[np.ndarray, " N"]:
-    """How much each turn has raised the valence over the turn before it in its conversation.
+def drive_reduction(level_N: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+    """How much each turn of a conversation has raised the valence over the turn before it.
 
         r_1 = v_1,   r_n = v_n - v_{n-1}
 
@@ -107,9 +113,6 @@ def drive_reduction(
     """
     before = np.zeros_like(level_N)
     before[1:] = level_N[:-1]
-    first = np.ones(len(level_N), dtype=bool)
-    first[1:] = table.conversation_N[1:] != table.conversation_N[:-1]
-    before[first] = 0.0
     gain: Float[np.ndarray, " N"] = level_N - before
     return gain
 

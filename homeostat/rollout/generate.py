@@ -15,6 +15,7 @@ from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.forward import WORTH_SHARING, can_share, common_length
 from homeostat.models.logprobs import token_statistics
+from homeostat.types import TokenBlock
 
 
 class Sampler:
@@ -187,15 +188,8 @@ class Sampler:
                 f"{self._policy.max_context}; lower rollout.turns, rollout.max_new_tokens or "
                 "eval.reply_tokens."
             )
-        self._policy.steer_at(predicted)
-        output = self._policy.trunk(
-            input_ids=tokens,
-            attention_mask=self._mask,
-            position_ids=(held - 1).clamp(min=0),
-            past_key_values=self._cache,
-            use_cache=True,
-        )
-        states: Tensor = output.last_hidden_state
+        block = TokenBlock(tokens, self._mask, (held - 1).clamp(min=0))
+        states = self._policy.hidden(block, self._cache, predicted)
         self._hidden = states[:, -1]
         return states
 

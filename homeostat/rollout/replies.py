@@ -13,15 +13,12 @@ from torch import Tensor
 
 from homeostat.models.adapters import Policy
 from homeostat.models.chat import TokenStream, until_last_response
-from homeostat.models.forward import forward, make_batch, read_prefix
+from homeostat.models.forward import forward, make_batch, read_in_batches, read_prefix
 from homeostat.models.hooks import Steering
 from homeostat.models.logprobs import TokenStatistics, predicting_hidden, token_statistics
 from homeostat.rollout.episodes import BATCH
 from homeostat.rollout.generate import Sampler
-from homeostat.signals.trace import batches_by_length
 from homeostat.types import Conversation, Progress, Turn, silent
-
-READ_TOKENS = 4096  # padded tokens per forward pass without gradients
 
 
 @dataclass(frozen=True)
@@ -112,19 +109,15 @@ def predicting(policy: Policy, talks: Sequence[Conversation]) -> list[Float[Tens
 
 def predicting_in(policy: Policy, streams: Sequence[TokenStream]) -> list[Float[Tensor, "R D"]]:
     """Final hidden states that predict the response tokens of each stream; no gradients."""
-    found: dict[int, Tensor] = {}
-    for part in batches_by_length([len(s.ids) for s in streams], READ_TOKENS):
-        own = _predicting_batch(policy, [streams[i] for i in part])
-        found |= dict(zip(part, own, strict=True))
-    return [found[i] for i in range(len(streams))]
 
+    @torch.no_grad()
+    def read(part: list[TokenStream], _places: list[int]) -> list[Tensor]:
+        batch = make_batch(policy, part)
+        prefix = read_prefix(policy, batch)
+        hidden = predicting_hidden(forward(policy, batch, prefix), batch.response_mask)
+        return list(torch.split(hidden, [sum(stream.response) for stream in part]))
 
-@torch.no_grad()
-def _predicting_batch(policy: Policy, streams: Sequence[TokenStream]) -> list[Tensor]:
-    batch = make_batch(policy, streams)
-    prefix = read_prefix(policy, batch)
-    hidden = predicting_hidden(forward(policy, batch, prefix), batch.response_mask)
-    return list(torch.split(hidden, [sum(stream.response) for stream in streams]))
+    return read_in_batches(streams, read)
 
 
 def reply_ids(talk: Conversation) -> tuple[int, ...]:

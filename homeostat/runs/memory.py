@@ -36,7 +36,7 @@ from homeostat.models.adapters import Policy
 from homeostat.models.hooks import decoder_layers
 from homeostat.models.logprobs import CHUNK_LOGITS
 from homeostat.rollout.episodes import BATCH, training_seeds
-from homeostat.types import Conversation, Turn
+from homeostat.types import Conversation, TokenBlock, Turn
 
 FLOAT32 = 4  # bytes; adapters, moments and logits are float32 whatever the base is
 SAMPLING_COPIES = 3  # logits, probabilities and their running sum
@@ -226,13 +226,12 @@ def saved_bytes(policy: Policy, rows: int, width: int) -> int:
 
     ids = torch.ones(rows, width, dtype=torch.long, device=policy.device)
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-    policy.steer_at(None)
     mask = None
     if policy.device.type == "meta":
         # Whole, or transformers would look into it; what is not there cannot be looked at.
         mask = torch.ones(rows, 1, width, width, dtype=torch.bool, device=policy.device)
     with torch.enable_grad(), hooks:
-        policy.trunk(input_ids=ids, attention_mask=mask, use_cache=False)
+        policy.hidden(TokenBlock(ids, mask))
     return sum(storage.nbytes() for storage in kept.values())
 
 

@@ -92,11 +92,12 @@ def measure_base(
         with policy.reference(), stage as progress, watch("generate"):
             episodes = play(policy, bots, seeds, config.rollout, temperature, progress)
         with console.stage("set points: signals") as progress, watch("trace"):
-            found, readings = calibrate(reader, [e.conversation for e in episodes], progress)
-        records = [episode_record(e, readings, i, reader.affects) for i, e in enumerate(episodes)]
+            shown, readings = calibrate(reader, [e.conversation for e in episodes], progress)
+        measured = zip(episodes, readings, strict=True)
+        records = [episode_record(*pair, reader.affects) for pair in measured]
         return {
-            "values": found.values,
-            "base_norms": found.base_norms.tolist(),
+            "values": shown.values,
+            "base_norms": shown.base_norms.tolist(),
             "loop": perception_validity(records),
         }
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from homeostat.signals.reader import Readings, SignalReader
-from homeostat.types import Conversation, Progress, silent
+from homeostat.signals.reader import SignalReader
+from homeostat.types import Conversation, Progress, Reading, silent
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 IQR_OF_UNIT_NORMAL = 1.349
@@ -57,7 +57,7 @@ class Calibration:
 
 def calibrate(
     reader: SignalReader, conversations: Sequence[Conversation], progress: Progress = silent
-) -> tuple[Calibration, Readings]:
+) -> tuple[Calibration, list[Reading]]:
     """Measure the base model on its own conversations and give the reader its base norms.
 
     Args:
@@ -68,10 +68,10 @@ def calibrate(
     with reader.policy.reference():
         traces = reader.trace(conversations, progress=progress)
     reader.base_norms = np.concatenate([t.norm_RL for t in traces]).mean(axis=0)
-    readings = reader.read(conversations, traces)
+    readings = [reader.read(talk, one) for talk, one in zip(conversations, traces, strict=True)]
     values = {}
     for name in reader.names:
-        column = readings.table.column(name)
+        column = np.concatenate([reading.signals.column(name) for reading in readings])
         present = column[np.isfinite(column)]
         values[name] = present.tolist()
     return Calibration.of(values, reader.base_norms), readings

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,24 +14,7 @@ from homeostat.models.hooks import layers_at
 from homeostat.signals.intrinsic import intrinsic_signals
 from homeostat.signals.probing.probes import AffectProbes
 from homeostat.signals.trace import Critic, trace
-from homeostat.types import Conversation, Episode, Progress, SignalTable, Trace, silent
-
-
-@dataclass(frozen=True)
-class Readings:
-    """What was measured on some conversations.
-
-    Attributes:
-        traces: One per conversation.
-        table: The signals of every assistant turn.
-        perceived: Per conversation the perceived affect of every user turn, as the reward sees it.
-        drift: Per affect the mean distance between the readings with the adapter on and off.
-    """
-
-    traces: Sequence[Trace]
-    table: SignalTable
-    perceived: Sequence[Float[np.ndarray, "_ A"]]
-    drift: dict[str, float]
+from homeostat.types import Conversation, Episode, Progress, Reading, SignalTable, Trace, silent
 
 
 class SignalReader:
@@ -69,71 +51,67 @@ class SignalReader:
             progress=progress,
         )
 
-    def read(self, conversations: Sequence[Conversation], traces: Sequence[Trace]) -> Readings:
-        """The signals of traced conversations.
+    def measure(
+        self,
+        conversations: Sequence[Conversation],
+        critic: Critic | None = None,
+        progress: Progress = silent,
+    ) -> list[Reading]:
+        """What this run measures on every conversation, in the order given."""
+        traces = self.trace(conversations, critic, progress)
+        return [self.read(talk, one) for talk, one in zip(conversations, traces, strict=True)]
+
+    def read(self, talk: Conversation, trace: Trace) -> Reading:
+        """The signals of a traced conversation.
 
         A relational signal of an assistant turn is the perceived affect of the user turn that
         answers it; a turn that nobody answers has none (NaN).
         """
-        pairs = [(self._perceive(t.hidden_ref), self._perceive(t.hidden_policy)) for t in traces]
+        by_reference, by_policy = (
+            self._perceive(hidden) for hidden in (trace.hidden_ref, trace.hidden_policy)
+        )
         from_reference = self.config.affect is None or self.config.affect.perception == "reference"
-        perceived = [ref if from_reference else own for ref, own in pairs]
-        rows, where = [], []
-        for i, (talk, found) in enumerate(zip(conversations, traces, strict=True)):
-            for turn in talk.assistant_turns:
-                rows.append(self._row(talk, turn, found, perceived[i]))
-                where.append((i, turn))
-        index = np.array(where, dtype=np.int64).reshape(-1, 2)
+        perceived = by_reference if from_reference else by_policy
+        rows = [self._row(talk, turn, trace, perceived) for turn in talk.assistant_turns]
         values = np.array(rows, dtype=np.float64).reshape(-1, len(self.names))
-        table = SignalTable(self.names, values, index[:, 0], index[:, 1])
-        return Readings(traces, table, perceived, self._drift(pairs))
+        table = SignalTable(self.names, values, talk.assistant_turns)
+        return Reading(trace, table, perceived, np.abs(by_policy - by_reference))
 
     def _row(
-        self, talk: Conversation, turn: int, found: Trace, perceived: np.ndarray
+        self, talk: Conversation, turn: int, trace: Trace, perceived: np.ndarray
     ) -> list[float]:
         signals: dict[str, float] = {}
         if self.config.intrinsic:
             if self.base_norms is None:
                 raise ValueError("calibrate the reader before reading signals.")
-            signals |= intrinsic_signals(found, turn, talk.turns[turn].text, self.base_norms)
-        if turn + 1 in found.user_turns and self.affects:
-            answer = perceived[found.user_turns.index(turn + 1)]
+            signals |= intrinsic_signals(trace, turn, talk.turns[turn].text, self.base_norms)
+        if turn + 1 in trace.user_turns and self.affects:
+            answer = perceived[trace.user_turns.index(turn + 1)]
             signals |= dict(zip(self.affects, answer.tolist(), strict=True))
         return [signals.get(name, float("nan")) for name in self.names]
 
     def _perceive(self, hidden: np.ndarray) -> Float[np.ndarray, "U A"]:
         return self.probes.read(hidden) if self.probes else np.zeros((len(hidden), 0))
 
-    def _drift(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-        if not pairs or not self.affects:
-            return {}
-        distance = np.abs(np.concatenate([own - ref for ref, own in pairs])).mean(axis=0)
-        return dict(zip(self.affects, distance.tolist(), strict=True))
 
-
-def episode_record(
-    episode: Episode, readings: Readings, row: int, affects: Sequence[str]
-) -> dict[str, Any]:
+def episode_record(episode: Episode, reading: Reading, affects: Sequence[str]) -> dict[str, Any]:
     """One measured episode as a JSON-ready mapping: turns, true and perceived affect, signals.
 
     Args:
         episode: The episode.
-        readings: What was measured on the batch that it is in.
-        row: Its place in that batch.
-        affects: Columns of ``readings.perceived``.
+        reading: What was measured on it.
+        affects: Columns of ``reading.perceived``.
     """
-    table = readings.table
-    rows = {int(table.turn_N[n]): n for n in np.flatnonzero(table.conversation_N == row)}
-    perceived = dict(zip(readings.traces[row].user_turns, readings.perceived[row], strict=True))
+    table = reading.signals
+    signals = dict(zip(table.turns, table.values.tolist(), strict=True))
+    perceived = dict(zip(reading.trace.user_turns, reading.perceived.tolist(), strict=True))
     turns: list[dict[str, Any]] = []
     for index, turn in enumerate(episode.conversation.turns):
         said: dict[str, Any] = {"role": turn.role, "text": turn.text}
         if turn.role == "user":
             said |= {"move": turn.move, "affect": turn.affect and dict(turn.affect)}
-            said["perceived"] = dict(zip(affects, perceived[index].tolist(), strict=True))
+            said["perceived"] = dict(zip(affects, perceived[index], strict=True))
         else:
-            said["signals"] = dict(
-                zip(table.names, table.values[rows[index]].tolist(), strict=True)
-            )
+            said["signals"] = dict(zip(table.names, signals[index], strict=True))
         turns.append(said)
     return {"seed": episode.seed, "bot": episode.bot, "turns": turns}

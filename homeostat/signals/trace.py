@@ -12,7 +12,13 @@ from torch import Tensor
 
 from homeostat.models.adapters import Policy
 from homeostat.models.chat import TokenStream, until_last_response
-from homeostat.models.forward import forward, make_batch, read_prefix
+from homeostat.models.forward import (
+    READ_TOKENS,
+    forward,
+    make_batch,
+    read_in_batches,
+    read_prefix,
+)
 from homeostat.models.hooks import read_residual
 from homeostat.models.logprobs import predicting_hidden, token_statistics
 from homeostat.types import Conversation, Progress, TokenBatch, Trace, silent
@@ -36,7 +42,7 @@ def trace(
     norm_layers: Sequence[int] = (),
     probe_layers: Sequence[int] = (),
     critic: Critic | None = None,
-    max_tokens: int = 4096,
+    max_tokens: int = READ_TOKENS,
     padding: str = "right",
     progress: Progress = silent,
 ) -> list[Trace]:
@@ -57,27 +63,13 @@ def trace(
     streams = [policy.encode(conversation) for conversation in conversations]
     if not probe_layers:  # nobody reads the user's last turn
         streams = [until_last_response(stream) for stream in streams]
-    traces: dict[int, Trace] = {}
-    for part in batches_by_length([len(s.ids) for s in streams], max_tokens):
-        batch = make_batch(policy, [streams[i] for i in part], padding)
-        users = [conversations[i].user_turns for i in part]
-        for i, found in zip(
-            part, _trace_batch(policy, batch, users, norm_layers, probe_layers, critic), strict=True
-        ):
-            traces[i] = found
-        progress(len(traces), len(streams), sum(len(streams[i].ids) for i in part))
-    return [traces[i] for i in range(len(streams))]
 
+    def read(part: list[TokenStream], places: list[int]) -> list[Trace]:
+        batch = make_batch(policy, part, padding)
+        users = [conversations[i].user_turns for i in places]
+        return _trace_batch(policy, batch, users, norm_layers, probe_layers, critic)
 
-def batches_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices in batches of similar length; longest x count stays within ``max_tokens``."""
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= max_tokens:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
+    return read_in_batches(streams, read, max_tokens, progress)
 
 
 def pooled_user_turns(

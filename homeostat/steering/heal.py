@@ -33,9 +33,15 @@ from homeostat.config.steering import AGGREGATES, QUANTILE, BarrierConfig, HealC
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.chat import TokenStream
-from homeostat.models.forward import forward, make_batch, read_prefix
+from homeostat.models.forward import (
+    READ_TOKENS,
+    batches_by_length,
+    forward,
+    make_batch,
+    read_in_batches,
+    read_prefix,
+)
 from homeostat.models.logprobs import predicting_hidden
-from homeostat.signals.trace import batches_by_length
 from homeostat.steering.barriers import (
     FixedControl,
     LoraPair,
@@ -49,7 +55,6 @@ from homeostat.steering.barriers import (
 from homeostat.steering.barriers import aggregate as aggregated
 from homeostat.types import Metrics, Progress, silent
 
-READ_TOKENS = 4096  # padded tokens per forward pass without gradients
 SPLIT, ORDER = 13, 17  # what a random number is for
 NAN = float("nan")
 
@@ -226,13 +231,13 @@ class Heal:
         if self.barrier.divergence == "none":
             return None
         policy = self.policy
-        found: dict[int, Tensor] = {}
+
+        def read(part: list[TokenStream], _places: list[int]) -> Sequence[Tensor]:
+            hidden, _ = self._hidden(part)
+            return torch.split(hidden, [sum(stream.response) for stream in part])
+
         with policy.previous() if self.barrier.reference == "prev" else policy.reference():
-            for part in batches_by_length([len(s.ids) for s in streams], READ_TOKENS):
-                hidden, _ = self._hidden([streams[i] for i in part])
-                sizes = [sum(streams[i].response) for i in part]
-                found |= dict(zip(part, torch.split(hidden, sizes), strict=True))
-        return [found[i] for i in range(len(streams))]
+            return read_in_batches(streams, read)
 
     def _epoch(self, lesson: _Lesson, epoch: int) -> list[dict[str, Any]]:
         """One step for each minibatch; the last one's gradients are measured."""

@@ -24,10 +24,9 @@ from homeostat.config.steering import DoseConfig, PersonaConfig, VectorConfig
 from homeostat.errors import HomeostatError
 from homeostat.files import writing
 from homeostat.models.adapters import Policy
-from homeostat.models.chat import pad
-from homeostat.models.forward import forward
+from homeostat.models.chat import TokenStream, pad
+from homeostat.models.forward import forward, read_in_batches
 from homeostat.models.hooks import Steering, read_residual
-from homeostat.signals.trace import batches_by_length
 from homeostat.types import Conversation, Progress, Turn, silent
 
 MIN_RELATIVE_NORM = 1e-3  # of the residual stream; below that the two sides are the same
@@ -92,24 +91,24 @@ def last_token_residual(
     policy: Policy,
     conversations: Sequence[Conversation],
     layers: Sequence[int],
-    max_tokens: int = 4096,
     progress: Progress = silent,
 ) -> dict[int, Float[Tensor, "N D"]]:
     """Residual stream after each block at the last token of each prompt, policy as it is."""
     streams = [policy.encode(talk) for talk in conversations]
-    found = {layer: torch.zeros(len(streams), policy.hidden_size) for layer in layers}
-    done = 0
-    for part in batches_by_length([len(s.ids) for s in streams], max_tokens):
-        batch = pad([streams[i] for i in part], policy.pad_id, policy.device, "left")
 
-        def on_layer(layer: int, hidden: Tensor, part: Sequence[int] = part) -> None:
-            found[layer][list(part)] = hidden[:, -1].float().cpu()
+    def read(part: list[TokenStream], _places: list[int]) -> list[Tensor]:
+        batch = pad(part, policy.pad_id, policy.device, "left")
+        last: dict[int, Tensor] = {}
+
+        def on_layer(layer: int, hidden: Tensor) -> None:
+            last[layer] = hidden[:, -1].float().cpu()
 
         with read_residual(policy.trunk, layers, on_layer, stop_after=True):
             forward(policy, batch)
-        done += len(part)
-        progress(done, len(streams))
-    return found
+        return list(torch.stack([last[layer] for layer in layers], dim=1))
+
+    states_NLD = torch.stack(read_in_batches(streams, read, progress=progress))
+    return {layer: states_NLD[:, i].contiguous() for i, layer in enumerate(layers)}
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from homeostat.config.run import RolloutConfig
 from homeostat.config.trainers import TrainerConfig
 from homeostat.models.adapters import Policy
 from homeostat.reward.compose import Reward, Rewards
-from homeostat.signals.reader import Readings, SignalReader
+from homeostat.signals.reader import SignalReader
 from homeostat.timing import Stopwatch
-from homeostat.types import Metrics, Progress, StepResult, silent
+from homeostat.types import Metrics, Progress, Reading, StepResult, silent
 
 
 class AdapterTrainer(ABC):
@@ -70,24 +70,37 @@ class AdapterTrainer(ABC):
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def describe(readings: Readings, rewards: Rewards) -> Metrics:
-    """Means over the turns and tokens of one batch of conversations, keyed ``area/name``."""
-    kl = np.concatenate([found.kl_R for found in readings.traces])
-    entropy = np.concatenate([found.entropy_R for found in readings.traces])
+def describe(
+    readings: Sequence[Reading], rewards: Sequence[Rewards], affects: Sequence[str]
+) -> Metrics:
+    """Means over the turns and tokens of one batch of conversations, keyed ``area/name``.
+
+    Args:
+        readings: One per conversation.
+        rewards: One per conversation.
+        affects: Columns of what the readings have perceived.
+    """
+    kl = np.concatenate([reading.trace.kl_R for reading in readings])
+    entropy = np.concatenate([reading.trace.entropy_R for reading in readings])
     metrics = {
-        "reward/total": float(rewards.total_N.mean()),
+        "reward/total": float(np.concatenate([r.total_N for r in rewards]).mean()),
         "policy/kl_nats_per_token": float(kl.mean()),
         "policy/entropy_nats_per_token": float(entropy.mean()),
         "rollout/response_tokens": float(len(kl)),
     }
-    if rewards.valence.names:  # a control reward may hold nothing at a set point
-        metrics["reward/valence"] = float(rewards.valence.total_N.mean())
-    for column, name in enumerate(rewards.valence.names):
-        metrics[f"reward/term/{name}"] = float(rewards.valence.terms_NS[:, column].mean())
-    for name, term in rewards.own_terms.items():
-        metrics[f"reward/own/{name}"] = float(term.mean())
-    for name in readings.table.names:
-        metrics[f"signal/{name}_mean"] = float(np.nanmean(readings.table.column(name)))
-    for name, drift in readings.drift.items():
+    if rewards[0].valence.names:  # a control reward may hold nothing at a set point
+        level_N = np.concatenate([r.valence.total_N for r in rewards])
+        metrics["reward/valence"] = float(level_N.mean())
+    terms_NS = np.concatenate([r.valence.terms_NS for r in rewards])
+    for column, name in enumerate(rewards[0].valence.names):
+        metrics[f"reward/term/{name}"] = float(terms_NS[:, column].mean())
+    for name in rewards[0].own_terms:
+        term_N = np.concatenate([r.own_terms[name] for r in rewards])
+        metrics[f"reward/own/{name}"] = float(term_N.mean())
+    values_NS = np.concatenate([reading.signals.values for reading in readings])
+    for column, name in enumerate(readings[0].signals.names):
+        metrics[f"signal/{name}_mean"] = float(np.nanmean(values_NS[:, column]))
+    drift_A = np.concatenate([reading.drift for reading in readings]).mean(axis=0)
+    for name, drift in zip(affects, drift_A.tolist(), strict=True):
         metrics[f"perception/drift_{name}"] = drift
     return metrics

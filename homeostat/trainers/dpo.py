@@ -18,7 +18,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -33,18 +32,15 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from homeostat.config.trainers import DPOConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.chat import TokenStream, pad
-from homeostat.models.forward import forward
+from homeostat.models.forward import forward, read_in_batches
 from homeostat.models.logprobs import predicting_hidden, token_statistics
 from homeostat.reward.compose import Rewards
 from homeostat.rollout.candidates import play_candidates
 from homeostat.rollout.episodes import training_seeds
-from homeostat.signals.reader import Readings, episode_record
-from homeostat.signals.trace import batches_by_length
+from homeostat.signals.reader import episode_record
 from homeostat.trainers.base import AdapterTrainer, describe
 from homeostat.trainers.preferences import Pair, Reply, make_pairs, preference_metrics
-from homeostat.types import Conversation, Episode, Metrics, Trace
-
-TRACE_TOKENS = 4096  # padded tokens per forward pass without gradients
+from homeostat.types import Conversation, Episode, Metrics, Reading
 
 
 class DPO(AdapterTrainer):
@@ -64,10 +60,11 @@ class DPO(AdapterTrainer):
         episodes = [episode for group in groups for episode in group]
         talks = [episode.conversation for episode in episodes]
         with self.watch("trace"):
-            readings = self.reader.read(talks, self.reader.trace(talks))
+            readings = self.reader.measure(talks)
             rewards = self.reward.score(talks, readings)
-            rows = last_rows(readings)
-            replies = self._replies(talks, readings.traces, rewards.total_N[rows])
+            newest = [reading.newest() for reading in readings]
+            paid = [reward.newest() for reward in rewards]
+            replies = self._replies(talks, newest, paid)
         candidates = zip(*[iter(replies)] * config.group_size, strict=True)
         pairs = [make_pairs(c, config.min_margin, config.max_length_ratio) for c in candidates]
         held_out = set(seeds[count - round(config.held_out * count) :])
@@ -80,7 +77,7 @@ class DPO(AdapterTrainer):
             ]
             for held in (False, True)
         )
-        metrics = describe(*of_rows(readings, rewards, rows))
+        metrics = describe(newest, paid, self.reader.affects)
         with self.watch("update"):
             metrics |= self._learn(trained, kept)
         chosen = {id(pair.chosen): True for own in pairs for pair in own}
@@ -89,17 +86,20 @@ class DPO(AdapterTrainer):
         return metrics, self._records(episodes, readings, rewards, verdicts)
 
     def _replies(
-        self, talks: Sequence[Conversation], traces: Sequence[Trace], rewards: np.ndarray
+        self,
+        talks: Sequence[Conversation],
+        readings: Sequence[Reading],
+        rewards: Sequence[Rewards],
     ) -> list[Reply]:
-        """The newest reply of every conversation."""
-        found = []
-        for talk, trace, reward in zip(talks, traces, rewards, strict=True):
+        """The newest reply of every conversation, from what was measured on it."""
+        replies = []
+        for talk, reading, reward in zip(talks, readings, rewards, strict=True):
             ids = tuple(talk.turns[-2].token_ids or ())
             prompt = self.policy.encode(Conversation(talk.turns[:-2])).ids
-            own = trace.turn_R == len(talk.turns) - 2
-            logprob, ref = trace.logprob_R[own].sum(), trace.ref_logprob_R[own].sum()
-            found.append(Reply(tuple(prompt), ids, float(reward), float(logprob), float(ref)))
-        return found
+            logprob, ref = reading.trace.logprob_R.sum(), reading.trace.ref_logprob_R.sum()
+            paid = float(reward.total_N[-1])
+            replies.append(Reply(tuple(prompt), ids, paid, float(logprob), float(ref)))
+        return replies
 
     def _learn(self, trained: Sequence[Pair], kept: Sequence[Pair]) -> Metrics:
         """Train on some pairs and measure all; without pairs the policy stays as it is."""
@@ -197,34 +197,35 @@ class DPO(AdapterTrainer):
             )
             for reply in replies
         ]
-        found: dict[int, float] = {}
-        for part in batches_by_length([len(stream.ids) for stream in streams], TRACE_TOKENS):
-            batch = pad([streams[i] for i in part], policy.pad_id, policy.device)
+
+        def read(part: list[TokenStream], places: list[int]) -> list[float]:
+            batch = pad(part, policy.pad_id, policy.device)
             hidden = predicting_hidden(forward(policy, batch), batch.response_mask)
             targets = batch.input_ids[batch.response_mask]
-            own = token_statistics(hidden, targets, policy.unembed).logprob
-            sizes = [len(replies[i].ids) for i in part]
-            found |= {i: float(x.sum()) for i, x in zip(part, torch.split(own, sizes), strict=True)}
-        return [found[i] for i in range(len(replies))]
+            logprob_R = token_statistics(hidden, targets, policy.unembed).logprob
+            sizes = [len(replies[i].ids) for i in places]
+            return [float(logprob.sum()) for logprob in torch.split(logprob_R, sizes)]
+
+        return read_in_batches(streams, read)
 
     def _records(
         self,
         episodes: Sequence[Episode],
-        readings: Readings,
-        rewards: Rewards,
+        readings: Sequence[Reading],
+        rewards: Sequence[Rewards],
         verdicts: Sequence[bool | None],
     ) -> list[dict[str, Any]]:
         """The candidates as they go to episodes.jsonl; ``chosen`` is None outside every pair."""
-        valence_N = rewards.valence.total_N
+        measured = zip(episodes, readings, rewards, verdicts, strict=True)
         return [
             {
                 "step": self.done + 1,
                 "sample": episode.sample,
                 "chosen": verdict,
-                "valence": valence_N[readings.table.conversation_N == i].tolist(),
+                "valence": reward.valence.total_N.tolist(),
             }
-            | episode_record(episode, readings, i, self.reader.affects)
-            for i, (episode, verdict) in enumerate(zip(episodes, verdicts, strict=True))
+            | episode_record(episode, reading, self.reader.affects)
+            for episode, reading, reward, verdict in measured
         ]
 
 
@@ -260,39 +261,3 @@ def as_it_was(model: Any) -> Iterator[None]:
         if own is not None:
             causal.forward = own
         model.eval()
-
-
-def last_rows(readings: Readings) -> np.ndarray:
-    """Row of the signal table that is each conversation's newest assistant turn."""
-    owner = readings.table.conversation_N
-    return np.array([np.flatnonzero(owner == i)[-1] for i in range(len(readings.traces))])
-
-
-def of_rows(readings: Readings, rewards: Rewards, rows: np.ndarray) -> tuple[Readings, Rewards]:
-    """The same for one assistant turn per conversation: what earlier turns say is left out."""
-    table, valence = readings.table, rewards.valence
-    traces = []
-    for trace, turn in zip(readings.traces, table.turn_N[rows], strict=True):
-        own = trace.turn_R == turn
-        columns = {f.name: getattr(trace, f.name) for f in fields(trace) if "_R" in f.name}
-        traces.append(replace(trace, **{k: v[own] for k, v in columns.items() if v is not None}))
-    return (
-        replace(
-            readings,
-            traces=traces,
-            table=replace(
-                table,
-                values=table.values[rows],
-                conversation_N=table.conversation_N[rows],
-                turn_N=table.turn_N[rows],
-            ),
-        ),
-        replace(
-            rewards,
-            total_N=rewards.total_N[rows],
-            valence=replace(
-                valence, total_N=valence.total_N[rows], terms_NS=valence.terms_NS[rows]
-            ),
-            own_terms={name: term[rows] for name, term in rewards.own_terms.items()},
-        ),
-    )

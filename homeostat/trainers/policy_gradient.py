@@ -31,16 +31,16 @@ from torch import Tensor, nn
 from homeostat.config.trainers import GroupConfig, PolicyGradientConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.chat import TokenStream, until_last_response
-from homeostat.models.forward import forward, make_batch, read_prefix
+from homeostat.models.forward import batches_by_length, forward, make_batch, read_prefix
 from homeostat.models.logprobs import predicting_hidden, token_statistics
 from homeostat.reward.compose import Rewards, token_rewards
 from homeostat.rollout.episodes import play, training_seeds
-from homeostat.signals.reader import Readings, episode_record
-from homeostat.signals.trace import Critic, batches_by_length
+from homeostat.signals.reader import episode_record
+from homeostat.signals.trace import Critic
 from homeostat.trainers.base import AdapterTrainer, describe
 from homeostat.trainers.controllers import lr_factor, make_kl_controller
 from homeostat.trainers.losses import k3_loss, policy_loss
-from homeostat.types import Episode, Metrics, TokenBatch
+from homeostat.types import Episode, Metrics, Reading, TokenBatch
 
 Ragged = Sequence[Float[np.ndarray, " _"]]  # one array per episode, over its response tokens
 
@@ -63,8 +63,8 @@ class Batch:
 
     episodes: Sequence[Episode]
     streams: Sequence[TokenStream]
-    readings: Readings
-    rewards: Rewards
+    readings: Sequence[Reading]
+    rewards: Sequence[Rewards]
     logprobs: Ragged
     credit: Credit
 
@@ -115,7 +115,8 @@ class PolicyGradient(AdapterTrainer):
     def step(self) -> tuple[Metrics, Sequence[Mapping[str, Any]]]:
         """Collect one batch of episodes, learn from it, and move the price of KL."""
         batch = self.collect()
-        metrics = describe(batch.readings, batch.rewards) | {"policy/kl_coef": self.kl.coef}
+        metrics = describe(batch.readings, batch.rewards, self.reader.affects)
+        metrics["policy/kl_coef"] = self.kl.coef
         if batch.credit.values:
             metrics["critic/value_mean"] = float(np.concatenate(list(batch.credit.values)).mean())
         with self.watch("update"):
@@ -141,21 +142,16 @@ class PolicyGradient(AdapterTrainer):
         streams = [until_last_response(self.policy.encode(talk)) for talk in talks]
         in_reward = self.kl.coef if self.config.kl_estimator == "k1" else 0.0
         with self.watch("trace"):
-            traces = self.reader.trace(talks, critic=self.trace_critic())
-            readings = self.reader.read(talks, traces)
+            readings = self.reader.measure(talks, self.trace_critic())
             rewards = self.reward.score(talks, readings)
+            traces = [reading.trace for reading in readings]
             per_token = [
-                token_rewards(
-                    found,
-                    talk.assistant_turns,
-                    rewards.total_N[readings.table.conversation_N == i],
-                    in_reward,
-                )
-                for i, (talk, found) in enumerate(zip(talks, traces, strict=True))
+                token_rewards(trace, talk.assistant_turns, reward.total_N, in_reward)
+                for talk, trace, reward in zip(talks, traces, rewards, strict=True)
             ]
             values = [t.value_R.astype(np.float64) for t in traces if t.value_R is not None]
             credit = self.credit(streams, per_token, values)
-        logprobs = [found.logprob_R for found in traces]
+        logprobs = [trace.logprob_R for trace in traces]
         return Batch(episodes, streams, readings, rewards, logprobs, credit)
 
     def update(self, batch: Batch) -> Metrics:
@@ -224,7 +220,7 @@ class PolicyGradient(AdapterTrainer):
         critic_loss, critic_metrics = self.critic_loss(hidden, inputs, batch, rows)
         loss, metrics = loss + critic_loss, metrics | critic_metrics
         if self.config.kl_estimator == "k3":
-            references = [found.ref_logprob_R for found in batch.readings.traces]
+            references = [reading.trace.ref_logprob_R for reading in batch.readings]
             price, price_metrics = k3_loss(stats.logprob, gathered(references, rows, hidden.device))
             loss, metrics = loss + self.kl.coef * price, metrics | price_metrics
         if self.config.entropy_coef:
@@ -233,15 +229,15 @@ class PolicyGradient(AdapterTrainer):
 
     def _records(self, batch: Batch) -> list[dict[str, Any]]:
         """The episodes of a batch as they go to episodes.jsonl."""
-        valence_N = batch.rewards.valence.total_N
+        measured = zip(batch.episodes, batch.readings, batch.rewards, strict=True)
         return [
             {
                 "step": self.done + 1,
                 "sample": episode.sample,
-                "valence": valence_N[batch.readings.table.conversation_N == i].tolist(),
+                "valence": reward.valence.total_N.tolist(),
             }
-            | episode_record(episode, batch.readings, i, self.reader.affects)
-            for i, episode in enumerate(batch.episodes)
+            | episode_record(episode, reading, self.reader.affects)
+            for episode, reading, reward in measured
         ]
 
     def state_dict(self) -> dict[str, Any]:

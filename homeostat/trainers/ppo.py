@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from homeostat.config.trainers import PPOConfig
 from homeostat.models.chat import TokenStream
-from homeostat.models.forward import forward, make_batch, read_prefix
+from homeostat.models.forward import forward, make_batch, read_in_batches, read_prefix
 from homeostat.models.logprobs import predicting_hidden
-from homeostat.signals.trace import Critic, batches_by_length
+from homeostat.signals.trace import Critic
 from homeostat.trainers.advantages import gae, whiten
 from homeostat.trainers.losses import value_loss
 from homeostat.trainers.policy_gradient import Batch, Credit, PolicyGradient, Ragged, gathered
@@ -91,14 +91,13 @@ class PPO(PolicyGradient):
     def _own_values(self, streams: Sequence[TokenStream]) -> Ragged:
         """Values of every response token of every episode, in the order given."""
         policy = self.policy
-        found: dict[int, Float[np.ndarray, " _"]] = {}
-        lengths = [len(stream.ids) for stream in streams]
-        for part in batches_by_length(lengths, self.config.micro_batch_tokens):
-            inputs = make_batch(policy, [streams[i] for i in part])
+
+        def read(part: list[TokenStream], _places: list[int]) -> list[np.ndarray]:
+            inputs = make_batch(policy, part)
             sizes = inputs.response_mask.sum(dim=1).tolist()
-            values = torch.split(self._own_pass(inputs), sizes)
-            found |= {i: v.double().cpu().numpy() for i, v in zip(part, values, strict=True)}
-        return [found[i] for i in range(len(streams))]
+            return [v.double().cpu().numpy() for v in torch.split(self._own_pass(inputs), sizes)]
+
+        return read_in_batches(streams, read, self.config.micro_batch_tokens)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the policy's adapter."""

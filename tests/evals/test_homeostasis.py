@@ -19,8 +19,8 @@ from homeostat.evals.homeostasis import Homeostasis, episode_metrics, perception
 from homeostat.models.adapters import Policy
 from homeostat.reward.compose import Reward, Rewards
 from homeostat.reward.valence import SetPoint
-from homeostat.signals.reader import Readings, SignalReader
-from homeostat.types import SignalTable, Trace, Valence
+from homeostat.signals.reader import SignalReader
+from homeostat.types import Reading, SignalTable, Trace, Valence
 
 NAN = float("nan")
 
@@ -46,32 +46,35 @@ def trace(turn_R: Sequence[int], ref_logprob_R: Sequence[float], kl_R: Sequence[
 
 
 @pytest.fixture
-def readings() -> Readings:
+def readings() -> list[Reading]:
     """Three turns of one conversation, one of another; boredom is missing in some."""
-    table = SignalTable(
-        ("entropy", "boredom"),
-        np.array([[1.0, 0.2], [2.0, NAN], [6.0, 0.6], [7.0, NAN]]),
-        np.array([0, 0, 0, 1]),
-        np.array([1, 3, 5, 1]),
-    )
+    values = np.array([[1.0, 0.2], [2.0, NAN], [6.0, 0.6], [7.0, NAN]])
+    tables = [
+        SignalTable(("entropy", "boredom"), values[:3], (1, 3, 5)),
+        SignalTable(("entropy", "boredom"), values[3:], (1,)),
+    ]
     traces = [
         trace([1, 1, 3, 5], [-1.0, -3.0, -1.0, 0.0], [0.1, 0.2, 0.3, 0.6]),
         trace([1, 1], [-2.0, -2.0], [0.0, 0.5]),
     ]
-    return Readings(traces, table, [np.zeros((0, 0))] * 2, {})
+    nobody = np.zeros((0, 0))
+    return [Reading(*both, nobody, nobody) for both in zip(traces, tables, strict=True)]
 
 
 @pytest.fixture
-def rewards() -> Rewards:
+def rewards() -> list[Rewards]:
     """Valence of two terms, and one own term."""
     terms = np.array([[-1.0, 0.0], [-2.0, -0.5], [-3.0, -1.0], [-9.0, -1.0]])
-    valence = Valence(("entropy", "boredom"), terms.sum(axis=1), terms)
     mine = np.array([1.0, 2.0, 6.0, 10.0])
-    return Rewards(valence.total_N + mine, valence, {"mine": mine})
+    found = []
+    for turns in (slice(0, 3), slice(3, 4)):
+        valence = Valence(("entropy", "boredom"), terms[turns].sum(axis=1), terms[turns])
+        found.append(Rewards(valence.total_N + mine[turns], valence, {"mine": mine[turns]}))
+    return found
 
 
-def test_episode_metrics_by_hand(readings: Readings, rewards: Rewards) -> None:
-    assert episode_metrics(readings, rewards, 0) == {
+def test_episode_metrics_by_hand(readings: list[Reading], rewards: list[Rewards]) -> None:
+    assert episode_metrics(readings[0], rewards[0]) == {
         "valence": pytest.approx((-1.0 - 2.5 - 4.0) / 3),
         # Perplexity per turn: the mean log-probabilities are -2, -1 and 0.
         "coherence/base_perplexity": pytest.approx((exp(2) + exp(1) + 1) / 3),
@@ -84,8 +87,10 @@ def test_episode_metrics_by_hand(readings: Readings, rewards: Rewards) -> None:
     }
 
 
-def test_an_episode_without_a_signal_has_none_of_it(readings: Readings, rewards: Rewards) -> None:
-    found = episode_metrics(readings, rewards, 1)
+def test_an_episode_without_a_signal_has_none_of_it(
+    readings: list[Reading], rewards: list[Rewards]
+) -> None:
+    found = episode_metrics(readings[1], rewards[1])
     assert found["signal/boredom"] is None
     assert found["signal/entropy"] == 7.0
     assert found["valence"] == -10.0
@@ -94,9 +99,9 @@ def test_an_episode_without_a_signal_has_none_of_it(readings: Readings, rewards:
     assert found["coherence/kl"] == pytest.approx(0.25)
 
 
-def test_valence_is_the_sum_of_its_terms(readings: Readings, rewards: Rewards) -> None:
+def test_valence_is_the_sum_of_its_terms(readings: list[Reading], rewards: list[Rewards]) -> None:
     for row in (0, 1):
-        found = episode_metrics(readings, rewards, row)
+        found = episode_metrics(readings[row], rewards[row])
         terms = [value for name, value in found.items() if name.startswith("term/")]
         assert found["valence"] == pytest.approx(sum(term for term in terms if term is not None))
 

@@ -10,10 +10,9 @@ import pytest
 
 from homeostat.config.reward import RewardConfig, SetPointConfig
 from homeostat.errors import HomeostatError
-from homeostat.reward.compose import Reward, drive_reduction, token_rewards
+from homeostat.reward.compose import Reward, Rewards, drive_reduction, token_rewards
 from homeostat.reward.valence import SetPoint
-from homeostat.signals.reader import Readings
-from homeostat.types import Conversation, SignalTable, Trace, Turn
+from homeostat.types import Conversation, Reading, SignalTable, Trace, Turn, Valence
 
 NAN = float("nan")
 POINTS = {"entropy": SetPoint(weight=2.0, setpoint=1.0, tolerance=0.5)}
@@ -89,17 +88,30 @@ TALKS = [
 
 def readings(
     entropy: Sequence[float] = (1.0, 1.5, 0.0), boredom: Sequence[float] = (0.1, 0.2, 0.3)
-) -> Readings:
+) -> list[Reading]:
     """Two assistant turns of the first conversation, one of the second."""
-    table = SignalTable(
-        ("entropy", "boredom"),
-        np.stack([entropy, boredom], axis=1).astype(float),
-        np.array([0, 0, 1]),
-        np.array([1, 3, 1]),
-    )
+    values = np.stack([entropy, boredom], axis=1).astype(float)
+    tables = [
+        SignalTable(("entropy", "boredom"), values[:2], (1, 3)),
+        SignalTable(("entropy", "boredom"), values[2:], (1,)),
+    ]
     traces = [trace([1, 1, 3], [-1.0, -3.0, -5.0]), trace([1], [-0.5])]
-    empty = [np.zeros((0, 0)), np.zeros((0, 0))]
-    return Readings(traces, table, empty, {})
+    nobody = np.zeros((0, 0))
+    return [Reading(*both, nobody, nobody) for both in zip(traces, tables, strict=True)]
+
+
+def scored(reward: Reward, readings: Sequence[Reading]) -> Rewards:
+    """The rewards of both conversations as if they were turns of one."""
+    rewards = reward.score(TALKS, readings)
+    level = Valence(
+        rewards[0].valence.names,
+        np.concatenate([r.valence.total_N for r in rewards]),
+        np.concatenate([r.valence.terms_NS for r in rewards]),
+    )
+    terms = {
+        name: np.concatenate([r.own_terms[name] for r in rewards]) for name in rewards[0].own_terms
+    }
+    return Rewards(np.concatenate([r.total_N for r in rewards]), level, terms)
 
 
 def reward(points: Mapping[str, SetPoint] = POINTS, **terms: Mapping[str, Any]) -> Reward:
@@ -118,14 +130,14 @@ def own(function: Any, **options: Any) -> dict[str, Any]:
 
 
 def test_without_own_terms_the_reward_is_valence() -> None:
-    found = reward().score(TALKS, readings())
+    found = scored(reward(), readings())
     np.testing.assert_allclose(found.total_N, [0.0, -2.0, -4.0])  # -2 |x - 1| / 0.5
     np.testing.assert_allclose(found.valence.total_N, found.total_N)
     assert found.own_terms == {}
 
 
 def test_an_own_term_is_weighted_and_gets_its_options() -> None:
-    found = reward(words=own(reply_words, weight=-0.5, per_word=10.0)).score(TALKS, readings())
+    found = scored(reward(words=own(reply_words, weight=-0.5, per_word=10.0)), readings())
     np.testing.assert_allclose(found.own_terms["words"], [-15.0, -5.0, -10.0])
     np.testing.assert_allclose(found.total_N, [-15.0, -7.0, -14.0])
     np.testing.assert_allclose(found.valence.total_N, [0.0, -2.0, -4.0])
@@ -133,24 +145,24 @@ def test_an_own_term_is_weighted_and_gets_its_options() -> None:
 
 def test_external_praise_grows_with_the_signal_and_knows_no_enough() -> None:
     term = {"_target_": "homeostat.reward.terms.praise", "weight": 5.0, "signal": "boredom"}
-    found = reward(points={}, praise=term).score(TALKS, readings(boredom=(-0.5, 0.2, 1.0)))
+    found = scored(reward(points={}, praise=term), readings(boredom=(-0.5, 0.2, 1.0)))
     np.testing.assert_allclose(found.total_N, [-2.5, 1.0, 5.0])
 
 
 def test_the_weight_of_an_own_term_is_one_unless_told() -> None:
-    found = reward(words=own(reply_words)).score(TALKS, readings())
+    found = scored(reward(words=own(reply_words)), readings())
     np.testing.assert_allclose(found.own_terms["words"], [3.0, 1.0, 2.0])
 
 
 def test_own_terms_get_the_signals_and_the_trace_of_their_own_conversation() -> None:
-    found = reward(bored=own(twice_boredom), sure=own(mean_logprob)).score(TALKS, readings())
+    found = scored(reward(bored=own(twice_boredom), sure=own(mean_logprob)), readings())
     np.testing.assert_allclose(found.own_terms["bored"], [0.2, 0.4, 0.6])
     np.testing.assert_allclose(found.own_terms["sure"], [-2.0, -5.0, -0.5])
     np.testing.assert_allclose(found.total_N, [-1.8, -6.6, -3.9])
 
 
 def test_own_terms_alone_are_a_reward() -> None:
-    found = reward({}, words=own(reply_words)).score(TALKS, readings())
+    found = scored(reward({}, words=own(reply_words)), readings())
     np.testing.assert_allclose(found.total_N, [3.0, 1.0, 2.0])
 
 
@@ -190,7 +202,7 @@ def test_an_own_term_that_is_no_number_is_refused() -> None:
 
 
 def test_a_missing_signal_without_weight_is_no_error() -> None:
-    found = reward().score(TALKS, readings(boredom=(NAN, NAN, NAN)))
+    found = scored(reward(), readings(boredom=(NAN, NAN, NAN)))
     np.testing.assert_allclose(found.total_N, [0.0, -2.0, -4.0])
 
 
@@ -211,19 +223,19 @@ def test_a_missing_signal_without_weight_is_not_blamed_for_another_signal() -> N
 # --- drive reduction ----------------------------------------------------------------------------
 
 
-def test_drive_reduction_by_hand() -> None:
-    """Two turns, one, three; a first turn is compared with perfect homeostasis."""
-    table = SignalTable(
-        (), np.zeros((6, 0)), np.array([0, 0, 1, 2, 2, 2]), np.array([1, 3, 1, 1, 3, 5])
-    )
-    found = drive_reduction(np.array([-4.0, -1.0, -2.0, 0.0, -3.0, -3.5]), table)
-    assert found.tolist() == [-4.0, 3.0, -2.0, 0.0, -3.0, -0.5]
+@pytest.mark.parametrize(
+    ("level", "gain"),
+    [([-4.0, -1.0], [-4.0, 3.0]), ([-2.0], [-2.0]), ([0.0, -3.0, -3.5], [0.0, -3.0, -0.5])],
+)
+def test_drive_reduction_by_hand(level: list[float], gain: list[float]) -> None:
+    """A first turn is compared with perfect homeostasis."""
+    assert drive_reduction(np.array(level)).tolist() == gain
 
 
 def test_rewards_of_an_episode_sum_to_its_last_valence_under_drive_reduction() -> None:
     own = {"boredom_twice": {"_target_": f"{__name__}.twice_boredom"}}
     config = RewardConfig(set_points={"entropy": SetPointConfig()}, terms=own, mode="reduction")
-    found = Reward(config, POINTS).score(TALKS, readings())
+    found = scored(Reward(config, POINTS), readings())
     # Valence 0, -2, -4; own terms 0.2, 0.4, 0.6 come on top, as they are.
     np.testing.assert_allclose(found.total_N, [0.0 + 0.2, -2.0 + 0.4, -4.0 + 0.6])
     np.testing.assert_allclose(found.valence.total_N, [0.0, -2.0, -4.0])
@@ -232,7 +244,7 @@ def test_rewards_of_an_episode_sum_to_its_last_valence_under_drive_reduction() -
 def test_beginning_badly_does_not_pay_under_drive_reduction() -> None:
     config = RewardConfig(set_points={"entropy": SetPointConfig()}, mode="reduction")
     totals = [
-        Reward(config, POINTS).score(TALKS, readings(entropy=(first, 1.0, 1.0))).total_N[:2].sum()
+        Reward(config, POINTS).score(TALKS, readings(entropy=(first, 1.0, 1.0)))[0].total_N.sum()
         for first in (1.0, 3.0)
     ]
     assert totals[1] <= totals[0]

@@ -21,7 +21,7 @@ POINTS = {
 def table(*rows: tuple[float, float, float]) -> SignalTable:
     count = len(rows)
     values = np.array(rows, dtype=float).reshape(count, 3)
-    return SignalTable(NAMES, values, np.arange(count), np.ones(count, dtype=np.int64))
+    return SignalTable(NAMES, values, tuple(range(1, 2 * count, 2)))
 
 
 @pytest.fixture

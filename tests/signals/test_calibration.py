@@ -10,8 +10,8 @@ import pytest
 from homeostat.config.signals import IntrinsicConfig, SignalsConfig
 from homeostat.models.adapters import Policy
 from homeostat.signals.calibration import Calibration, calibrate
-from homeostat.signals.reader import Readings, SignalReader
-from homeostat.types import Conversation, Progress, SignalTable, Trace, silent
+from homeostat.signals.reader import SignalReader
+from homeostat.types import Conversation, Progress, Reading, SignalTable, Trace, silent
 
 NAN = float("nan")
 
@@ -62,14 +62,15 @@ class FixedReader(SignalReader):
         progress(len(conversations), len(conversations))
         return [with_norms([1.0, 10.0], [3.0, 20.0]), with_norms([5.0, 60.0])]
 
-    def read(self, _conversations: Sequence[Conversation], traces: Sequence[Trace]) -> Readings:
+    def read(self, talk: Conversation, trace: Trace) -> Reading:
+        assert talk.turns
         assert self.base_norms is not None
         self.norms_when_read = self.base_norms.tolist()
         values = np.array([[4.0, NAN], [1.0, 0.5], [2.0, NAN], [5.0, 0.1], [3.0, 0.2]])
-        table = SignalTable(
-            self.names, values, np.array([0, 0, 0, 1, 1]), np.array([1, 3, 5, 1, 3])
-        )
-        return Readings(traces, table, [], {})
+        mine = values[:3] if len(trace.turn_R) == 2 else values[3:]
+        table = SignalTable(self.names, mine, tuple(range(1, 2 * len(mine), 2)))
+        nobody = np.zeros((0, 0))
+        return Reading(trace, table, nobody, nobody)
 
 
 def test_median_and_spread_by_hand() -> None:
@@ -131,7 +132,7 @@ def test_calibration_by_hand(
     assert calibration.median("entropy") == 3
     assert calibration.spread("entropy") == pytest.approx(2 / 1.349)
     assert calibration.spread("boredom") == pytest.approx(0.2 / 1.349)
-    assert readings.table.names == ("entropy", "boredom")
+    assert [r.signals.names for r in readings] == [("entropy", "boredom")] * 2
     assert told == [(2, 2, 0)]
 
 
@@ -160,7 +161,7 @@ def test_trained_policy_gives_the_set_points_of_the_base(
         found.append(calibrate(SignalReader(policy, config, None), talks))
     (fresh, readings), (trained, _) = found
     for name in config.names:
-        column = readings.table.column(name).tolist()
+        column = [x for reading in readings for x in reading.signals.column(name).tolist()]
         expected = [slow_quantile(column, share) for share in (0.05, 0.25, 0.5, 0.75, 0.95)]
         assert fresh.quantiles[name] == pytest.approx(expected)
         assert trained.quantiles[name] == pytest.approx(fresh.quantiles[name], rel=1e-4)

@@ -10,8 +10,8 @@ import pytest
 from homeostat.config.signals import AffectConfig, IntrinsicConfig, SignalsConfig
 from homeostat.models.adapters import Policy
 from homeostat.signals.probing.probes import AffectProbes, Probe
-from homeostat.signals.reader import Readings, SignalReader, episode_record
-from homeostat.types import Conversation, Episode, Turn
+from homeostat.signals.reader import SignalReader, episode_record
+from homeostat.types import Conversation, Episode, Reading, Turn
 
 AFFECT_NAMES = ("sentiment", "boredom")
 LAYER_OF = {"sentiment": 2, "boredom": 1}
@@ -51,8 +51,17 @@ def make_reader(policy: Policy, perception: str = "reference") -> SignalReader:
     return reader
 
 
-def measure(reader: SignalReader, talks: Sequence[Conversation]) -> Readings:
-    return reader.read(talks, reader.trace(talks))
+def measure(reader: SignalReader, talks: Sequence[Conversation]) -> list[Reading]:
+    return reader.measure(talks)
+
+
+def columns(readings: Sequence[Reading], name: str) -> list[float]:
+    """One signal of every assistant turn of every conversation."""
+    return [x for reading in readings for x in reading.signals.column(name).tolist()]
+
+
+def values(readings: Sequence[Reading]) -> np.ndarray:
+    return np.concatenate([reading.signals.values for reading in readings])
 
 
 @pytest.fixture
@@ -70,9 +79,9 @@ def stirred(make_policy: Callable[..., Policy], stir: Callable[[Policy], None]) 
 
 def test_one_row_per_assistant_turn(stirred: Policy, talks: list[Conversation]) -> None:
     reader = make_reader(stirred)
-    table = measure(reader, talks).table
-    assert table.names == reader.names
-    assert table.names == (
+    first, second = (reading.signals for reading in measure(reader, talks))
+    assert first.names == second.names == reader.names
+    assert first.names == (
         "entropy",
         "self_perplexity",
         "base_perplexity",
@@ -82,9 +91,8 @@ def test_one_row_per_assistant_turn(stirred: Policy, talks: list[Conversation]) 
         "sentiment",
         "boredom",
     )
-    assert table.values.shape == (4, 8)
-    assert table.conversation_N.tolist() == [0, 0, 1, 1]
-    assert table.turn_N.tolist() == [1, 3, 1, 3]
+    assert first.values.shape == second.values.shape == (2, 8)
+    assert first.turns == second.turns == (1, 3)
 
 
 @pytest.mark.parametrize("perception", ["reference", "policy"])
@@ -93,38 +101,36 @@ def test_relational_signals_come_from_the_user_turn_that_answers(
 ) -> None:
     readings = measure(make_reader(stirred, perception), talks)
     field = {"reference": "hidden_ref", "policy": "hidden_policy"}[perception]
-    first, second = (by_hand(getattr(found, field)) for found in readings.traces)
-    assert readings.perceived[0].tolist() == [pytest.approx(row) for row in first]
-    assert readings.perceived[1].tolist() == [pytest.approx(row) for row in second]
+    first, second = (by_hand(getattr(reading.trace, field)) for reading in readings)
+    assert readings[0].perceived.tolist() == [pytest.approx(row) for row in first]
+    assert readings[1].perceived.tolist() == [pytest.approx(row) for row in second]
     for at, name in enumerate(AFFECT_NAMES):
         expected = [first[1][at], first[2][at], second[1][at], float("nan")]
-        assert readings.table.column(name).tolist() == pytest.approx(expected, nan_ok=True)
+        assert columns(readings, name) == pytest.approx(expected, nan_ok=True)
 
 
 def test_perception_makes_a_difference(stirred: Policy, talks: list[Conversation]) -> None:
     reference, policy = (measure(make_reader(stirred, p), talks) for p in ("reference", "policy"))
-    assert np.abs(reference.perceived[0] - policy.perceived[0]).max() > 0.001
-    assert reference.drift == policy.drift
+    assert np.abs(reference[0].perceived - policy[0].perceived).max() > 0.001
+    assert np.array_equal(reference[0].drift, policy[0].drift)
 
 
 def test_reply_that_nobody_answers_keeps_its_intrinsic_signals(
     stirred: Policy, talks: list[Conversation]
 ) -> None:
-    table = measure(make_reader(stirred), talks).table
-    assert np.isnan(table.values[3, 6:]).all()
-    assert np.isfinite(table.values[3, :6]).all()
-    assert np.isfinite(table.values[:3]).all()
+    found = values(measure(make_reader(stirred), talks))
+    assert np.isnan(found[3, 6:]).all()
+    assert np.isfinite(found[3, :6]).all()
+    assert np.isfinite(found[:3]).all()
 
 
 def test_intrinsic_signals_are_those_of_the_turns_own_tokens(
     stirred: Policy, talks: list[Conversation]
 ) -> None:
     readings = measure(make_reader(stirred), talks)
-    table = readings.table
-    for row, (conversation, turn) in enumerate(
-        zip(table.conversation_N, table.turn_N, strict=True)
-    ):
-        found = readings.traces[conversation]
+    rows = [(reading, row) for reading in readings for row in range(2)]
+    for reading, row in rows:
+        found, table, turn = reading.trace, reading.signals, reading.signals.turns[row]
         own = [r for r, of in enumerate(found.turn_R) if of == turn]
         entropy = sum(found.entropy_R[r] for r in own) / len(own)
         surprise = -sum(found.logprob_R[r] for r in own) / len(own)
@@ -136,36 +142,35 @@ def test_intrinsic_signals_are_those_of_the_turns_own_tokens(
         )
         certainty = sum(found.certainty_R[r] for r in own) / len(own)
         assert table.column("self_certainty")[row] == pytest.approx(certainty, rel=1e-5)
-    assert table.column("repetition").tolist() == [0.0, 0.0, 0.9, 0.0]
+    assert columns(readings, "repetition") == [0.0, 0.0, 0.9, 0.0]
 
 
 def test_drift_of_a_fresh_adapter_is_0(
     make_policy: Callable[..., Policy], talks: list[Conversation]
 ) -> None:
-    assert measure(make_reader(make_policy()), talks).drift == {"sentiment": 0.0, "boredom": 0.0}
+    drifts = [reading.drift.tolist() for reading in measure(make_reader(make_policy()), talks)]
+    assert drifts == [[[0.0, 0.0]] * 3, [[0.0, 0.0]] * 2]
 
 
-def test_drift_is_the_mean_distance_over_all_user_turns(
+def test_drift_is_the_distance_of_both_readings_of_every_user_turn(
     stirred: Policy, talks: list[Conversation]
 ) -> None:
     readings = measure(make_reader(stirred), talks)
     pairs = [
         pair
-        for found in readings.traces
+        for found in (reading.trace for reading in readings)
         for pair in zip(by_hand(found.hidden_ref), by_hand(found.hidden_policy), strict=True)
     ]
-    assert len(pairs) == 5
-    assert list(readings.drift) == list(AFFECT_NAMES)
-    for at, name in enumerate(AFFECT_NAMES):
-        expected = sum(abs(own[at] - ref[at]) for ref, own in pairs) / 5
-        assert readings.drift[name] == pytest.approx(expected, rel=1e-5)
-        assert readings.drift[name] > 0.001
+    drift = np.concatenate([reading.drift for reading in readings])
+    assert len(pairs) == len(drift) == 5
+    for at in range(len(AFFECT_NAMES)):
+        expected = [abs(own[at] - ref[at]) for ref, own in pairs]
+        assert drift[:, at].tolist() == pytest.approx(expected, rel=1e-4)
+        assert drift[:, at].min() > 0
 
 
 def test_nothing_is_read_from_no_conversations(stirred: Policy) -> None:
-    readings = make_reader(stirred).read([], [])
-    assert readings.table.values.shape == (0, 8)
-    assert readings.drift == {}
+    assert make_reader(stirred).measure([]) == []
 
 
 def test_reader_wants_base_norms_first(stirred: Policy, talks: list[Conversation]) -> None:
@@ -178,11 +183,10 @@ def test_reader_wants_base_norms_first(stirred: Policy, talks: list[Conversation
 def test_only_affect(stirred: Policy, talks: list[Conversation]) -> None:
     affect = AffectConfig(names=list(AFFECT_NAMES))
     reader = SignalReader(stirred, SignalsConfig(None, affect), made_probes())
-    table = measure(reader, talks).table
-    assert reader.affects == table.names == AFFECT_NAMES
-    assert np.array_equal(
-        table.values, measure(make_reader(stirred), talks).table.values[:, 6:], equal_nan=True
-    )
+    readings = measure(reader, talks)
+    assert reader.affects == readings[0].signals.names == AFFECT_NAMES
+    whole = values(measure(make_reader(stirred), talks))
+    assert np.array_equal(values(readings), whole[:, 6:], equal_nan=True)
 
 
 def test_names_are_those_of_the_probes_that_exist(
@@ -194,16 +198,15 @@ def test_names_are_those_of_the_probes_that_exist(
     reader = SignalReader(stirred, config, made_probes(["boredom"]))
     reader.base_norms = BASE_NORMS
     readings = measure(reader, talks)
-    assert reader.names == readings.table.names == ("repetition", "boredom")
-    assert reader.affects == tuple(readings.drift) == ("boredom",)
+    assert reader.names == readings[0].signals.names == ("repetition", "boredom")
+    assert reader.affects == ("boredom",)
+    assert [reading.drift.shape for reading in readings] == [(3, 1), (2, 1)]
     assert reader.probe_layers == (1,)
     whole = measure(make_reader(stirred), talks)
     for name in reader.names:
-        assert readings.table.column(name).tolist() == pytest.approx(
-            whole.table.column(name).tolist(), nan_ok=True
-        )
-    assert [p[:, 0].tolist() for p in readings.perceived] == [
-        pytest.approx(p[:, 1].tolist()) for p in whole.perceived
+        assert columns(readings, name) == pytest.approx(columns(whole, name), nan_ok=True)
+    assert [reading.perceived[:, 0].tolist() for reading in readings] == [
+        pytest.approx(reading.perceived[:, 1].tolist()) for reading in whole
     ]
 
 
@@ -214,8 +217,8 @@ def test_without_any_probe_nothing_is_perceived(stirred: Policy, talks: list[Con
     readings = measure(reader, talks)
     assert reader.affects == reader.probe_layers == ()
     assert reader.names == tuple(IntrinsicConfig().names)
-    assert [p.shape for p in readings.perceived] == [(3, 0), (2, 0)]
-    assert readings.drift == {}
+    assert [reading.perceived.shape for reading in readings] == [(3, 0), (2, 0)]
+    assert [reading.drift.shape for reading in readings] == [(3, 0), (2, 0)]
 
 
 def only_intrinsic(policy: Policy) -> SignalReader:
@@ -228,9 +231,9 @@ def test_only_intrinsic(stirred: Policy, talks: list[Conversation]) -> None:
     reader = only_intrinsic(stirred)
     readings = measure(reader, talks)
     assert reader.affects == ()
-    assert readings.drift == {}
-    expected = measure(make_reader(stirred), talks).table.values[:, :6]
-    assert np.allclose(readings.table.values, expected)
+    assert readings[0].drift.size == 0
+    expected = values(measure(make_reader(stirred), talks))[:, :6]
+    assert np.allclose(values(readings), expected)
 
 
 def episodes(talks: list[Conversation]) -> list[Episode]:
@@ -244,8 +247,8 @@ def test_episode_record(stirred: Policy, talks: list[Conversation]) -> None:
     reader = make_reader(stirred)
     readings = measure(reader, talks)
     first, second = (
-        episode_record(episode, readings, row, reader.affects)
-        for row, episode in enumerate(episodes(talks))
+        episode_record(episode, reading, reader.affects)
+        for episode, reading in zip(episodes(talks), readings, strict=True)
     )
     assert json.loads(json.dumps(first)) == first
     assert (first["seed"], first["bot"]) == (7, "curious")
@@ -261,11 +264,11 @@ def test_episode_record(stirred: Policy, talks: list[Conversation]) -> None:
         "text": "bye",
         "move": "goodbye",
         "affect": {"boredom": 0.9},
-        "perceived": dict(zip(AFFECT_NAMES, readings.perceived[0][2].tolist(), strict=True)),
+        "perceived": dict(zip(AFFECT_NAMES, readings[0].perceived[2].tolist(), strict=True)),
     }
     assert first["turns"][2]["affect"] is None
     assert first["turns"][3]["signals"] == dict(
-        zip(readings.table.names, readings.table.values[1].tolist(), strict=True)
+        zip(reader.names, readings[0].signals.values[1].tolist(), strict=True)
     )
     # the answer's perceived affect is the reply's relational signal
     assert first["turns"][3]["signals"]["boredom"] == first["turns"][4]["perceived"]["boredom"]
@@ -276,6 +279,6 @@ def test_episode_record(stirred: Policy, talks: list[Conversation]) -> None:
 def test_episode_record_without_affects(stirred: Policy, talks: list[Conversation]) -> None:
     reader = only_intrinsic(stirred)
     readings = measure(reader, talks)
-    record = episode_record(episodes(talks)[0], readings, 0, reader.affects)
+    record = episode_record(episodes(talks)[0], readings[0], reader.affects)
     assert record["turns"][0]["perceived"] == {}
     assert list(record["turns"][1]["signals"]) == list(reader.names)

@@ -13,10 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from homeostat.config.model import LoraConfig, TinyModelConfig
 from homeostat.models.adapters import Policy
-from homeostat.models.forward import shared_prefix
+from homeostat.models.forward import batches_by_length, shared_prefix
 from homeostat.models.load import finish
 from homeostat.models.tiny import byte_tokenizer, load_tiny
-from homeostat.signals.trace import batches_by_length, pooled_user_turns, trace
+from homeostat.signals.trace import pooled_user_turns, trace
 from homeostat.types import Conversation, Trace, Turn
 
 NORM_LAYERS, PROBE_LAYERS = (0, 2), (1, 2)

@@ -18,8 +18,10 @@ from safetensors.numpy import load_file, save_file
 from homeostat.files import writing
 from homeostat.models.adapters import Policy
 from homeostat.models.cache import cache_folder
+from homeostat.models.chat import TokenStream
+from homeostat.models.forward import read_in_batches
 from homeostat.signals.probing.corpus import Corpus, Utterance
-from homeostat.signals.trace import batches_by_length, pooled_user_turns
+from homeostat.signals.trace import pooled_user_turns
 from homeostat.types import Progress, silent
 
 SHARD = 1024  # utterances
@@ -67,20 +69,21 @@ def read_states(
     utterances: Sequence[Utterance],
     layers: Sequence[int],
     progress: Progress = silent,
-    done: int = 0,
-    total: int | None = None,
+    before: int = 0,
+    count: int | None = None,
 ) -> Float[np.ndarray, "U P E"]:
     """The states of some utterances, not cached, under the policy as it is now."""
     streams = [policy.encode(u.conversation) for u in utterances]
     turns = [len(u.conversation.turns) - 1 for u in utterances]
-    states = np.empty((len(streams), len(layers), 2 * policy.hidden_size), dtype=np.float32)
-    for part in batches_by_length([len(s.ids) for s in streams], max_tokens=4096):
-        pooled = pooled_user_turns(
-            policy, [streams[i] for i in part], [turns[i] for i in part], layers
-        )
-        states[part] = pooled.cpu().numpy()
-        done += len(part)
-        progress(done, total or len(streams), sum(len(streams[i].ids) for i in part))
+
+    def read(part: list[TokenStream], places: list[int]) -> list[np.ndarray]:
+        pooled = pooled_user_turns(policy, part, [turns[i] for i in places], layers)
+        return list(pooled.float().cpu().numpy())
+
+    def report(done: int, total: int, tokens: int = 0) -> None:
+        progress(before + done, count or total, tokens)
+
+    states: Float[np.ndarray, "U P E"] = np.stack(read_in_batches(streams, read, progress=report))
     return states
 
 
