@@ -15,7 +15,7 @@ signal, reward and value at index t all belong to token t.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -212,21 +212,99 @@ class TokenBlock:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a trainer yields after every update.
+    """What a trainer yields after every update, or after steering or healing.
 
     Attributes:
-        step: Number of updates done, from 1.
+        step: Number of steps done, from 1.
         metrics: ``area/name`` to a number.
         episodes: Records for episodes.jsonl.
-        stage: Name of a stage worth measuring on its own, if any.
-        measure_in: The context under which the policy is to be measured at this stage.
+        details: Rows of what happened within the step, such as every optimiser step of healing.
+        stage: ``steered`` or ``healed``, where a step leaves something worth measuring on its own.
+        measure_in: The context under which the policy is to be measured then.
     """
 
     step: int
     metrics: Mapping[str, float]
     episodes: Sequence[Mapping[str, Any]] = ()
+    details: Sequence[Mapping[str, Any]] = ()
     stage: str | None = None
     measure_in: AbstractContextManager[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a trainer holds at once beside the weights, for the memory plan.
+
+    Attributes:
+        rows: Conversations that are sampled at once.
+        length: Tokens of the longest.
+        gradient_tokens: Most tokens that have a gradient at once, padding included.
+        adapters: Trained adapters of the policy's size: its own, and a critic's.
+        logit_copies: Copies of a chunk of logits that a backward pass holds.
+        recomputes: Whether blocks keep only their inputs.
+    """
+
+    rows: int
+    length: int
+    gradient_tokens: int
+    logit_copies: int
+    recomputes: bool
+    adapters: int = 1
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """What a run drives: steps that may be left and taken up again at any yield.
+
+    Attributes:
+        progress: Told how far the step under way is.
+        notices: What the user should know about the steps so far.
+    """
+
+    progress: Progress
+    notices: list[str]
+
+    @classmethod
+    def footprint(cls, config: Any, length: int) -> Footprint:
+        """What training with this config will hold, for conversations of ``length`` tokens."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no step is left."""
+
+    @property
+    def coming(self) -> str:
+        """What the next step is called."""
+
+    def steps(self) -> Iterator[StepResult]:
+        """Do one step after the other."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the steps still to come depend on, beside the policy's adapters."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue after the step that the state was taken at."""
+
+
+@runtime_checkable
+class Bot(Protocol):
+    """A simulated user of one episode."""
+
+    name: str
+
+    def opening(self) -> Turn:
+        """The first message."""
+
+    def answer(self, reply: str) -> Turn:
+        """The message that answers the assistant's reply."""
+
+
+@runtime_checkable
+class Bots(Protocol):
+    """A population of simulated users."""
+
+    def spawn(self, seed: int) -> Bot:
+        """The user of episode ``seed``; the same seed gives the same user."""
 
 
 @dataclass(frozen=True)

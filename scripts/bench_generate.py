@@ -38,7 +38,7 @@ from homeostat.config.model import LoraConfig
 from homeostat.config.register import build
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
-from homeostat.models.load import resolve_device
+from homeostat.models.load import BaseModel, resolve_device
 from homeostat.rollout.generate import Sampler
 
 OURS, BARE, PLAIN = "homeostat", "model.generate", "model.generate, no adapter"
@@ -56,7 +56,7 @@ class Talkative(Policy):
 
 def make_policy(device: torch.device, template: str) -> Policy:
     """The embedded model with a LoRA that changes what it says."""
-    base = build(run_config().model, device=device, dtype=torch.float32)
+    base = build(run_config().model, BaseModel, device=device, dtype=torch.float32)
     if template == "bare":
         base.tokenizer.chat_template = BARE_TEMPLATE
     policy = Talkative(base, LoraConfig(rank=LORA_RANK, alpha=LORA_ALPHA), seed=0)

@@ -27,7 +27,7 @@ import multiprocessing
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen2Config
 
 from homeostat.config.model import LoraConfig
-from homeostat.config.register import build
+from homeostat.config.register import build, target_of
 from homeostat.config.run import RolloutConfig
 from homeostat.config.steering import BarrierConfig, HealConfig, SteerHealConfig
 from homeostat.config.trainers import PPOConfig, TrainerConfig
@@ -45,9 +45,10 @@ from homeostat.models.adapters import Policy
 from homeostat.models.chat import TokenStream
 from homeostat.models.load import BaseModel
 from homeostat.models.tiny import byte_tokenizer
-from homeostat.runs.memory import MemoryPlan, plan
+from homeostat.runs.memory import MemoryPlan, plan_memory
 from homeostat.steering.heal import Completion, Heal
 from homeostat.timing import Stopwatch
+from homeostat.trainers.base import World
 from homeostat.trainers.policy_gradient import Batch, Credit
 from homeostat.trainers.ppo import PPO
 
@@ -156,18 +157,9 @@ def make_policy(case: Case, device: torch.device) -> Policy:
 
 def make_ppo(case: Case, policy: Policy) -> PPO:
     """A trainer that is only asked to learn from a batch."""
-    trainer = build(
-        case.config,
-        policy=policy,
-        bots=None,  # nothing is played, read or rewarded
-        reader=None,
-        reward=None,
-        rollout=RolloutConfig(),
-        seed=0,
-        watch=Stopwatch(),
-    )
-    assert isinstance(trainer, PPO)
-    return trainer
+    nobody: Any = None  # nothing is played, read or rewarded
+    world = World(policy, nobody, nobody, nobody, RolloutConfig())
+    return build(case.config, PPO, world=world, seed=0, watch=Stopwatch())
 
 
 def make_batch() -> Batch:
@@ -232,7 +224,8 @@ def measure(case: Case, device_name: str) -> dict[str, Any]:
         torch.cuda.set_per_process_memory_fraction(min(1.0, GPU_BYTES / total))
     before = resident() if device.type == "cpu" else 0
     policy = make_policy(case, device)
-    found = plan(policy, case.config, case.length, rows=0)
+    footprint = target_of(case.config).footprint(case.config, case.length)
+    found = plan_memory(policy, replace(footprint, rows=0))
     if device.type == "meta":
         return as_row(case, found, None)
     if case.what == "heal":

@@ -68,6 +68,7 @@ from bench_trace import run_config
 from homeostat.config.register import build
 from homeostat.errors import HomeostatError
 from homeostat.models.chat import encode
+from homeostat.models.load import BaseModel
 from homeostat.types import Conversation, Turn
 
 OURS = "homeostat"
@@ -87,7 +88,7 @@ WORDS = ("river", "house", "table", "music", "water", "light", "stone", "garden"
 
 def prepare(folder: Path, options: argparse.Namespace) -> None:
     """Leave the model, its tokenizer and the prompts in ``folder``."""
-    base = build(run_config().model, device=torch.device("cpu"), dtype=torch.float32)
+    base = build(run_config().model, BaseModel, device=torch.device("cpu"), dtype=torch.float32)
     if options.template == "bare":
         base.tokenizer.chat_template = BARE_TEMPLATE
     base.model.save_pretrained(folder / "model")

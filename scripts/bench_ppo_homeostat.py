@@ -27,11 +27,13 @@ from homeostat.config.run import RolloutConfig
 from homeostat.config.signals import IntrinsicConfig, SignalsConfig
 from homeostat.config.trainers import KLConfig, PPOConfig
 from homeostat.models.adapters import Policy
+from homeostat.models.load import BaseModel
 from homeostat.reward.compose import Reward
 from homeostat.reward.valence import SetPoint
 from homeostat.rollout.episodes import training_seeds
 from homeostat.signals.reader import SignalReader
 from homeostat.timing import Stopwatch
+from homeostat.trainers.base import World
 from homeostat.trainers.ppo import PPO
 from homeostat.types import Conversation, Turn
 
@@ -78,7 +80,7 @@ class Askers:
 def make_trainer(task: Task, watch: Stopwatch) -> PPO:
     """PPO with a set point on the entropy and all intrinsic signals measured."""
     model = PretrainedModelConfig(name="smollm2", path=task.model)
-    base = build(model, device=torch.device("cpu"), dtype=torch.float32)
+    base = build(model, BaseModel, device=torch.device("cpu"), dtype=torch.float32)
     policy = Talkative(base, LoraConfig(rank=LORA_RANK, alpha=LORA_ALPHA), seed=0)
     reader = SignalReader(policy, SignalsConfig(intrinsic=IntrinsicConfig()), None)
     reader.base_norms = np.ones(len(reader.norm_layers))
@@ -96,11 +98,13 @@ def make_trainer(task: Task, watch: Stopwatch) -> PPO:
     )
     return PPO(
         config,
-        policy=policy,
-        bots=Askers(task),
-        reader=reader,
-        reward=Reward(asked, {"entropy": SetPoint(1.0, 2.0, 0.5)}),
-        rollout=RolloutConfig(turns=1, max_new_tokens=task.new_tokens),
+        world=World(
+            policy,
+            Askers(task),
+            reader,
+            Reward(asked, {"entropy": SetPoint(1.0, 2.0, 0.5)}),
+            RolloutConfig(turns=1, max_new_tokens=task.new_tokens),
+        ),
         seed=0,
         watch=watch,
     )

@@ -58,7 +58,7 @@ def load() -> tuple[BaseModel, Any, Any]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = OmegaConf.to_object(compose("config", overrides=overrides))
     assert isinstance(config, RunConfig)
-    base = build(config.model, device=torch.device("cpu"), dtype=torch.float32)
+    base = build(config.model, BaseModel, device=torch.device("cpu"), dtype=torch.float32)
     return base, config.persona, config.trainer.filter  # type: ignore[attr-defined]
 
 

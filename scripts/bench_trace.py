@@ -60,7 +60,7 @@ from homeostat.models.forward import (
     shared_prefix,
 )
 from homeostat.models.hooks import layers_at
-from homeostat.models.load import finish, resolve_device
+from homeostat.models.load import BaseModel, finish, resolve_device
 from homeostat.models.tiny import byte_tokenizer
 from homeostat.signals.probing.corpus import load_corpus
 from homeostat.signals.trace import trace
@@ -231,7 +231,7 @@ def _finish_work(device: torch.device) -> None:
 def measure_time(device: torch.device, conversations: int, repeats: int) -> dict[str, Any]:
     """Seconds of bare passes and of all signals, and their ratios, JSON-ready."""
     config = run_config()
-    base = build(config.model, device=device, dtype=torch.float32)
+    base = build(config.model, BaseModel, device=device, dtype=torch.float32)
     policy = Policy(base, config.lora, config.seed)
     stir_adapter(policy)
     talks = corpus_conversations(policy, conversations)

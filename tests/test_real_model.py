@@ -12,13 +12,16 @@ from homeostat.config.run import RunConfig
 from homeostat.config.signals import IntrinsicConfig, SignalsConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
+from homeostat.models.load import BaseModel
 from homeostat.reward.compose import Reward
 from homeostat.reward.valence import resolve
 from homeostat.rollout.episodes import calibration_seeds, play
 from homeostat.signals.calibration import calibrate
 from homeostat.signals.reader import SignalReader
 from homeostat.timing import Stopwatch
+from homeostat.trainers.base import World
 from homeostat.trainers.ppo import PPO
+from homeostat.types import Bots
 
 pytestmark = pytest.mark.real_model
 PROMPT = "What causes lightning during a thunderstorm?"
@@ -33,7 +36,7 @@ def config(composed: Callable[..., RunConfig]) -> RunConfig:
 def policy(config: RunConfig) -> Policy:
     torch.set_num_threads(2)
     try:
-        base = build(config.model, device=torch.device("cpu"), dtype=torch.float32)
+        base = build(config.model, BaseModel, device=torch.device("cpu"), dtype=torch.float32)
     except HomeostatError as error:
         pytest.skip(str(error))
     return Policy(base, config.lora, seed=0)
@@ -58,7 +61,7 @@ def test_it_speaks_english(policy: Policy) -> None:
 
 
 def test_replies_do_not_depend_on_the_batch(policy: Policy, config: RunConfig) -> None:
-    bots = build(config.bot)
+    bots = build(config.bot, Bots)
     seeds = calibration_seeds(4)
     together = play(policy, bots, seeds, config.rollout)
     alone = play(policy, bots, seeds[2:3], config.rollout)
@@ -69,18 +72,20 @@ def test_ppo_starts_at_ratio_one_and_kl_zero_and_leaves_the_base_alone(
     policy: Policy, config: RunConfig
 ) -> None:
     before = base_logits(policy)
-    bots = build(config.bot)
+    bots = build(config.bot, Bots)
     reader = SignalReader(policy, SignalsConfig(intrinsic=IntrinsicConfig()), None)
     with policy.reference():
         talks = [e.conversation for e in play(policy, bots, calibration_seeds(4), config.rollout)]
     calibration, _ = calibrate(reader, talks)
     trainer = PPO(
         config.trainer,  # type: ignore[arg-type]
-        policy=policy,
-        bots=bots,
-        reader=reader,
-        reward=Reward(config.reward, resolve(config.reward.set_points, calibration)),
-        rollout=config.rollout,
+        world=World(
+            policy,
+            bots,
+            reader,
+            Reward(config.reward, resolve(config.reward.set_points, calibration)),
+            config.rollout,
+        ),
         seed=0,
         watch=Stopwatch(),
     )

@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from homeostat.bots.affect import content_words, moved, notice
 from homeostat.config.bots import MixedBotConfig, ScriptedBotConfig
@@ -16,27 +16,6 @@ from homeostat.errors import HomeostatError
 from homeostat.types import Turn
 
 MILD, STRONG = 0.35, 0.65  # intensity from which an affect is voiced, and voiced strongly
-
-
-@runtime_checkable
-class Bot(Protocol):
-    """A simulated user of one episode."""
-
-    name: str
-
-    def opening(self) -> Turn:
-        """The first message."""
-
-    def answer(self, reply: str) -> Turn:
-        """The message that answers the assistant's reply."""
-
-
-@runtime_checkable
-class Bots(Protocol):
-    """A population of simulated users."""
-
-    def spawn(self, seed: int) -> Bot:
-        """The user of episode ``seed``; the same seed gives the same user."""
 
 
 class ScriptedBots:

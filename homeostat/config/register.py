@@ -9,7 +9,7 @@ schema and the code that it configures cannot drift apart.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from hydra.utils import get_object
@@ -22,16 +22,46 @@ from homeostat.config.run import RunConfig
 from homeostat.config.signals import AffectConfig, IntrinsicConfig, SignalsConfig
 from homeostat.config.steering import PersonaConfig, SteerHealConfig
 from homeostat.config.trainers import DPOConfig, GRPOConfig, NoTrainerConfig, PPOConfig, RLOOConfig
+from homeostat.errors import HomeostatError
+
+T = TypeVar("T")
 
 
-def build(part: Any, **runtime: Any) -> Any:
+def build(part: Any, kind: type[T], **runtime: Any) -> T:
     """The object that ``part._target_`` names, made from the config and runtime objects.
 
     Args:
         part: A config dataclass with ``_target_``.
+        kind: A class or protocol that it must be of.
         **runtime: What only exists while the program runs, by keyword.
+
+    Raises:
+        HomeostatError: The target cannot be imported, or makes something else.
     """
-    return get_object(part._target_)(part, **runtime)
+    made = target_of(part)(part, **runtime)
+    if not isinstance(made, kind):
+        wanted = [name for name in vars(kind) if not name.startswith("_")]
+        lacking = ", ".join(name for name in wanted if not hasattr(made, name)) or "its class"
+        raise HomeostatError(
+            f"_target_={part._target_} makes a {type(made).__name__}, which is no "
+            f"{kind.__name__}: it lacks {lacking}."
+        )
+    return made
+
+
+def target_of(part: Any) -> Any:
+    """What ``part._target_`` names.
+
+    Raises:
+        HomeostatError: It cannot be imported.
+    """
+    try:
+        return get_object(part._target_)
+    except (ImportError, ValueError) as error:
+        raise HomeostatError(
+            f"_target_={part._target_} cannot be imported ({error}); give the dotted path of a "
+            "class or function that is on the Python path."
+        ) from error
 
 
 SCHEMAS: dict[str, type] = {

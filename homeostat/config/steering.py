@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
@@ -246,6 +246,9 @@ class SteerHealConfig(TrainerConfig):
     A step is one round, a batch that many steered completions. A round of which less than
     ``min_kept`` of a batch passes the filter is not trained on: the run ends as starved.
     """
+
+    wing: ClassVar[str] = "steering"
+    micro_batch_key: ClassVar[str | None] = "trainer.heal.micro_batch_tokens"
 
     _target_: str = "homeostat.steering.loop.SteerHeal"
     max_new_tokens: int = 48

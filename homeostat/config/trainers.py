@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from omegaconf import MISSING
 
@@ -19,7 +20,17 @@ class TrainerConfig:
     """What every trainer has; one step is one update or round, a batch is that many episodes.
 
     ``gradient_checkpointing`` computes every block twice, and keeps only what goes into it.
+
+    Attributes:
+        wing: Which of the two founding systems it belongs to, ``reward`` or ``steering``.
+        learns: Whether it trains at all.
+        micro_batch_key: Key that says how much has a gradient at once, to be lowered where memory
+            runs out.
     """
+
+    wing: ClassVar[str] = "reward"
+    learns: ClassVar[bool] = True
+    micro_batch_key: ClassVar[str | None] = None
 
     _target_: str = MISSING
     name: str = MISSING
@@ -38,7 +49,9 @@ class TrainerConfig:
 class NoTrainerConfig(TrainerConfig):
     """No training: the run validates every signal on the chosen model (Phase A)."""
 
-    _target_: str = ""
+    learns: ClassVar[bool] = False
+
+    _target_: str = "homeostat.trainers.none.NoTrainer"
 
 
 @dataclass
@@ -82,6 +95,8 @@ class PolicyGradientConfig(TrainerConfig):
 
     ``kl_estimator`` puts the price of KL into the reward (``k1``) or into the loss (``k3``).
     """
+
+    micro_batch_key: ClassVar[str | None] = "trainer.micro_batch_tokens"
 
     epochs: int = 1
     minibatches: int = 4
@@ -169,6 +184,8 @@ class RLOOConfig(GroupConfig):
 @dataclass
 class DPOConfig(TrainerConfig):
     """Direct preference optimisation on ranked replies; see `homeostat.trainers.dpo`."""
+
+    micro_batch_key: ClassVar[str | None] = "trainer.micro_batch_pairs"
 
     _target_: str = "homeostat.trainers.dpo.DPO"
     group_size: int = 4

@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from homeostat.bots.scripted import Bots
 from homeostat.models.adapters import Policy
 from homeostat.models.hooks import noisy_residual
 from homeostat.reward.valence import SetPoint
@@ -34,7 +33,7 @@ from homeostat.rollout.generate import Sampler
 from homeostat.signals.intrinsic import intrinsic_signals
 from homeostat.signals.probing.auroc import auroc, auroc_samples, interval95
 from homeostat.signals.reader import SignalReader
-from homeostat.types import Conversation, Progress, Trace, Turn, silent
+from homeostat.types import Bots, Conversation, Progress, Trace, Turn, silent
 
 TEMPERATURES = (2.0, 3.0)
 NOISE = (0.5, 1.0, 2.0)  # multiples of the residual stream's norm

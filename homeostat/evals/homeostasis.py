@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from homeostat.bots.scripted import Bots
 from homeostat.config.evals import EvalConfig
 from homeostat.config.run import RolloutConfig
 from homeostat.evals.stats import compare_paired
@@ -21,7 +20,7 @@ from homeostat.models.adapters import Policy
 from homeostat.reward.compose import Reward, Rewards
 from homeostat.rollout.episodes import held_out_seeds, play
 from homeostat.signals.reader import SignalReader, episode_record
-from homeostat.types import Estimate, EvalResult, Progress, Reading, silent
+from homeostat.types import Bots, Estimate, EvalResult, Progress, Reading, silent
 
 
 @dataclass(frozen=True)

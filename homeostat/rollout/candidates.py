@@ -7,12 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from homeostat.bots.scripted import Bots
 from homeostat.config.run import RolloutConfig
 from homeostat.models.adapters import Policy
 from homeostat.rollout.episodes import uniforms
 from homeostat.rollout.generate import Sampler
-from homeostat.types import Conversation, Episode, Progress, Turn, silent
+from homeostat.types import Bots, Conversation, Episode, Progress, Turn, silent
 
 
 def play_candidates(

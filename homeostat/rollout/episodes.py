@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from homeostat.bots.scripted import Bots
 from homeostat.config.run import RolloutConfig
 from homeostat.models.adapters import Policy
 from homeostat.rollout.generate import Sampler
-from homeostat.types import Conversation, Episode, Progress, Turn, silent
+from homeostat.types import Bots, Conversation, Episode, Progress, Turn, silent
 
 BATCH = 48  # episodes that share a cache
 HELD_OUT, CALIBRATION, VALIDATION, TRAINING = (

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,19 +28,9 @@ from homeostat.models.adapters import Policy
 from homeostat.models.cache import code_digest
 from homeostat.report.metrics import LOGS, MetricsLog
 from homeostat.timing import Stopwatch
+from homeostat.types import Trainer
 
 KEPT = 2
-
-
-@runtime_checkable
-class Trainer(Protocol):
-    """What a checkpoint needs of a trainer: all its state but the adapter, at any of its yields."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Position in the plan, optimiser, scheduler, controllers, value head, own generators."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue after the update that the state was taken at."""
 
 
 @dataclass(frozen=True)

@@ -21,29 +21,17 @@ import psutil
 import torch
 from torch import Tensor
 
-from homeostat.bots.scripted import Bots
 from homeostat.config.run import RolloutConfig
-from homeostat.config.steering import SteerHealConfig
-from homeostat.config.trainers import (
-    DPOConfig,
-    NoTrainerConfig,
-    PolicyGradientConfig,
-    PPOConfig,
-    TrainerConfig,
-)
+from homeostat.config.trainers import TrainerConfig
 from homeostat.errors import HomeostatError, out_of_memory
 from homeostat.models.adapters import Policy
 from homeostat.models.hooks import decoder_layers
 from homeostat.models.logprobs import CHUNK_LOGITS
-from homeostat.rollout.episodes import BATCH, training_seeds
-from homeostat.types import Conversation, TokenBlock, Turn
+from homeostat.rollout.episodes import training_seeds
+from homeostat.types import Bots, Conversation, Footprint, TokenBlock, Turn
 
 FLOAT32 = 4  # bytes; adapters, moments and logits are float32 whatever the base is
 SAMPLING_COPIES = 3  # logits, probabilities and their running sum
-# A chunk in the backward pass: log-probabilities, probabilities, a gradient for each use of them.
-CHUNK_COPIES = 5
-# In healing also the reference's log-probabilities and the difference of the two.
-DIVERGENCE_COPIES = 7
 # One block in the backward pass: gradients of the gated product, its two factors, and a sum.
 WORK_COPIES = 4
 PROBE_ROWS, PROBE_WIDTHS = 2, (32, 64)
@@ -89,12 +77,12 @@ class MemoryPlan:
         """Every part by name."""
         return asdict(self)
 
-    def require(self, limit: float, micro: str) -> None:
+    def require(self, limit: float, micro: str | None) -> None:
         """Refuse a run that cannot fit.
 
         Args:
             limit: Bytes.
-            micro: The key that says how much has a gradient at once.
+            micro: The key that says how much has a gradient at once, where there is one.
 
         Raises:
             HomeostatError: The total is above the limit; says what to lower first.
@@ -108,49 +96,30 @@ class MemoryPlan:
         raise HomeostatError(
             f"this run needs about {self.total / 1e9:.1f} GB, {held[largest] / 1e9:.1f} of it for "
             f"{largest.replace('_', ' ')}, and memory.limit_gb is {limit / 1e9:.1f}; "
-            f"{ADVICE[largest].format(micro=micro)}."
+            f"{ADVICE[largest].format(micro=micro or 'rollout.max_new_tokens')}."
         )
 
 
-def plan_memory(
-    policy: Policy, config: TrainerConfig, rollout: RolloutConfig, bots: Bots | None
-) -> MemoryPlan:
-    """The memory that training with this config will need.
+def plan_memory(policy: Policy, footprint: Footprint) -> MemoryPlan:
+    """The memory that training will need.
 
     Args:
         policy: Before training; on the meta device only shapes are read.
-        config: Of the trainer.
-        rollout: Length of the episodes.
-        bots: Say how long the users' turns are; None for a trainer that plays no episodes.
+        footprint: Of its trainer.
     """
-    if isinstance(config, SteerHealConfig):
-        length = PROMPT_TOKENS + config.max_new_tokens
-        return plan(policy, config, length, min(config.batch_size, BATCH))
-    if bots is None:
-        raise ValueError("a trainer that plays episodes needs bots to be planned for.")
-    length = episode_tokens(policy, rollout, bots)
-    return plan(policy, config, length, min(config.batch_size, BATCH))
-
-
-def plan(policy: Policy, config: TrainerConfig, length: int, rows: int) -> MemoryPlan:
-    """The same for episodes of ``length`` tokens, ``rows`` of which are sampled at once."""
     base = [p for p in policy.model.parameters() if not p.requires_grad]
     adapter = sum(p.numel() for p in policy.adapter_parameters()) * FLOAT32
-    recomputing = config.gradient_checkpointing
-    if isinstance(config, SteerHealConfig):
-        recomputing |= micro_batch_size(config, length) > config.heal.micro_batch_tokens
-    critics = 2 if isinstance(config, PPOConfig) and config.critic == "lora" else 1
-    tokens = micro_batch_size(config, length)
     vocabulary = int(policy.text_config.vocab_size)
-    copies = DIVERGENCE_COPIES if isinstance(config, SteerHealConfig) else CHUNK_COPIES
+    rows, length, tokens = footprint.rows, footprint.length, footprint.gradient_tokens
+    activations = activation_bytes(policy, tokens, length, footprint.recomputes)
     return MemoryPlan(
         weights=sum(p.numel() * p.element_size() for p in base),
-        adapters=critics * adapter,
-        optimiser=critics * 3 * adapter,
+        adapters=footprint.adapters * adapter,
+        optimiser=footprint.adapters * 3 * adapter,
         kv_cache=rows * length * cache_bytes_per_token(policy)
         + SAMPLING_COPIES * rows * vocabulary * FLOAT32,
-        activations=critics * activation_bytes(policy, tokens, length, recomputing),
-        logits=copies * min(tokens * vocabulary, CHUNK_LOGITS) * FLOAT32,
+        activations=footprint.adapters * activations,
+        logits=footprint.logit_copies * min(tokens * vocabulary, CHUNK_LOGITS) * FLOAT32,
     )
 
 
@@ -165,18 +134,6 @@ def episode_tokens(policy: Policy, rollout: RolloutConfig, bots: Bots) -> int:
             turns += [Turn("assistant", "", token_ids=ids), bot.answer("")]
         lengths.append(len(policy.encode(Conversation(tuple(turns))).ids))
     return max(lengths)
-
-
-def micro_batch_size(config: TrainerConfig, length: int) -> int:
-    """Most tokens that have a gradient at once, padding included."""
-    if isinstance(config, DPOConfig):
-        return 2 * min(config.micro_batch_pairs, config.minibatch_pairs) * length
-    if isinstance(config, SteerHealConfig):
-        return config.heal.minibatch * length
-    if isinstance(config, PolicyGradientConfig):
-        episodes = -(-config.batch_size // min(config.minibatches, config.batch_size))
-        return min(episodes, max(1, config.micro_batch_tokens // length)) * length
-    return 0
 
 
 def cache_bytes_per_token(policy: Policy) -> int:
@@ -250,14 +207,6 @@ def memory_limit(device: torch.device, limit_gb: float | None, held: int) -> flo
     return float(psutil.virtual_memory().available + held)
 
 
-def micro_key(config: TrainerConfig) -> str:
-    """The key that says how much has a gradient at once."""
-    if isinstance(config, SteerHealConfig):
-        return "trainer.heal.micro_batch_tokens"
-    pairs = isinstance(config, DPOConfig)
-    return "trainer.micro_batch_pairs" if pairs else "trainer.micro_batch_tokens"
-
-
 def as_record(plan: MemoryPlan, limit: float) -> Mapping[str, Any]:
     """The plan as it goes to memory.json, bytes."""
     return {**plan.parts(), "total": plan.total, "limit": limit}
@@ -269,8 +218,8 @@ def advise_memory(trainer: TrainerConfig, error: BaseException) -> str | None:
     if said is None:
         return None
     advice = "choose a smaller model, or dtype=bfloat16"
-    if not isinstance(trainer, NoTrainerConfig):
-        key = micro_key(trainer)
+    if trainer.micro_batch_key is not None:
+        key = trainer.micro_batch_key
         value = reduce(getattr, key.split(".")[1:], trainer)
         advice = f"lower {key} (now {value}) or rollout.max_new_tokens, or {advice}"
     return f"out of memory: {said.rstrip('.')}. To mend it, {advice}."

@@ -14,7 +14,6 @@ from typing import Any
 from homeostat.config.reward import SetPointConfig
 from homeostat.config.run import RunConfig
 from homeostat.config.signals import AFFECTS
-from homeostat.config.trainers import NoTrainerConfig
 from homeostat.errors import HomeostatError
 from homeostat.evals.failures import Failures, verdicts
 from homeostat.evals.homeostasis import perception_validity
@@ -26,24 +25,23 @@ from homeostat.report.console import Console, number
 from homeostat.report.metrics import plain, write_rows
 from homeostat.reward.valence import resolve_one
 from homeostat.rollout.episodes import calibration_seeds, play
+from homeostat.runs.context import Run
 from homeostat.signals.calibration import QUANTILES, Calibration, calibrate
 from homeostat.signals.probing.perception import Perception, obtain_perception, what_is_measured
 from homeostat.signals.reader import SignalReader, episode_record
-from homeostat.timing import Stopwatch
+from homeostat.types import Bots
 
 
-def perceive(
-    config: RunConfig, policy: Policy, folder: Path, console: Console, watch: Stopwatch
-) -> Perception | None:
+def perceive(run: Run, policy: Policy) -> Perception | None:
     """The affect probes and what they are worth; None for a run without them."""
-    if config.signals.affect is None:
+    if run.config.signals.affect is None:
         return None
-    with console.stage("affect probes") as progress, watch("probes"):
-        found = obtain_perception(policy, config.signals, progress)
-    found.save(folder / "probes")
-    for notice in found.notices:
-        console.say(notice)
-    return found
+    with run.section("affect probes", "probes") as progress:
+        perception = obtain_perception(policy, run.config.signals, progress)
+    perception.save(run.folder / "probes")
+    for notice in perception.notices:
+        run.console.say(notice)
+    return perception
 
 
 def allowed_set_points(
@@ -65,8 +63,7 @@ def allowed_set_points(
         why = f"is {report.verdict} ({report.reason})" if report else "has no probe"
         console.say(f"{name} is left out of the reward: it {why}")
     kept = {name: point for name, point in points.items() if name not in left_out}
-    validating = isinstance(config.trainer, NoTrainerConfig)
-    if not kept and not config.reward.terms and not validating:
+    if not kept and not config.reward.terms and config.trainer.learns:
         raise HomeostatError(
             f"signals.affect.require={affect.require} leaves no signal to reward; lower it, or "
             "add intrinsic signals with reward=full."
@@ -75,23 +72,18 @@ def allowed_set_points(
 
 
 def measure_base(
-    config: RunConfig,
-    reader: SignalReader,
-    perception: Perception | None,
-    bots: Any,
-    console: Console,
-    watch: Stopwatch,
+    run: Run, reader: SignalReader, perception: Perception | None, bots: Bots
 ) -> tuple[Calibration, dict[str, Any]]:
     """The base model's own conversations: its signals, and whether it perceives the bots."""
-    policy = reader.policy
+    policy, config = reader.policy, run.config
 
     def compute() -> dict[str, Any]:
         seeds = calibration_seeds(config.signals.calibration_episodes)
         temperature = config.signals.calibration_temperature
-        stage = console.stage("set points: episodes")
-        with policy.reference(), stage as progress, watch("generate"):
+        section = run.section("set points: episodes", "generate")
+        with policy.reference(), section as progress:
             episodes = play(policy, bots, seeds, config.rollout, temperature, progress)
-        with console.stage("set points: signals") as progress, watch("trace"):
+        with run.section("set points: signals", "trace") as progress:
             shown, readings = calibrate(reader, [e.conversation for e in episodes], progress)
         measured = zip(episodes, readings, strict=True)
         records = [episode_record(*pair, reader.affects) for pair in measured]
@@ -109,15 +101,10 @@ def measure_base(
 
 
 def validate_intrinsic(
-    config: RunConfig,
-    reader: SignalReader,
-    bots: Any,
-    calibration: Calibration,
-    folder: Path,
-    console: Console,
-    watch: Stopwatch,
+    run: Run, reader: SignalReader, bots: Bots, calibration: Calibration
 ) -> dict[str, Any] | None:
     """Failures made on the model, and which signals see them; None without intrinsic signals."""
+    config = run.config
     if config.signals.intrinsic is None:
         return None
     points = {
@@ -130,31 +117,26 @@ def validate_intrinsic(
     )
 
     def compute() -> list[dict[str, Any]]:
-        with console.stage("failures: replies") as progress, watch("failures"):
+        with run.section("failures: replies", "failures") as progress:
             return failures.measure(config.signals.validation_replies, points, progress)
 
     judged = {name: asdict(point) for name, point in points.items()}
     rows = _remembered(config, reader.policy, judged, "failures", compute)
-    write_rows(folder / "evals" / "failures.jsonl", rows)
-    found = verdicts(rows)
-    console.failures(found)
-    return found
+    write_rows(run.folder / "evals" / "failures.jsonl", rows)
+    seen = verdicts(rows)
+    run.console.failures(seen)
+    return seen
 
 
-def watch_probes(
-    config: RunConfig,
-    policy: Policy,
-    perception: Perception | None,
-    console: Console,
-    watch: Stopwatch,
-) -> dict[str, Any] | None:
+def watch_probes(run: Run, policy: Policy, perception: Perception | None) -> dict[str, Any] | None:
     """Whether the probes have gone stale under training; None for a run without probes."""
-    if perception is None or config.signals.affect is None:
+    affect_config = run.config.signals.affect
+    if perception is None or affect_config is None:
         return None
-    with console.stage("staleness of the probes") as progress, watch("evaluate"):
-        found = measure_staleness(policy, perception, config.signals.affect, progress)
+    with run.section("staleness of the probes", "evaluate") as progress:
+        found = measure_staleness(policy, perception, affect_config, progress)
     for affect in stale(found):
-        console.say(
+        run.console.say(
             f"the probe of {affect} has gone stale: AUROC {number(found[affect]['auroc_off'])} → "
             f"{number(found[affect]['auroc_on'])}, its reading moved by "
             f"{number(found[affect]['distance'])}"

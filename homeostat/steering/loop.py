@@ -27,6 +27,7 @@ from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.hooks import Steering
 from homeostat.models.logprobs import token_statistics
+from homeostat.rollout.episodes import BATCH
 from homeostat.rollout.replies import (
     Sampling,
     base_nll,
@@ -41,9 +42,12 @@ from homeostat.steering.filters import Steered, judge, last_good_position, repor
 from homeostat.steering.heal import Completion, Heal
 from homeostat.steering.vectors import Context, PersonaVector, extract, plain, read_contexts, spread
 from homeostat.timing import Stopwatch
-from homeostat.types import Conversation, Metrics, Progress, StepResult, Turn, silent
+from homeostat.types import Conversation, Footprint, Metrics, Progress, StepResult, Turn, silent
 
 STEERED, HEALED = "steered", "healed"
+# Of a chunk of logits in the backward pass: those of a loss, the reference's log-probabilities and
+# the difference of the two.
+DIVERGENCE_COPIES = 7
 WINDOW = 8  # tokens in which a completion may go wrong, for backtracking
 
 
@@ -94,6 +98,23 @@ class SteerHeal:
         self.starved: str | None = None
         self.notices: list[str] = []
 
+    @classmethod
+    def footprint(cls, config: SteerHealConfig, length: int) -> Footprint:
+        """What a round will hold, for prompt and completion of ``length`` tokens together."""
+        tokens = config.heal.minibatch * length  # an aggregate needs its whole minibatch at once
+        return Footprint(
+            rows=min(config.batch_size, BATCH),
+            length=length,
+            gradient_tokens=tokens,
+            logit_copies=DIVERGENCE_COPIES,
+            recomputes=config.gradient_checkpointing or tokens > config.heal.micro_batch_tokens,
+        )
+
+    @property
+    def coming(self) -> str:
+        """What comes next, of which round."""
+        return f"round {self.done // 2 + 1}: {HEALED if self.done % 2 else STEERED}"
+
     @property
     def is_over(self) -> bool:
         """Whether no stage is left."""
@@ -103,12 +124,13 @@ class SteerHeal:
         """Steer and heal in turn; may be left at any yield."""
         while not self.is_over:
             round_, healing = divmod(self.done, 2)
-            metrics, records = self._heal(round_) if healing else self._steer(round_)
+            metrics, rows = self._heal(round_) if healing else self._steer(round_)
             self.done += 1
             yield StepResult(
                 step=self.done,
                 metrics=metrics,
-                episodes=records,
+                episodes=() if healing else rows,
+                details=rows if healing else (),
                 stage=HEALED if healing else STEERED,
                 measure_in=None if healing else self.policy.steered(self.steering(self.dose)),
             )

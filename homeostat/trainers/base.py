@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from homeostat.bots.scripted import Bots
 from homeostat.config.run import RolloutConfig
 from homeostat.config.trainers import TrainerConfig
 from homeostat.models.adapters import Policy
 from homeostat.reward.compose import Reward, Rewards
 from homeostat.signals.reader import SignalReader
 from homeostat.timing import Stopwatch
-from homeostat.types import Metrics, Progress, Reading, StepResult, silent
+from homeostat.types import Bots, Footprint, Metrics, Progress, Reading, StepResult, silent
+
+
+@dataclass(frozen=True)
+class World:
+    """What a trainer learns in: who speaks, who answers, what is measured and what is paid."""
+
+    policy: Policy
+    bots: Bots
+    reader: SignalReader
+    reward: Reward
+    rollout: RolloutConfig
 
 
 class AdapterTrainer(ABC):
@@ -28,26 +39,40 @@ class AdapterTrainer(ABC):
         self,
         config: TrainerConfig,
         *,
-        policy: Policy,
-        bots: Bots,
-        reader: SignalReader,
-        reward: Reward,
-        rollout: RolloutConfig,
+        world: World,
         seed: int,
         watch: Stopwatch,
         progress: Progress = silent,
     ) -> None:
         self.config = config
-        self.policy = policy
-        self.bots = bots
-        self.reader = reader
-        self.reward = reward
-        self.rollout = rollout
+        self.policy = world.policy
+        self.bots = world.bots
+        self.reader = world.reader
+        self.reward = world.reward
+        self.rollout = world.rollout
         self.seed = seed
         self.watch = watch
         self.progress = progress
+        self.notices: list[str] = []
         self.done = 0
-        self.optimizer = torch.optim.AdamW(policy.adapter_parameters(), config.lr, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(
+            self.policy.adapter_parameters(), config.lr, weight_decay=0.0
+        )
+
+    @classmethod
+    @abstractmethod
+    def footprint(cls, config: Any, length: int) -> Footprint:
+        """What training with this config will hold, for conversations of ``length`` tokens."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no update is left."""
+        return self.done >= self.config.max_steps
+
+    @property
+    def coming(self) -> str:
+        """What the next update is called."""
+        return f"update {self.done + 1}/{self.config.max_steps}"
 
     @abstractmethod
     def step(self) -> tuple[Metrics, Sequence[Mapping[str, Any]]]:
@@ -55,7 +80,7 @@ class AdapterTrainer(ABC):
 
     def steps(self) -> Iterator[StepResult]:
         """Train; yields after every update, and may be left at any yield."""
-        while self.done < self.config.max_steps:
+        while not self.is_over:
             metrics, records = self.step()
             self.done += 1
             yield StepResult(step=self.done, metrics=metrics, episodes=records)

@@ -36,17 +36,30 @@ from homeostat.models.forward import forward, read_in_batches
 from homeostat.models.logprobs import predicting_hidden, token_statistics
 from homeostat.reward.compose import Rewards
 from homeostat.rollout.candidates import play_candidates
-from homeostat.rollout.episodes import training_seeds
+from homeostat.rollout.episodes import BATCH, training_seeds
 from homeostat.signals.reader import episode_record
 from homeostat.trainers.base import AdapterTrainer, describe
+from homeostat.trainers.losses import CHUNK_COPIES
 from homeostat.trainers.preferences import Pair, Reply, make_pairs, preference_metrics
-from homeostat.types import Conversation, Episode, Metrics, Reading
+from homeostat.types import Conversation, Episode, Footprint, Metrics, Reading
 
 
 class DPO(AdapterTrainer):
     """Rounds of sampling, ranking and training on preference pairs."""
 
     config: DPOConfig
+
+    @classmethod
+    def footprint(cls, config: DPOConfig, length: int) -> Footprint:
+        """What training with this config will hold, for conversations of ``length`` tokens."""
+        pairs = min(config.micro_batch_pairs, config.minibatch_pairs)
+        return Footprint(
+            rows=min(config.batch_size, BATCH),
+            length=length,
+            gradient_tokens=2 * pairs * length,
+            logit_copies=CHUNK_COPIES,
+            recomputes=config.gradient_checkpointing,
+        )
 
     def step(self) -> tuple[Metrics, Sequence[Mapping[str, Any]]]:
         """One round."""

@@ -11,6 +11,10 @@ from torch import Tensor
 
 from homeostat.types import Metrics
 
+# Of a chunk of logits in the backward pass: log-probabilities, probabilities, and a gradient for
+# each use of them.
+CHUNK_COPIES = 5
+
 
 def policy_loss(
     logprob: Float[Tensor, " R"],

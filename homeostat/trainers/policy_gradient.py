@@ -34,13 +34,13 @@ from homeostat.models.chat import TokenStream, until_last_response
 from homeostat.models.forward import batches_by_length, forward, make_batch, read_prefix
 from homeostat.models.logprobs import predicting_hidden, token_statistics
 from homeostat.reward.compose import Rewards, token_rewards
-from homeostat.rollout.episodes import play, training_seeds
+from homeostat.rollout.episodes import BATCH, play, training_seeds
 from homeostat.signals.reader import episode_record
 from homeostat.signals.trace import Critic
 from homeostat.trainers.base import AdapterTrainer, describe
 from homeostat.trainers.controllers import lr_factor, make_kl_controller
-from homeostat.trainers.losses import k3_loss, policy_loss
-from homeostat.types import Episode, Metrics, Reading, TokenBatch
+from homeostat.trainers.losses import CHUNK_COPIES, k3_loss, policy_loss
+from homeostat.types import Episode, Footprint, Metrics, Reading, TokenBatch
 
 Ragged = Sequence[Float[np.ndarray, " _"]]  # one array per episode, over its response tokens
 
@@ -78,6 +78,19 @@ class PolicyGradient(AdapterTrainer):
         super().__init__(config, **runtime)
         self.kl = make_kl_controller(config.kl)
         self._base_lrs = [config.lr]
+
+    @classmethod
+    def footprint(cls, config: PolicyGradientConfig, length: int) -> Footprint:
+        """What training with this config will hold, for episodes of ``length`` tokens."""
+        episodes = -(-config.batch_size // min(config.minibatches, config.batch_size))
+        together = min(episodes, max(1, config.micro_batch_tokens // length))
+        return Footprint(
+            rows=min(config.batch_size, BATCH),
+            length=length,
+            gradient_tokens=together * length,
+            logit_copies=CHUNK_COPIES,
+            recomputes=config.gradient_checkpointing,
+        )
 
     @abstractmethod
     def credit(self, batch: Sequence[TokenStream], rewards: Ragged, values: Ragged) -> Credit:

@@ -13,6 +13,7 @@ which costs one more forward pass and keeps the critic's errors out of the polic
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from homeostat.signals.trace import Critic
 from homeostat.trainers.advantages import gae, whiten
 from homeostat.trainers.losses import value_loss
 from homeostat.trainers.policy_gradient import Batch, Credit, PolicyGradient, Ragged, gathered
-from homeostat.types import Metrics, TokenBatch
+from homeostat.types import Footprint, Metrics, TokenBatch
 
 
 class PPO(PolicyGradient):
@@ -46,6 +47,12 @@ class PPO(PolicyGradient):
         learned = [*self.critic.parameters(), *self.critic_adapter]
         self.optimizer.add_param_group({"params": learned, "lr": config.value_lr})
         self._base_lrs.append(config.value_lr)
+
+    @classmethod
+    def footprint(cls, config: PPOConfig, length: int) -> Footprint:  # type: ignore[override]
+        """The same; a critic with an adapter of its own is trained beside the policy's."""
+        shared = super().footprint(config, length)
+        return replace(shared, adapters=2) if config.critic == "lora" else shared
 
     def value(self, hidden: Float[Tensor, "R D"]) -> Float[Tensor, " R"]:
         """The critic's estimate from final hidden states that precede each token."""

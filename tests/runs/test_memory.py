@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig
 from worlds import Parrots, make_trainer, own_reward, share_of_low_ids
 
 from homeostat.config.model import LoraConfig, TinyModelConfig
+from homeostat.config.register import target_of
 from homeostat.config.run import RolloutConfig
 from homeostat.config.steering import HealConfig, SteerHealConfig
 from homeostat.config.trainers import DPOConfig, GRPOConfig, PPOConfig
@@ -22,10 +24,11 @@ from homeostat.runs.memory import (
     activation_bytes,
     episode_tokens,
     memory_limit,
-    micro_batch_size,
-    plan,
+    plan_memory,
     saved_bytes,
 )
+from homeostat.steering.loop import SteerHeal
+from homeostat.trainers.ppo import PPO
 
 CPU = torch.device("cpu")
 
@@ -89,7 +92,7 @@ def test_the_plan_by_hand(make_policy: Callable[..., Policy]) -> None:
     base = sum(p.numel() for p in policy.model.parameters() if not p.requires_grad)
     adapter = sum(p.numel() for p in policy.adapter_parameters())
     config = PPOConfig(name="ppo", batch_size=8, minibatches=2, micro_batch_tokens=10_000)
-    found = plan(policy, config, length=100, rows=8)
+    found = plan_memory(policy, PPO.footprint(config, 100))
     shape = policy.text_config
     heads, width = shape.num_key_value_heads, shape.hidden_size // shape.num_attention_heads
     assert found.weights == 4 * base
@@ -106,7 +109,8 @@ def test_the_plan_by_hand(make_policy: Callable[..., Policy]) -> None:
 def test_a_critic_with_an_adapter_counts_twice(make_policy: Callable[..., Policy]) -> None:
     policy = make_policy()
     shared, own = (
-        plan(policy, PPOConfig(name="ppo", critic=critic), 100, 8) for critic in ("shared", "lora")
+        plan_memory(policy, PPO.footprint(PPOConfig(name="ppo", critic=critic), 100))
+        for critic in ("shared", "lora")
     )
     assert own.adapters == 2 * shared.adapters
     assert own.activations == 2 * shared.activations
@@ -130,12 +134,12 @@ def test_healing_four_times_512_tokens_fits_beside_a_model_of_4b(
         model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16).requires_grad_(False)
     base = BaseModel(model.eval(), make_policy().tokenizer, "4b", "shape")
     policy = Policy(base, LoraConfig(rank=16), seed=0)
-    config = SteerHealConfig(name="steer_heal", heal=HealConfig(minibatch=4))
-    found = plan(policy, config, length=512, rows=32)
+    config = SteerHealConfig(name="steer_heal", batch_size=32, heal=HealConfig(minibatch=4))
+    found = plan_memory(policy, SteerHeal.footprint(config, 512))
     assert 7.5e9 < found.weights < 8e9
     assert found.total < 12e9
     kept = HealConfig(minibatch=4, micro_batch_tokens=4 * 512)
-    whole = plan(policy, SteerHealConfig(name="steer_heal", heal=kept), 512, 32)
+    whole = plan_memory(policy, SteerHeal.footprint(replace(config, heal=kept), 512))
     assert whole.total > 12e9, "the blocks must be computed again for it"
 
 
@@ -150,7 +154,8 @@ def test_healing_four_times_512_tokens_fits_beside_a_model_of_4b(
     ],
 )
 def test_tokens_with_a_gradient(config: PPOConfig | GRPOConfig | DPOConfig, expected: int) -> None:
-    assert micro_batch_size(config, length=100) == expected
+    found = target_of(config).footprint(config, 100)
+    assert (found.gradient_tokens, found.length) == (expected, 100)
 
 
 def test_an_episode_is_as_long_as_its_replies_may_be(make_policy: Callable[..., Policy]) -> None:
@@ -194,6 +199,6 @@ def test_half_precision_keeps_the_adapter_exact() -> None:
     assert all(torch.isfinite(torch.tensor(v)) for v in metrics.values())
     assert metrics["policy/first_ratio"] == pytest.approx(1, abs=0.02)
     assert metrics["optim/grad_norm"] > 0
-    assert plan(policy, trainer.config, 50, 4).weights == sum(
+    assert plan_memory(policy, trainer.footprint(trainer.config, 50)).weights == sum(
         2 * p.numel() for p in policy.model.parameters() if not p.requires_grad
     )

@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 from rich.console import Console as RichConsole
 
-from homeostat.config.register import build
 from homeostat.config.run import MemoryConfig, RunConfig
 from homeostat.config.signals import AFFECTS, INTRINSIC_SIGNALS
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.report.console import Console
+from homeostat.report.metrics import MetricsLog
 from homeostat.runs import perceive as run_signals
+from homeostat.runs.context import Run
+from homeostat.runs.interrupt import Interrupt
 from homeostat.runs.perceive import allowed_set_points, watch_probes
 from homeostat.runs.run import check_memory
 from homeostat.signals.probing.corpus import Corpus
@@ -34,6 +36,12 @@ Make = Callable[..., RunConfig]
 def console() -> tuple[Console, io.StringIO]:
     stream = io.StringIO()
     return Console(RichConsole(file=stream, width=200, highlight=False)), stream
+
+
+def make_run(config: RunConfig, folder: Path, console: Console) -> Run:
+    """A run that mirrors nothing."""
+    log = MetricsLog(folder, replace(config.wandb, mode="disabled"), {})
+    return Run(config, folder, (), console, Stopwatch(), log, Interrupt())
 
 
 def perception(**verdicts: str) -> Perception:
@@ -125,14 +133,14 @@ def test_a_run_that_cannot_fit_is_refused_before_it_trains(
 ) -> None:
     """The estimate is shown and kept all the same, so that the user sees what to lower."""
     config = composed("model=tiny_random", "scale=smoke", "memory.limit_gb=0.001")
-    policy, bots = make_policy(), build(config.bot)
+    policy = make_policy()
     with pytest.raises(HomeostatError, match=r"memory\.limit_gb is 0\.0; .*trainer\."):
-        check_memory(config, policy, bots, tmp_path, console[0])
+        check_memory(make_run(config, tmp_path, console[0]), policy, 60)
     assert "activations" in console[1].getvalue()
     kept = json.loads((tmp_path / "memory.json").read_text())
     assert kept["limit"] == 1_000_000 < kept["total"]
     roomy = replace(config, memory=MemoryConfig(limit_gb=4.0))
-    found = check_memory(roomy, policy, bots, tmp_path, console[0])
+    found = check_memory(make_run(roomy, tmp_path, console[0]), policy, 60)
     assert found == json.loads((tmp_path / "memory.json").read_text())["total"]
 
 
@@ -161,7 +169,9 @@ def test_stale_probes_are_named(
     """Also where the test messages that were read lack a class, so that there is no AUROC."""
     monkeypatch.setattr(run_signals, "measure_staleness", lambda *_: {"boredom": figures})
     config = composed("bot=curious")
-    found = watch_probes(config, make_policy(), perception(boredom="weak"), console[0], Stopwatch())
+    found = watch_probes(
+        make_run(config, Path(), console[0]), make_policy(), perception(boredom="weak")
+    )
     assert found == {"boredom": figures}
     lines = [line for line in console[1].getvalue().splitlines() if "staleness of" not in line]
     assert len(lines) == figures["stale"]
@@ -172,5 +182,5 @@ def test_run_without_probes_has_none_that_could_go_stale(
     composed: Make, make_policy: Callable[..., Policy], console: tuple[Console, io.StringIO]
 ) -> None:
     config = composed("bot=curious", "signals=[intrinsic]", "reward=intrinsic_only")
-    assert watch_probes(config, make_policy(), None, console[0], Stopwatch()) is None
+    assert watch_probes(make_run(config, Path(), console[0]), make_policy(), None) is None
     assert console[1].getvalue() == ""

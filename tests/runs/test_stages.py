@@ -22,6 +22,7 @@ from homeostat.config.run import RunConfig
 from homeostat.errors import HomeostatError
 from homeostat.evals.stages import Stages
 from homeostat.models.adapters import Policy
+from homeostat.models.load import BaseModel
 from homeostat.report.console import Console
 from homeostat.runs.export import export
 from homeostat.runs.run import load_policy, run
@@ -227,7 +228,7 @@ def test_a_run_is_exported_as_one_model_or_one_adapter(
         merged = AutoModelForCausalLM.from_pretrained(whole / "export" / "merged")
         assert torch.allclose(merged(ids).logits, expected, atol=1e-4)
         export(replace(config, export_as="adapter"), whole, Console())
-        base = build(config.model, device=torch.device("cpu"), dtype=torch.float32)
+        base = build(config.model, BaseModel, device=torch.device("cpu"), dtype=torch.float32)
         adapted = PeftModel.from_pretrained(base.model, str(whole / "export" / "adapter"))
         assert torch.allclose(adapted(ids).logits, expected, atol=1e-4)
     monkeypatch.setattr(Policy, "verify_bake", lambda *_: 0.5)

@@ -29,6 +29,7 @@ from homeostat.models.adapters import Policy
 from homeostat.reward.compose import Reward
 from homeostat.signals.reader import SignalReader
 from homeostat.timing import Stopwatch
+from homeostat.trainers.base import World
 from homeostat.trainers.dpo import DPO
 from homeostat.types import Conversation, StepResult, Trace
 
@@ -59,15 +60,11 @@ def make_dpo(
     settings |= {"epochs": 2, "minibatch_pairs": 8, "micro_batch_pairs": 8, "min_margin": 0.1}
     trainer = build(
         DPOConfig(name="dpo", **{**settings, **options}),
-        policy=policy,
-        bots=bots or Parrots(),
-        reader=reader,
-        reward=reward,
-        rollout=rollout,
+        DPO,
+        world=World(policy, bots or Parrots(), reader, reward, rollout),
         seed=0,
         watch=Stopwatch(),
     )
-    assert isinstance(trainer, DPO)
     return trainer
 
 

@@ -22,6 +22,7 @@ from homeostat.models.forward import forward
 from homeostat.reward.compose import Reward
 from homeostat.signals.reader import SignalReader
 from homeostat.timing import Stopwatch
+from homeostat.trainers.base import World
 from homeostat.trainers.policy_gradient import PolicyGradient
 from homeostat.types import Conversation, StepResult, Trace, Turn
 
@@ -182,15 +183,17 @@ def make_trainer(
     settings |= {"kl": NO_KL, "target_kl": None}
     trainer = build(
         CONFIGS[kind](name=kind, **{**settings, **options}),
-        policy=policy,
-        bots=bots or Parrots(),
-        reader=reader,
-        reward=reward,
-        rollout=rollout or RolloutConfig(turns=2, max_new_tokens=2),
+        PolicyGradient,
+        world=World(
+            policy,
+            bots or Parrots(),
+            reader,
+            reward,
+            rollout or RolloutConfig(turns=2, max_new_tokens=2),
+        ),
         seed=0,
         watch=Stopwatch(),
     )
-    assert isinstance(trainer, PolicyGradient)
     return trainer
 
 

@@ -1,0 +1,148 @@
+"""The first wing: probes and set points before training, held-out episodes before and after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import Any
+
+from homeostat.config.register import build
+from homeostat.config.signals import AFFECTS
+from homeostat.evals.homeostasis import Homeostasis, perception_validity
+from homeostat.models.adapters import Policy
+from homeostat.report.metrics import write_rows
+from homeostat.reward.compose import Reward
+from homeostat.reward.valence import resolve
+from homeostat.runs.checkpoint import seed_generators
+from homeostat.runs.context import Run
+from homeostat.runs.memory import episode_tokens
+from homeostat.runs.perceive import (
+    allowed_set_points,
+    measure_base,
+    perceive,
+    save_calibration,
+    validate_intrinsic,
+    watch_probes,
+)
+from homeostat.signals.calibration import Calibration
+from homeostat.signals.probing.perception import Perception
+from homeostat.signals.reader import SignalReader
+from homeostat.trainers.base import World
+from homeostat.types import Bots, EvalResult, StepResult, Trainer
+
+
+class RewardWing:
+    """What a run of the first founding system measures; see `homeostat.runs.context.Wing`."""
+
+    ended: str | None = None  # a reward never ends a run early
+
+    def __init__(self, run: Run, policy: Policy) -> None:
+        self.run = run
+        self.policy = policy
+        self.bots = build(run.config.bot, Bots)
+        self.perception: Perception | None = None
+        self.loop: Mapping[str, Any] | None = None
+        self.allowed: tuple[str, ...] = ()
+        self.comparison: EvalResult | None = None
+        self.failures: Mapping[str, Any] | None = None
+        self.staleness: Mapping[str, Any] | None = None
+
+    def sequence_tokens(self) -> int:
+        """See `Wing.sequence_tokens`."""
+        return episode_tokens(self.policy, self.run.config.rollout, self.bots)
+
+    def prepare(self) -> Trainer | None:
+        """Fit probes, calibrate set points, play the held-out episodes as the base; the trainer."""
+        run, config = self.run, self.run.config
+        self.perception = perceive(run, self.policy)
+        probes = self.perception.probes if self.perception else None
+        self.reader = SignalReader(self.policy, config.signals, probes)
+        self.calibration, self.loop = measure_base(run, self.reader, self.perception, self.bots)
+        # What the cache has spared so far must not shift what is drawn from here on.
+        seed_generators(config.seed)
+        set_points = self._set_points(self.calibration)
+        if run.stop.requested:
+            return None
+        reward = Reward(config.reward, set_points)
+        if config.trainer.learns:
+            self._measure_before(reward)
+        world = World(self.policy, self.bots, self.reader, reward, config.rollout)
+        return build(config.trainer, Trainer, world=world, seed=config.seed, watch=run.watch)
+
+    def _set_points(self, calibration: Calibration) -> dict[str, Any]:
+        config = self.run.config
+        points = allowed_set_points(config, self.perception, self.run.console)
+        self.allowed = tuple(name for name in AFFECTS if name in points)
+        resolved = resolve(points, calibration)
+        save_calibration(self.run.folder, calibration, {k: asdict(v) for k, v in resolved.items()})
+        return resolved
+
+    def _measure_before(self, reward: Reward) -> None:
+        config = self.run.config
+        self.evaluation = build(
+            config.eval,
+            Homeostasis,
+            policy=self.policy,
+            bots=self.bots,
+            reader=self.reader,
+            reward=reward,
+            rollout=config.rollout,
+        )
+        self.before = self._play("base")
+        self._compare([])
+        self.loop = perception_validity(self.before)
+
+    def start(self) -> None:
+        """See `Wing.start`; the held-out episodes of the base are played already."""
+
+    def after_step(self, result: StepResult) -> None:
+        """See `Wing.after_step`; an update is measured by its own episodes."""
+
+    def report_step(self, result: StepResult, seconds: float) -> None:
+        """One line about an update."""
+        total = self.run.config.trainer.max_steps
+        self.run.console.update(result.step, total, result.metrics, seconds)
+
+    def finish(self) -> None:
+        """Play the held-out episodes as what was learnt; without training, validate the signals."""
+        run = self.run
+        if run.stop.requested:
+            return
+        if not run.config.trainer.learns:
+            self.failures = validate_intrinsic(run, self.reader, self.bots, self.calibration)
+            return
+        self._compare(self._play("trained"))
+        self.staleness = watch_probes(run, self.policy, self.perception)
+
+    def _play(self, arm: str) -> list[dict[str, Any]]:
+        context = self.policy.reference() if arm == "base" else nullcontext()
+        with context, self.run.section(f"held-out episodes, {arm}", "evaluate") as progress:
+            return self.evaluation.measure(arm, playing=progress)
+
+    def _compare(self, after: list[dict[str, Any]]) -> None:
+        """Write the rows of both arms and keep their comparison."""
+        self.comparison = self.evaluation.compare(self.before, after)
+        path = self.run.folder / "evals" / f"{self.comparison.name}.jsonl"
+        write_rows(path, self.comparison.rows)
+
+    def summary(self) -> dict[str, Any]:
+        """See `Wing.summary`."""
+        reports = self.perception.reports if self.perception else {}
+        metrics = self.comparison.metrics if self.comparison else {}
+        return {
+            "probe_auroc": {name: report.auroc for name, report in reports.items()},
+            "probe_verdict": {name: report.verdict for name, report in reports.items()},
+            "rewarded_affects": self.allowed,
+            "perception": self.loop,
+            "staleness": self.staleness,
+            "failures": self.failures,
+            "eval": {name: asdict(estimate) for name, estimate in metrics.items()},
+        }
+
+    def report(self) -> None:
+        """Tables of what was found, for the console."""
+        if self.comparison is not None:
+            self.run.console.comparison(self.comparison.metrics)
+        if not self.run.config.trainer.learns and self.perception is not None:
+            self.run.console.verdicts(self.perception.reports)
