@@ -34,6 +34,7 @@ from homeostat.report.metrics import write_rows
 from homeostat.rollout.replies import Sampling
 from homeostat.runs.context import Run
 from homeostat.runs.memory import PROMPT_TOKENS
+from homeostat.steering.bank import fallen_by_gate
 from homeostat.steering.loop import HEALED, STEERED, SteerHeal
 from homeostat.types import StepResult, Trainer
 
@@ -105,7 +106,7 @@ class SteeringWing:
         """Measure a steered or healed student, and keep what was measured."""
         trainer, stage, round_ = self._trainer, str(result.stage), (result.step + 1) // 2
         if stage == STEERED:
-            rows = trainer.filter_report(result.episodes)
+            rows = fallen_by_gate(result.episodes)
             self.kept.add("evals/filter.jsonl", rows, round_, stage)
             self._save_vector(round_)
         else:

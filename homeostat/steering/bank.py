@@ -1,0 +1,208 @@
+"""The bank of one round: steered completions, sampled, read by the base, judged by the filter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from homeostat.config.steering import PersonaConfig, SteerHealConfig
+from homeostat.models.adapters import Policy
+from homeostat.models.hooks import Steering
+from homeostat.models.logprobs import token_statistics
+from homeostat.rollout.replies import (
+    Sampling,
+    base_nll,
+    predicting,
+    reply,
+    reply_ids,
+    sampled,
+    statistics_of,
+)
+from homeostat.steering.filters import Steered, judge, last_good_position, report
+from homeostat.steering.vectors import Context, PersonaVector, plain
+from homeostat.timing import Stopwatch
+from homeostat.types import Conversation, Progress, Turn, silent
+
+WINDOW = 8  # tokens in which a completion may go wrong, for backtracking
+ORDER, COMPLETION, AGAIN, OWN = 3, 5, 7, 11  # what a random number is for
+
+
+@dataclass(frozen=True)
+class Source:
+    """What completions are made from.
+
+    Attributes:
+        config: Of the loop.
+        policy: The student so far.
+        persona: What is steered towards; its narration is filtered.
+        contexts: Messages that may be steered on.
+        seed: Of the run.
+        watch: Told where the time goes.
+    """
+
+    config: SteerHealConfig
+    policy: Policy
+    persona: PersonaConfig
+    contexts: Sequence[Context]
+    seed: int
+    watch: Stopwatch
+
+    def ask(self, round_: int, first: int, count: int) -> list[Conversation]:
+        """Messages of a round's completions, each as often as the others."""
+        order = np.random.default_rng([self.seed, ORDER, round_]).permutation(len(self.contexts))
+        places = (order[(first + i) % len(order)] for i in range(count))
+        return [plain(self.contexts[place].text) for place in places]
+
+    def sampling(self, *key: int) -> Sampling:
+        """How completions are drawn, from random numbers of this key."""
+        config = self.config
+        return Sampling(config.max_new_tokens, config.temperature, (self.seed, *key))
+
+    def base_perplexity(self, progress: Progress) -> float:
+        """Median perplexity of the base's own replies to messages that may be steered on."""
+        asked = self.ask(0, 0, self.config.batch_size)
+        with self.watch("generate"), self.policy.reference():
+            said = sampled(self.policy, asked, self.sampling(OWN), progress=progress)
+            talks, states = [talk for talk, _ in said], [hidden for _, hidden in said]
+            statistics = statistics_of(self.policy, talks, states)
+        return float(np.exp(np.median([-float(one.logprob.mean()) for one in statistics])))
+
+
+@dataclass
+class Bank:
+    """Completions of one round, each with the conversation that it ends.
+
+    Attributes:
+        source: What they are made from.
+        round: From 0.
+        vector: What steers them.
+        base_perplexity: Median of the base's own replies, for the filter.
+        progress: Told how many are sampled.
+    """
+
+    source: Source
+    round: int
+    vector: PersonaVector
+    base_perplexity: float
+    progress: Progress = silent
+    completions: list[Steered] = field(default_factory=list)
+    talks: list[Conversation] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.completions)
+
+    def steering(self, dose: float | Sequence[float]) -> Steering:
+        """The vector at a dose; one for all rows, or one for each."""
+        return self.vector.steering(dose, self.source.config.dose)
+
+    def fill(self, doses: Sequence[float]) -> None:
+        """Sample one completion per dose, read by the base."""
+        source, first = self.source, len(self)
+        asked = source.ask(self.round, first, len(doses))
+        with source.watch("generate"):
+            talks = reply(
+                source.policy,
+                asked,
+                source.sampling(COMPLETION, self.round),
+                self.steering(doses),
+                first=first,
+                progress=self.progress,
+            )
+        with source.watch("filter"):
+            completions = self._read(talks, doses)
+        for attempt in range(source.config.dose.backtracks):
+            with source.watch("generate"):
+                talks, completions = self._backtrack(attempt, talks, completions)
+        self.talks += talks
+        self.completions += completions
+
+    def judge(self, completion: Steered) -> tuple[str, ...]:
+        """The gates that a completion fails."""
+        source = self.source
+        patterns = [re.compile(pattern) for pattern in source.persona.narration]
+        return judge(completion, source.config.filter, self.base_perplexity, patterns)
+
+    def survival(self, dose: float) -> float:
+        """Share of some new completions at a dose that pass the filter."""
+        first = len(self)
+        self.fill([dose] * self.source.config.dose.probe_size)
+        return float(np.mean([not self.judge(one) for one in self.completions[first:]]))
+
+    def kl_at(self, dose: float) -> float:
+        """95th percentile of KL(steered || unsteered) over positions of new completions, nats."""
+        policy, first = self.source.policy, len(self)
+        self.fill([dose] * self.source.config.dose.probe_size)
+        talks = self.talks[first:]
+        with policy.steered(self.steering(dose)):
+            steered = predicting(policy, talks)
+        unsteered = predicting(policy, talks)
+        ids = [torch.tensor(reply_ids(talk), device=policy.device) for talk in talks]
+        with torch.no_grad():
+            kl = [
+                token_statistics(hidden, targets, policy.unembed, ref).kl
+                for hidden, targets, ref in zip(steered, ids, unsteered, strict=True)
+            ]
+        return float(torch.quantile(torch.cat(kl), 0.95))
+
+    def fell(self) -> str:
+        """How many completions each gate has stopped, in words."""
+        counts: dict[str, int] = {}
+        for completion in self.completions:
+            for gate in self.judge(completion):
+                counts[gate] = counts.get(gate, 0) + 1
+        return ", ".join(f"{gate} {count}" for gate, count in sorted(counts.items())) or "none"
+
+    def _read(self, talks: Sequence[Conversation], doses: Sequence[float]) -> list[Steered]:
+        nll = base_nll(self.source.policy, talks)
+        return [
+            Steered(talk.turns[-1].text, reply_ids(talk), nll_R, dose)
+            for talk, nll_R, dose in zip(talks, nll, doses, strict=True)
+        ]
+
+    def _backtrack(
+        self, attempt: int, talks: Sequence[Conversation], completions: Sequence[Steered]
+    ) -> tuple[list[Conversation], list[Steered]]:
+        """Cut what fell through the filter where it went wrong and go on with half the dose."""
+        source = self.source
+        again = [i for i, completion in enumerate(completions) if self.judge(completion)]
+        if not again:
+            return list(talks), list(completions)
+        heads = [self._head(talks[i], completions[i]) for i in again]
+        doses = [completions[i].dose / 2 for i in again]
+        sampling = source.sampling(AGAIN, self.round, attempt)
+        rest = reply(source.policy, heads, sampling, self.steering(doses))
+        new = list(talks)
+        for i, head, longer in zip(again, heads, rest, strict=True):
+            new[i] = self._rejoined(head, longer)
+        read = list(completions)
+        mended = self._read([new[i] for i in again], doses)
+        for i, completion in zip(again, mended, strict=True):
+            read[i] = completion
+        return new, read
+
+    def _head(self, talk: Conversation, completion: Steered) -> Conversation:
+        """A conversation whose reply ends where it was still good."""
+        good = last_good_position(
+            completion, self.source.config.filter, self.base_perplexity, WINDOW
+        )
+        begun = Turn("assistant", "", token_ids=completion.ids[:good])
+        return Conversation((*talk.turns[:-1], begun))
+
+    def _rejoined(self, head: Conversation, longer: Conversation) -> Conversation:
+        """The good beginning and what was sampled after it, as one reply."""
+        source = self.source
+        ids = (*(head.turns[-1].token_ids or ()), *reply_ids(longer))
+        ids = ids[: source.config.max_new_tokens]
+        text = source.policy.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return Conversation((*head.turns[:-1], Turn("assistant", text, token_ids=ids)))
+
+
+def fallen_by_gate(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What fell by dose and gate, from the records of a steered stage."""
+    completions = [Steered(r["text"], (), np.zeros(0), r["dose"]) for r in records]
+    return report(completions, [tuple(r["failed"]) for r in records])
