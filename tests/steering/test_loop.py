@@ -22,6 +22,7 @@ from homeostat.config.steering import (
 )
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
+from homeostat.steering.bank import Bank
 from homeostat.steering.loop import SteerHeal
 from homeostat.timing import Stopwatch
 
@@ -168,8 +169,12 @@ def test_iso_kl_comes_near_its_target(make: Callable[..., SteerHeal]) -> None:
     dose = DoseConfig(kind="iso_kl", low=0.1, high=100.0, probes=5, probe_size=4, target_kl=0.05)
     trainer = make(replace(CONFIG, dose=dose))
     next(trainer.steps())
-    found = trainer._kl_at(trainer.dose, 0, [], [])
-    higher = trainer._kl_at(4 * trainer.dose, 0, [], [])
+    assert trainer.vector is not None
+    assert trainer.base_perplexity is not None
+    found, higher = (
+        Bank(trainer.source, 0, trainer.vector, trainer.base_perplexity).kl_at(dose)
+        for dose in (trainer.dose, 4 * trainer.dose)
+    )
     assert found < higher
     assert 0.01 < found < 0.25
 
