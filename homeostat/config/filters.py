@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+
+from omegaconf import OmegaConf
 
 from homeostat.config.checks import require
+from homeostat.config.register import CONF
 
 
 @dataclass(kw_only=True)
@@ -40,3 +44,9 @@ class FilterConfig:
                 value is None or 0 <= value <= 1,
                 f"{key}.{name}={value} must lie between 0 and 1, or be null.",
             )
+
+
+@cache
+def standard_filter() -> FilterConfig:
+    """The limits of ``conf/filters/standard.yaml``, for what every run judges by the same ones."""
+    return FilterConfig(**OmegaConf.load(CONF / "filters" / "standard.yaml"))
