@@ -36,11 +36,9 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen2Config
 
-from homeostat.config.model import LoraConfig
-from homeostat.config.register import build
-from homeostat.config.run import RolloutConfig
-from homeostat.config.steering import BarrierConfig, HealConfig, SteerHealConfig
-from homeostat.config.trainers import PPOConfig, TrainerConfig
+from homeostat.config.register import build, config_part
+from homeostat.config.steering import SteerHealConfig
+from homeostat.config.trainers import TrainerConfig
 from homeostat.models.adapters import Policy
 from homeostat.models.chat import TokenStream
 from homeostat.models.load import BaseModel
@@ -111,11 +109,12 @@ class Case:
     def config(self) -> TrainerConfig:
         """The trainer's config."""
         if self.what == "heal":
-            return SteerHealConfig(
-                name="steer_heal", heal=HealConfig(minibatch=HEALED, epochs=2, validation=0.0)
+            sizes = {"minibatch": HEALED, "epochs": 2, "validation": 0.0}
+            return config_part(
+                "trainer=steer_heal", heal=config_part("trainer=steer_heal", "heal", **sizes)
             )
-        return PPOConfig(
-            name="ppo",
+        return config_part(
+            "trainer=ppo",
             batch_size=EPISODES,
             minibatches=MINIBATCHES,
             micro_batch_tokens=self.micro_batch_tokens,
@@ -151,7 +150,7 @@ def make_policy(case: Case, device: torch.device) -> Policy:
         )
     model.requires_grad_(False)
     base = BaseModel(model.eval(), byte_tokenizer(), case.model, "random")
-    return Policy(base, LoraConfig(rank=16, layers=list(case.lora_layers)), seed=0)
+    return Policy(base, config_part("lora", rank=16, layers=list(case.lora_layers)), seed=0)
 
 
 def make_ppo(case: Case, policy: Policy) -> PPO:
@@ -162,7 +161,7 @@ def make_ppo(case: Case, policy: Policy) -> PPO:
         bots=None,  # nothing is played, read or rewarded
         reader=None,
         reward=None,
-        rollout=RolloutConfig(),
+        rollout=config_part("rollout"),
         seed=0,
         watch=Stopwatch(),
     )
@@ -198,7 +197,7 @@ def heal(case: Case, policy: Policy) -> None:
         Completion(*(tuple(rng.integers(0, 200, half).tolist()) for _ in range(2)))
         for _ in range(HEALED)
     ]
-    barrier = BarrierConfig(tau=0.0)
+    barrier = config_part("trainer=steer_heal", "barrier", tau=0.0)
     Heal(config.heal, barrier, policy=policy, lr=1e-4, seed=0, round=0, tau=0.0).run(completions)
 
 

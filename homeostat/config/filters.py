@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -49,4 +50,5 @@ class FilterConfig:
 @cache
 def standard_filter() -> FilterConfig:
     """The limits of ``conf/filters/standard.yaml``, for what every run judges by the same ones."""
-    return FilterConfig(**OmegaConf.load(CONF / "filters" / "standard.yaml"))
+    limits: Any = OmegaConf.load(CONF / "filters" / "standard.yaml")
+    return FilterConfig(**limits)

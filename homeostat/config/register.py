@@ -6,7 +6,7 @@ name, type and limits. `register` stores every class of this folder that names i
 type fails before anything heavy is imported; what spans several fields is checked in
 ``__post_init__``. `build` turns a config into the object that its ``_target_`` names: the config
 itself is the constructor's first argument, so a schema and the code that it configures cannot drift
-apart. `part` gives scripts and tests what a run would get.
+apart. `config_part` gives scripts and tests what a run would get.
 """
 
 from __future__ import annotations
@@ -74,14 +74,14 @@ def compose_run(*overrides: str) -> DictConfig:
         return compose("config", overrides=list(overrides))
 
 
-def part(choice: str, *path: str, **changes: Any) -> Any:
+def config_part(choice: str, *path: str, **changes: Any) -> Any:
     """A part of a run's config with some values changed, checked as in a run.
 
-    ``part("trainer=ppo", lr=1e-4)`` is PPO's config, ``part("trainer=steer_heal", "barrier",
-    aggregate="mean")`` its barrier's, ``part("lora", rank=4)`` the adapter's.
+    ``config_part("trainer=ppo", lr=1e-4)`` is the config of PPO, ``config_part("trainer=ppo",
+    "kl", coef=0.1)`` of its price of KL, ``config_part("lora", rank=4)`` of the adapter.
 
     Args:
-        choice: A group and its option, or what belongs to no group; of no scale.
+        choice: A group and its option, or a key of the run. No scale is chosen.
         *path: Names of the keys that lead further down.
         **changes: Values by key.
     """

@@ -18,7 +18,7 @@ CONTROLS = ("fixed", "dual")
 QUANTILE = "quantile"  # a tau that is read off a pilot
 
 
-@dataclass(kw_only=True)
+@dataclass
 class ProbePair:
     """A question and two replies of equal length, one of either side of the trait."""
 
