@@ -137,6 +137,13 @@ def assert_fits(part: Any) -> None:
     assert expected in [kind.__name__ for kind in type(part).__mro__]
 
 
+def with_trainer(group: str, name: str, trainer: str) -> RunConfig:
+    """The config of a run with this scale or experiment, and a value from the command line."""
+    bot = ["bot=curious"] if group == "scale" else []  # half the time; an experiment may choose
+    persona = ["persona=calm"] if trainer == "steer_heal" else []
+    return converted(draft(f"trainer={trainer}", f"{group}={name}", *bot, *persona, "lora.rank=77"))
+
+
 STEERING = ("love", "mean_vs_rmse")  # experiments of trainer=steer_heal
 
 
@@ -147,11 +154,7 @@ def test_every_scale_and_experiment_goes_with_every_trainer(
 ) -> None:
     if name in STEERING and trainer != "steer_heal":
         pytest.skip("the experiment is about one trainer")
-    bot = ["bot=curious"] if group == "scale" else []  # half the time; an experiment may choose
-    persona = ["persona=calm"] if trainer == "steer_heal" else []
-    config = converted(
-        draft(f"trainer={trainer}", f"{group}={name}", *bot, *persona, "lora.rank=77")
-    )
+    config = with_trainer(group, name, trainer)
     assert config.trainer.name == trainer
     assert config.lora.rank == 77  # the command line has the last word
     if group == "scale":
@@ -252,8 +255,7 @@ WORK = {"cpu": (3, 12, 3, 12), "gpu12": (100, 64, 3, 32), "smoke": (2, 4, 2, 4)}
 @pytest.mark.parametrize("trainer", GROUPS["trainer"])
 @pytest.mark.parametrize("scale", WORK)
 def test_every_wing_takes_its_own_work_from_the_scale(scale: str, trainer: str) -> None:
-    persona = ["persona=calm"] if trainer == "steer_heal" else []
-    config = converted(draft(f"trainer={trainer}", f"scale={scale}", "bot=curious", *persona))
+    config = with_trainer("scale", scale, trainer)
     steering = config.trainer.wing == "steering"
     expected = WORK[scale][2:] if steering else WORK[scale][:2]
     assert steering == (trainer == "steer_heal") == config.trainer.needs_persona
