@@ -18,15 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from homeostat.config.checks import refuse_unknown_keys
-from homeostat.config.register import register
+from homeostat.config.register import CONF, options, register
 from homeostat.config.resume import is_finished, refuse_changes, with_kept_overrides
 from homeostat.config.run import RunConfig
 from homeostat.config.sweep import RUNNING, SKIPPED, how_to_go_on, note_job, plan_job
 from homeostat.errors import HomeostatError
 
-PACKAGE = Path(__file__).resolve().parent
-# In a source tree conf/ lies beside the package, in a wheel inside it.
-CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir())
 FULL_ERROR = "HYDRA_FULL_ERROR"
 WANTS_TRACEBACK = os.environ.get(FULL_ERROR) == "1"
 INTERRUPTED = 130
@@ -154,12 +151,7 @@ def main() -> None:
 
 def help_text() -> str:
     """Usage and every option of every group; Hydra's own listing takes seconds to compose."""
-    groups = {
-        folder.name: ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-        for folder in sorted(CONF.iterdir())
-        if folder.is_dir()
-    }
-    listed = "\n".join(f"  {name:<11}{options}" for name, options in groups.items() if options)
+    listed = "\n".join(f"  {name:<11}{', '.join(names)}" for name, names in options().items())
     return f"{USAGE}\nGroups, chosen with group=option:\n{listed}\n\n{AFTERWORD}"
 
 

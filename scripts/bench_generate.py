@@ -34,8 +34,7 @@ from bench_ppo import BARE_TEMPLATE, WORDS, prompt_ids
 from bench_ppo_task import LORA_ALPHA, LORA_RANK, PROMPT_TOKENS
 from bench_trace import Call, run_config, seconds_of, stir_adapter
 
-from homeostat.config.model import LoraConfig
-from homeostat.config.register import build
+from homeostat.config.register import build, config_part
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.load import BaseModel, resolve_device
@@ -59,7 +58,7 @@ def make_policy(device: torch.device, template: str) -> Policy:
     base = build(run_config().model, BaseModel, device=device, dtype=torch.float32)
     if template == "bare":
         base.tokenizer.chat_template = BARE_TEMPLATE
-    policy = Talkative(base, LoraConfig(rank=LORA_RANK, alpha=LORA_ALPHA), seed=0)
+    policy = Talkative(base, config_part("lora", rank=LORA_RANK, alpha=LORA_ALPHA), seed=0)
     stir_adapter(policy)
     return policy
 

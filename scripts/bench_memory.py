@@ -36,11 +36,9 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen2Config
 
-from homeostat.config.model import LoraConfig
-from homeostat.config.register import build, target_of
-from homeostat.config.run import RolloutConfig
-from homeostat.config.steering import BarrierConfig, HealConfig, SteerHealConfig
-from homeostat.config.trainers import PPOConfig, TrainerConfig
+from homeostat.config.register import build, config_part, target_of
+from homeostat.config.steering import SteerHealConfig
+from homeostat.config.trainers import TrainerConfig
 from homeostat.models.adapters import Policy
 from homeostat.models.chat import TokenStream
 from homeostat.models.load import BaseModel
@@ -112,11 +110,12 @@ class Case:
     def config(self) -> TrainerConfig:
         """The trainer's config."""
         if self.what == "heal":
-            return SteerHealConfig(
-                name="steer_heal", heal=HealConfig(minibatch=HEALED, epochs=2, validation=0.0)
+            sizes = {"minibatch": HEALED, "epochs": 2, "validation": 0.0}
+            return config_part(
+                "trainer=steer_heal", heal=config_part("trainer=steer_heal", "heal", **sizes)
             )
-        return PPOConfig(
-            name="ppo",
+        return config_part(
+            "trainer=ppo",
             batch_size=EPISODES,
             minibatches=MINIBATCHES,
             micro_batch_tokens=self.micro_batch_tokens,
@@ -152,13 +151,13 @@ def make_policy(case: Case, device: torch.device) -> Policy:
         )
     model.requires_grad_(False)
     base = BaseModel(model.eval(), byte_tokenizer(), case.model, "random")
-    return Policy(base, LoraConfig(rank=16, layers=list(case.lora_layers)), seed=0)
+    return Policy(base, config_part("lora", rank=16, layers=list(case.lora_layers)), seed=0)
 
 
 def make_ppo(case: Case, policy: Policy) -> PPO:
     """A trainer that is only asked to learn from a batch."""
     nobody: Any = None  # nothing is played, read or rewarded
-    world = World(policy, nobody, nobody, nobody, RolloutConfig())
+    world = World(policy, nobody, nobody, nobody, config_part("rollout"))
     return build(case.config, PPO, world=world, seed=0, watch=Stopwatch())
 
 
@@ -190,7 +189,7 @@ def heal(case: Case, policy: Policy) -> None:
         Completion(*(tuple(rng.integers(0, 200, half).tolist()) for _ in range(2)))
         for _ in range(HEALED)
     ]
-    barrier = BarrierConfig(tau=0.0)
+    barrier = config_part("trainer=steer_heal", "barrier", tau=0.0)
     Heal(config.heal, barrier, policy=policy, lr=1e-4, seed=0, round=0, tau=0.0).run(completions)
 
 

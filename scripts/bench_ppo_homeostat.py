@@ -20,12 +20,10 @@ from bench_ppo_task import (
     read_task,
 )
 
-from homeostat.config.model import LoraConfig, PretrainedModelConfig
-from homeostat.config.register import build
+from homeostat.config.model import PretrainedModelConfig
+from homeostat.config.register import build, config_part
 from homeostat.config.reward import RewardConfig, SetPointConfig
 from homeostat.config.run import RolloutConfig
-from homeostat.config.signals import IntrinsicConfig, SignalsConfig
-from homeostat.config.trainers import KLConfig, PPOConfig
 from homeostat.models.adapters import Policy
 from homeostat.models.load import BaseModel
 from homeostat.reward.compose import Reward
@@ -81,19 +79,23 @@ def make_trainer(task: Task, watch: Stopwatch) -> PPO:
     """PPO with a set point on the entropy and all intrinsic signals measured."""
     model = PretrainedModelConfig(name="smollm2", path=task.model)
     base = build(model, BaseModel, device=torch.device("cpu"), dtype=torch.float32)
-    policy = Talkative(base, LoraConfig(rank=LORA_RANK, alpha=LORA_ALPHA), seed=0)
-    reader = SignalReader(policy, SignalsConfig(intrinsic=IntrinsicConfig()), None)
+    policy = Talkative(base, config_part("lora", rank=LORA_RANK, alpha=LORA_ALPHA), seed=0)
+    reader = SignalReader(policy, config_part("signals", affect=None), None)
     reader.base_norms = np.ones(len(reader.norm_layers))
-    asked = RewardConfig(set_points={"entropy": SetPointConfig(1.0, 2.0, 0.5)})
-    config = PPOConfig(
-        name="ppo",
+    asked = RewardConfig(
+        set_points={
+            "entropy": SetPointConfig(weight=1.0, setpoint=2.0, tolerance=0.5, min_tolerance=1e-6)
+        }
+    )
+    config = config_part(
+        "trainer=ppo",
         lr=LEARNING_RATE,
         value_lr=LEARNING_RATE,
         batch_size=task.episodes,
         max_steps=task.updates,
         epochs=EPOCHS,
         minibatches=MINIBATCHES,
-        kl=KLConfig(coef=KL_COEF),
+        kl=config_part("trainer=ppo", "kl", coef=KL_COEF),
         target_kl=None,
     )
     return PPO(

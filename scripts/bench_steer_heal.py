@@ -22,14 +22,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
-from homeostat.cli import CONF
-from homeostat.config.model import LoraConfig
-from homeostat.config.register import build, register
-from homeostat.config.run import RunConfig
-from homeostat.config.steering import BarrierConfig, DoseConfig, HealConfig, VectorConfig
+from homeostat.config.register import build, config_part
 from homeostat.models.adapters import Policy
 from homeostat.models.load import BaseModel
 from homeostat.rollout.replies import Sampling, base_nll, reply, reply_ids
@@ -53,13 +47,13 @@ PARTS = ("vector", "generate", "filter", "heal")
 
 def load() -> tuple[BaseModel, Any, Any]:
     """The embedded model, a persona and the filter's defaults."""
-    register()
-    overrides = ["trainer=steer_heal", "persona=care_over_authority"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = OmegaConf.to_object(compose("config", overrides=overrides))
-    assert isinstance(config, RunConfig)
-    base = build(config.model, BaseModel, device=torch.device("cpu"), dtype=torch.float32)
-    return base, config.persona, config.trainer.filter  # type: ignore[attr-defined]
+    model = config_part("model=smollm2_135m")
+    base = build(model, BaseModel, device=torch.device("cpu"), dtype=torch.float32)
+    return (
+        base,
+        config_part("persona=care_over_authority"),
+        config_part("trainer=steer_heal", "filter"),
+    )
 
 
 def one_round(
@@ -86,7 +80,9 @@ def one_round(
         states = last_token_residual(policy, sides, BAND, max_tokens=width)
         differences = {layer: h[:CONTEXTS] - h[CONTEXTS:] for layer, h in states.items()}
         scale = {layer: float(h.norm(dim=-1).mean()) for layer, h in states.items()}
-        return make_vector(differences, scale, VectorConfig().kind, persona.name, seed)
+        return make_vector(
+            differences, scale, config_part("trainer=steer_heal", "vector").kind, persona.name, seed
+        )
 
     vector = timed("vector", read_vector)
     asked = [plain(c.text) for c in contexts[CONTEXTS : CONTEXTS + COMPLETIONS]]
@@ -101,7 +97,7 @@ def one_round(
                 policy,
                 [asked[n] for n in rows],
                 sampling,
-                vector.steering(DOSE, DoseConfig()),
+                vector.steering(DOSE, config_part("trainer=steer_heal", "dose")),
                 first=rows[0],
             )
         ]
@@ -121,8 +117,9 @@ def one_round(
         Completion(tuple(policy.encode(replace(t, turns=t.turns[:-1])).ids), reply_ids(t))
         for t in talks[:HEALED]
     ]
-    config = HealConfig(validation=0.0, minibatch=1 if single else 4)
-    barrier = BarrierConfig(aggregate="rmse", tau=0.5)
+    minibatch = 1 if single else 4
+    config = config_part("trainer=steer_heal", "heal", validation=0.0, minibatch=minibatch)
+    barrier = config_part("trainer=steer_heal", "barrier", aggregate="rmse", tau=0.5)
     heal = Heal(config, barrier, policy=policy, lr=3e-4, seed=seed, round=0, tau=0.5)
     timed("heal", lambda: heal.run(completions))
     return seconds | {"round": sum(seconds.values())}
@@ -135,7 +132,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     base, persona, gates = load()
-    policy = Policy(base, LoraConfig(layers=[0.2, 0.8]), seed=0)
+    policy = Policy(base, config_part("lora", layers=[0.2, 0.8]), seed=0)
     seen: dict[bool, list[dict[str, float]]] = {False: [], True: []}
     one_round(policy, persona, gates, single=False, seed=99)
     for number in range(arguments.repeats):

@@ -40,13 +40,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from homeostat.cli import CONF
-from homeostat.config.model import LoraConfig
-from homeostat.config.register import build, register
+from homeostat.config.register import build, compose_run, config_part
 from homeostat.config.run import RunConfig
 from homeostat.config.signals import AFFECTS
 from homeostat.errors import HomeostatError
@@ -127,10 +124,7 @@ def stir_adapter(policy: Policy) -> None:
 
 def run_config() -> RunConfig:
     """The run config with the embedded model in float32, as the command line composes it."""
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = compose("config", overrides=[f"model={MODEL}", "dtype=float32"])
-    config = OmegaConf.to_object(composed)
+    config = OmegaConf.to_object(compose_run(f"model={MODEL}", "dtype=float32"))
     assert isinstance(config, RunConfig)
     return config
 
@@ -313,7 +307,7 @@ def large_vocabulary_policy(device: torch.device) -> Policy:
     )
     torch.manual_seed(0)
     base = finish(LlamaForCausalLM(architecture), tokenizer, "large_vocabulary", device)
-    policy = Policy(base, LoraConfig(), seed=0)
+    policy = Policy(base, config_part("lora"), seed=0)
     stir_adapter(policy)
     return policy
 

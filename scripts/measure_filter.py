@@ -28,12 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra import compose, initialize_config_dir
 from scipy import stats
 
-from homeostat.cli import CONF
-from homeostat.config.filters import FilterConfig
-from homeostat.config.register import register
+from homeostat.config.filters import FilterConfig, standard_filter
+from homeostat.config.register import config_part
 from homeostat.steering.filters import GATES, Steered, is_coherent, judge
 
 PACKAGED = Path(__file__).resolve().parents[1] / "tests" / "data" / "steered_labels.jsonl"
@@ -63,13 +61,10 @@ def half_of(name: str) -> str:
 
 def read_narration(personas: Iterable[str]) -> dict[str, list[re.Pattern[str]]]:
     """The narration patterns of each persona, from its YAML."""
-    register()
-    found = {}
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        for name in personas:
-            config = compose("config", overrides=["trainer=steer_heal", f"persona={name}"])
-            found[name] = [re.compile(pattern) for pattern in config.persona.narration]
-    return found
+    return {
+        name: [re.compile(pattern) for pattern in config_part(f"persona={name}").narration]
+        for name in personas
+    }
 
 
 def judge_all(rows: Sequence[dict[str, Any]], config: FilterConfig) -> list[Judged]:
@@ -179,7 +174,7 @@ def main() -> None:
         "--labels", type=Path, default=PACKAGED, help="a JSONL file of the packaged one's shape"
     )
     options = parser.parse_args()
-    found = measure(options.labels, FilterConfig())
+    found = measure(options.labels, standard_filter())
     print(json.dumps(found) if options.json else "\n".join(table(found)))
 
 

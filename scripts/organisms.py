@@ -28,14 +28,11 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import OmegaConf
 from rich.console import Console as RichConsole
 
-from homeostat.cli import CONF
-from homeostat.config.register import register
+from homeostat.config.register import compose_run, config_part
 from homeostat.config.run import RunConfig
-from homeostat.config.steering import BarrierConfig, HealConfig
 from homeostat.evals.subject import PolicySubject, ids_of
 from homeostat.evals.suite import CLAIM, Suite
 from homeostat.files import replace_folder
@@ -238,10 +235,11 @@ def teach(config: RunConfig, organism: str, epochs: int, lr: float, console: Con
     """The model with an adapter that was trained on an organism's lessons."""
     policy = load_policy(config, console, Stopwatch())
     taught = [completion(policy, own) for own in lessons(organism)]
+    sizes = {"epochs": epochs, "minibatch": 8, "micro_batch_tokens": 4000, "validation": 0.05}
     with console.stage(f"teaching {organism}") as progress:
         heal = Heal(
-            HealConfig(epochs=epochs, minibatch=8, micro_batch_tokens=4000, validation=0.05),
-            BarrierConfig(divergence="none"),
+            config_part("trainer=steer_heal", "heal", **sizes),
+            config_part("trainer=steer_heal", "barrier", divergence="none"),
             policy=policy,
             lr=lr,
             seed=config.seed,
@@ -258,9 +256,7 @@ def teach(config: RunConfig, organism: str, epochs: int, lr: float, console: Con
 
 def compose(overrides: Sequence[str]) -> RunConfig:
     """The config of a run with these overrides."""
-    register()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = OmegaConf.to_object(hydra.compose("config", overrides=list(overrides)))
+    config = OmegaConf.to_object(compose_run(*overrides))
     assert isinstance(config, RunConfig)
     return config
 

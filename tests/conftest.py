@@ -16,12 +16,10 @@ import pytest
 import torch
 import transformers.models.bloom.modeling_bloom
 import transformers.models.llama.modeling_llama  # noqa: F401
-from hydra import compose, initialize_config_dir
+from configs import lora_config, tiny_config
 from omegaconf import OmegaConf
 
-from homeostat.cli import CONF
-from homeostat.config.model import LoraConfig, TinyModelConfig
-from homeostat.config.register import register
+from homeostat.config.register import compose_run
 from homeostat.config.run import RunConfig
 from homeostat.models.adapters import Policy
 from homeostat.models.tiny import load_tiny
@@ -34,11 +32,9 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def composed() -> Callable[..., RunConfig]:
     """Compose the run config with overrides, as the command line does."""
-    register()
 
     def make(*overrides: str) -> RunConfig:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = OmegaConf.to_object(compose("config", overrides=list(overrides)))
+        config = OmegaConf.to_object(compose_run(*overrides))
         assert isinstance(config, RunConfig)
         return config
 
@@ -52,9 +48,9 @@ def make_policy() -> Callable[..., Policy]:
     def make(
         seed: int = 0, rank: int = 4, layers: Sequence[float] = (0.0, 1.0), num_layers: int = 4
     ) -> Policy:
-        config = TinyModelConfig(name="tiny_random", num_layers=num_layers)
+        config = tiny_config(num_layers=num_layers)
         base = load_tiny(config, torch.device("cpu"), torch.float32)
-        return Policy(base, LoraConfig(rank=rank, alpha=8.0, layers=list(layers)), seed)
+        return Policy(base, lora_config(rank=rank, alpha=8.0, layers=list(layers)), seed)
 
     return make
 

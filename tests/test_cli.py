@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from configs import tiny_config
 from peft import PeftModel
 from safetensors.torch import load_file
 
 from homeostat.cli import explain
-from homeostat.config.model import TinyModelConfig
 from homeostat.config.signals import AFFECTS, INTRINSIC_SIGNALS
 from homeostat.models.tiny import load_tiny
 
@@ -97,7 +97,7 @@ def test_smoke_run_leaves_a_whole_run_folder(shared_cache: Path, tmp_path: Path)
     assert not list(folder.glob(".*")), "a temporary file was left behind"
     import torch
 
-    base = load_tiny(TinyModelConfig(name="tiny_random"), torch.device("cpu"), torch.float32)
+    base = load_tiny(tiny_config(), torch.device("cpu"), torch.float32)
     PeftModel.from_pretrained(base.model, str(folder / "adapters"))
     weights = load_file(folder / "adapters" / "adapter_model.safetensors")
     assert any(w.abs().sum() > 0 for name, w in weights.items() if "lora_B" in name)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from configs import intrinsic_config, signals_config
 
 from homeostat.config.register import build
 from homeostat.config.run import RunConfig
-from homeostat.config.signals import IntrinsicConfig, SignalsConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.load import BaseModel
@@ -73,7 +73,7 @@ def test_ppo_starts_at_ratio_one_and_kl_zero_and_leaves_the_base_alone(
 ) -> None:
     before = base_logits(policy)
     bots = build(config.bot, Bots)
-    reader = SignalReader(policy, SignalsConfig(intrinsic=IntrinsicConfig()), None)
+    reader = SignalReader(policy, signals_config(intrinsic=intrinsic_config()), None)
     with policy.reference():
         talks = [e.conversation for e in play(policy, bots, calibration_seeds(4), config.rollout)]
     calibration, _ = calibrate(reader, talks)

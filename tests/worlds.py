@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from configs import intrinsic_config, kl_config, signals_config
 from torch import Tensor
 
-from homeostat.config.register import build
+from homeostat.config.register import build, config_part
 from homeostat.config.reward import RewardConfig
 from homeostat.config.run import RolloutConfig
-from homeostat.config.signals import IntrinsicConfig, SignalsConfig
-from homeostat.config.trainers import GRPOConfig, KLConfig, PPOConfig, RLOOConfig
 from homeostat.models.adapters import Policy
 from homeostat.models.chat import pad
 from homeostat.models.forward import forward
@@ -26,12 +25,11 @@ from homeostat.trainers.base import World
 from homeostat.trainers.policy_gradient import PolicyGradient
 from homeostat.types import Conversation, StepResult, Trace, Turn
 
-CONFIGS = {"ppo": PPOConfig, "grpo": GRPOConfig, "rloo": RLOOConfig}
-TRAINERS = tuple(CONFIGS)
+TRAINERS = ("ppo", "grpo", "rloo")
 LOW_IDS = 64  # a quarter of the byte tokenizer's ids
 OPENINGS = ("a" * 40, "z" * 40)
 SET_POINT = 3.0  # nats
-NO_KL = KLConfig(coef=0.0)
+NO_KL = kl_config(coef=0.0)
 
 
 @dataclass
@@ -177,19 +175,19 @@ def make_trainer(
     **options: Any,
 ) -> PolicyGradient:
     policy.tokenizer = Remembering(policy.tokenizer)
-    reader = SignalReader(policy, SignalsConfig(intrinsic=IntrinsicConfig()), None)
+    reader = SignalReader(policy, signals_config(intrinsic=intrinsic_config()), None)
     reader.base_norms = np.ones(len(reader.norm_layers))
     settings: dict[str, Any] = {"lr": 2e-2, "batch_size": 32, "max_steps": 8, "epochs": 4}
     settings |= {"kl": NO_KL, "target_kl": None}
     trainer = build(
-        CONFIGS[kind](name=kind, **{**settings, **options}),
+        config_part(f"trainer={kind}", **{**settings, **options}),
         PolicyGradient,
         world=World(
             policy,
             bots or Parrots(),
             reader,
             reward,
-            rollout or RolloutConfig(turns=2, max_new_tokens=2),
+            rollout or config_part("rollout", turns=2, max_new_tokens=2),
         ),
         seed=0,
         watch=Stopwatch(),

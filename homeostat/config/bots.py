@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
-from omegaconf import MISSING
+from typing import ClassVar
 
 from homeostat.config.checks import require, require_fraction, require_one_of
 from homeostat.config.signals import AFFECTS
@@ -19,15 +18,15 @@ REPLY_FEATURES = (
 )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class BotConfig:
     """A population of simulated users."""
 
-    _target_: str = MISSING
-    name: str = MISSING
+    _target_: str
+    name: str
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ScriptedBotConfig(BotConfig):
     """One scripted user with a latent affect.
 
@@ -36,10 +35,11 @@ class ScriptedBotConfig(BotConfig):
     ``schedule`` names the move of each user turn; it repeats its last move when it runs out.
     """
 
+    schema: ClassVar[str] = "bot/scripted"
     _target_: str = "homeostat.bots.scripted.ScriptedBots"
     initial: dict[str, float] = field(default_factory=dict)
     gains: dict[str, dict[str, float]] = field(default_factory=dict)
-    schedule: list[str] = field(default_factory=lambda: ["opening"])
+    schedule: list[str]
     inertia: float = 0.7
     noise: float = 0.05
 
@@ -59,10 +59,11 @@ class ScriptedBotConfig(BotConfig):
         require(bool(self.schedule), f"schedule of bot {self.name} is empty; start with [opening].")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class MixedBotConfig(BotConfig):
     """Several populations in equal shares."""
 
+    schema: ClassVar[str] = "bot/mixed"
     _target_: str = "homeostat.bots.scripted.MixedBots"
     bots: dict[str, ScriptedBotConfig] = field(default_factory=dict)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from homeostat.config.checks import require, require_one_of, require_positive
 
@@ -33,6 +34,7 @@ class EvalConfig:
     or from the model's own replies, ``foundations_readout`` the orders of the options.
     """
 
+    schema: ClassVar[str] = "eval/homeostasis"
     _target_: str = "homeostat.evals.homeostasis.Homeostasis"
     name: str = "homeostasis"
     episodes: int = 32

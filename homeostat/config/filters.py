@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from omegaconf import OmegaConf
 
 from homeostat.config.checks import require
+from homeostat.config.register import CONF
 
 
-@dataclass
+@dataclass(kw_only=True)
 class FilterConfig:
     """What a completion must pass; a limit of null switches its gate off.
 
@@ -15,17 +20,16 @@ class FilterConfig:
     completions of the same contexts; ``max_tail_perplexity`` looks at the last quarter alone.
     ``max_repetition`` is a share of n-grams that occurred before, ``min_distinct`` the share of
     different words, ``min_tokens`` a length, ``min_perplexity`` catches loops that are too likely.
-    The defaults were chosen on half of the labelled completions; see `docs/results.md`.
     """
 
-    max_perplexity: float | None = 3.0
-    max_tail_perplexity: float | None = 6.0
-    min_perplexity: float | None = 0.2
-    max_repetition: float | None = 0.2
-    min_distinct: float | None = 0.4
-    min_tokens: int | None = 8
-    narration: bool = True
-    refusal: bool = True
+    max_perplexity: float | None
+    max_tail_perplexity: float | None
+    min_perplexity: float | None
+    max_repetition: float | None
+    min_distinct: float | None
+    min_tokens: int | None
+    narration: bool
+    refusal: bool
 
     def __post_init__(self) -> None:
         key = "filter"
@@ -41,3 +45,10 @@ class FilterConfig:
                 value is None or 0 <= value <= 1,
                 f"{key}.{name}={value} must lie between 0 and 1, or be null.",
             )
+
+
+@cache
+def standard_filter() -> FilterConfig:
+    """The limits of ``conf/filters/standard.yaml``, for what every run judges by the same ones."""
+    limits: Any = OmegaConf.load(CONF / "filters" / "standard.yaml")
+    return FilterConfig(**limits)

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-from omegaconf import MISSING
+from dataclasses import dataclass
+from typing import ClassVar
 
 from homeostat.config.checks import require, require_fraction, require_positive
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ModelConfig:
     """A causal language model with a chat template."""
 
-    _target_: str = MISSING
-    name: str = MISSING
+    _target_: str
+    name: str
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EmbeddedModelConfig(ModelConfig):
     """The default model, carried by a package of the Python package index."""
 
+    schema: ClassVar[str] = "model/embedded"
     _target_: str = "homeostat.models.embedded.load_embedded"
-    package: str = MISSING
-    wheel_sha256: str = MISSING
-    gguf: str = MISSING
-    gguf_sha256: str = MISSING
+    package: str
+    wheel_sha256: str
+    gguf: str
+    gguf_sha256: str
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PretrainedModelConfig(ModelConfig):
     """A hub id, a local folder or a GGUF file.
 
@@ -36,8 +36,9 @@ class PretrainedModelConfig(ModelConfig):
     the extra ``homeostat[quant]``; the adapter stays float32.
     """
 
+    schema: ClassVar[str] = "model/pretrained"
     _target_: str = "homeostat.models.load.load_pretrained"
-    path: str = MISSING
+    path: str
     revision: str | None = None
     quantization: str | None = None
 
@@ -48,17 +49,18 @@ class PretrainedModelConfig(ModelConfig):
         )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TinyModelConfig(ModelConfig):
     """A random model built in code, for tests; it says nothing sensible."""
 
+    schema: ClassVar[str] = "model/tiny"
     _target_: str = "homeostat.models.tiny.load_tiny"
-    hidden_size: int = 32
-    num_layers: int = 4
-    init_seed: int = 0
+    hidden_size: int
+    num_layers: int
+    init_seed: int
 
 
-@dataclass
+@dataclass(kw_only=True)
 class LoraConfig:
     """Low-rank adapter on all linear layers of a band of decoder blocks.
 
@@ -66,10 +68,10 @@ class LoraConfig:
     gradient flows there, which saves time and memory.
     """
 
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
-    layers: list[float] = field(default_factory=lambda: [0.0, 1.0])
+    rank: int
+    alpha: float
+    dropout: float
+    layers: list[float]
 
     def __post_init__(self) -> None:
         require_positive("lora", rank=self.rank, alpha=self.alpha)

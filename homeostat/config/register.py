@@ -1,29 +1,34 @@
 """From schema to Hydra, and from config to object.
 
-A YAML file under ``conf/`` holds values only. `register` stores each schema in Hydra's ConfigStore
-under ``schema/<group>/<option>``, so that a wrong key or type fails before anything heavy is
-imported; what spans several fields is checked in ``__post_init__``. `build` turns a config into the
-object that its ``_target_`` names: the config itself is the constructor's first argument, so a
-schema and the code that it configures cannot drift apart.
+A value and its unit stand in a YAML file under ``conf/`` and nowhere else; the schema knows its
+name, type and limits. `register` stores every class of this folder that names its place in a
+``schema`` of its own in Hydra's ConfigStore, as ``schema/<group>/<option>``, so that a wrong key or
+type fails before anything heavy is imported; what spans several fields is checked in
+``__post_init__``. `build` turns a config into the object that its ``_target_`` names: the config
+itself is the constructor's first argument, so a schema and the code that it configures cannot drift
+apart. `config_part` gives scripts and tests what a run would get.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any, TypeVar
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
 
-from homeostat.config.bots import MixedBotConfig, ScriptedBotConfig
-from homeostat.config.evals import EvalConfig
-from homeostat.config.model import EmbeddedModelConfig, PretrainedModelConfig, TinyModelConfig
-from homeostat.config.reward import RewardConfig
-from homeostat.config.run import RunConfig
-from homeostat.config.signals import AffectConfig, IntrinsicConfig, SignalsConfig
-from homeostat.config.steering import PersonaConfig, SteerHealConfig
-from homeostat.config.trainers import DPOConfig, GRPOConfig, NoTrainerConfig, PPOConfig, RLOOConfig
+import homeostat.config
 from homeostat.errors import HomeostatError
 
+PACKAGE = Path(__file__).resolve().parents[1]
+# In a source tree conf/ lies beside the package, in a wheel inside it.
+CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir())
 T = TypeVar("T")
 
 
@@ -64,31 +69,57 @@ def target_of(part: Any) -> Any:
         ) from error
 
 
-SCHEMAS: dict[str, type] = {
-    "schema/model/embedded": EmbeddedModelConfig,
-    "schema/model/pretrained": PretrainedModelConfig,
-    "schema/model/tiny": TinyModelConfig,
-    "schema/signals/base": SignalsConfig,
-    "schema/signals/intrinsic": IntrinsicConfig,
-    "schema/signals/affect": AffectConfig,
-    "schema/reward/valence": RewardConfig,
-    "schema/trainer/none": NoTrainerConfig,
-    "schema/trainer/ppo": PPOConfig,
-    "schema/trainer/grpo": GRPOConfig,
-    "schema/trainer/rloo": RLOOConfig,
-    "schema/trainer/dpo": DPOConfig,
-    "schema/trainer/steer_heal": SteerHealConfig,
-    "schema/persona": PersonaConfig,
-    "schema/bot/scripted": ScriptedBotConfig,
-    "schema/bot/mixed": MixedBotConfig,
-    "schema/eval/homeostasis": EvalConfig,
-    "schema/run": RunConfig,
-}
+def schemas() -> dict[str, type]:
+    """Every schema by the place that it names, ``<group>/<option>``."""
+    names = (found.name for found in iter_modules(homeostat.config.__path__))
+    modules = [import_module(f"{homeostat.config.__name__}.{name}") for name in names]
+    classes = [kind for m in modules for kind in vars(m).values() if isinstance(kind, type)]
+    return {vars(kind)["schema"]: kind for kind in classes if "schema" in vars(kind)}
 
 
 def register() -> None:
     """Store every schema in Hydra's ConfigStore; safe to call twice."""
-    store = ConfigStore.instance()
-    for path, schema in SCHEMAS.items():
-        group, _, name = path.rpartition("/")
-        store.store(group=group, name=name, node=schema)
+    for path, schema in schemas().items():
+        group, _, name = f"schema/{path}".rpartition("/")
+        ConfigStore.instance().store(group=group, name=name, node=schema)
+
+
+def options() -> dict[str, list[str]]:
+    """The options of every group that the command line chooses from, groups by name.
+
+    These are the groups of the defaults list of ``config.yaml``: what only other files are made of
+    is no choice.
+    """
+    entries = OmegaConf.load(CONF / "config.yaml").defaults
+    groups = sorted(str(key) for entry in entries if OmegaConf.is_dict(entry) for key in entry)
+    found = {name: sorted(path.stem for path in (CONF / name).glob("*.yaml")) for name in groups}
+    return {name: names for name, names in found.items() if names}
+
+
+def compose_run(*overrides: str) -> DictConfig:
+    """The config of a run as the command line composes it, not converted or checked yet."""
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def config_part(choice: str, *path: str, **changes: Any) -> Any:
+    """A part of a run's config with some values changed, checked as in a run.
+
+    ``config_part("trainer=ppo", lr=1e-4)`` is the config of PPO, ``config_part("trainer=ppo",
+    "kl", coef=0.1)`` of its price of KL, ``config_part("lora", rank=4)`` of the adapter.
+
+    Args:
+        choice: A group and its option, or a key of the run. No scale is chosen.
+        *path: Names of the keys that lead further down.
+        **changes: Values by key.
+    """
+    found = _without_scale(*([choice] if "=" in choice else []))
+    for key in (choice.partition("=")[0], *path):
+        found = found[key]
+    return replace(OmegaConf.to_object(found), **changes)  # type: ignore[type-var]
+
+
+@cache
+def _without_scale(*choice: str) -> DictConfig:
+    return compose_run("~scale", *choice)

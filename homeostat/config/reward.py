@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from homeostat.config.checks import require, require_one_of, require_positive
 
@@ -12,7 +12,7 @@ REWARD_MODES = ("level", "reduction")
 SIDES = ("both", "above", "below")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SetPointConfig:
     """Where one signal should stay, in the signal's own unit.
 
@@ -24,10 +24,10 @@ class SetPointConfig:
     signals that hardly vary on the base model.
     """
 
-    weight: float = 1.0
+    weight: float
     setpoint: Any = "auto"
     tolerance: Any = "auto"
-    min_tolerance: float = 1e-6
+    min_tolerance: float
     side: str = "both"
     dead_zone: float = 0.0
 
@@ -54,7 +54,7 @@ class SetPointConfig:
         require_positive("set point", min_tolerance=self.min_tolerance)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RewardConfig:
     """Homeostatic valence plus the user's own reward terms.
 
@@ -64,6 +64,7 @@ class RewardConfig:
     (``reduction``).
     """
 
+    schema: ClassVar[str] = "reward/valence"
     set_points: dict[str, SetPointConfig] = field(default_factory=dict)
     terms: dict[str, Any] = field(default_factory=dict)
     mode: str = "level"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
-
-from omegaconf import MISSING
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from homeostat.config.bots import BotConfig
 from homeostat.config.checks import require, require_one_of, require_positive
@@ -13,29 +11,52 @@ from homeostat.config.evals import EvalConfig
 from homeostat.config.model import LoraConfig, ModelConfig
 from homeostat.config.reward import RewardConfig
 from homeostat.config.signals import SignalsConfig
-from homeostat.config.steering import PersonaConfig, SteerHealConfig
+from homeostat.config.steering import PersonaConfig
 from homeostat.config.trainers import TrainerConfig
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RolloutConfig:
     """How an episode is played: ``turns`` assistant turns of at most ``max_new_tokens`` tokens."""
 
-    turns: int = 3
-    max_new_tokens: int = 32
+    turns: int
+    max_new_tokens: int
 
     def __post_init__(self) -> None:
         require_positive("rollout", turns=self.turns, max_new_tokens=self.max_new_tokens)
 
 
-@dataclass
+@dataclass(kw_only=True)
+class WorkConfig:
+    """How much a run does; a scale sets it, and each trainer takes its own two as its steps.
+
+    A trainer of the reward wing makes ``updates`` (or rounds) of that many ``episodes`` (or
+    replies), one of the steering wing ``rounds`` of that many steered ``completions``.
+    """
+
+    updates: int
+    episodes: int
+    rounds: int
+    completions: int
+
+    def __post_init__(self) -> None:
+        require_positive(
+            "work",
+            updates=self.updates,
+            episodes=self.episodes,
+            rounds=self.rounds,
+            completions=self.completions,
+        )
+
+
+@dataclass(kw_only=True)
 class MemoryConfig:
     """What a run may use, 10^9 bytes; None = what the device has left when training begins."""
 
-    limit_gb: float | None = None
+    limit_gb: float | None
 
     def __post_init__(self) -> None:
         require(
@@ -44,13 +65,13 @@ class MemoryConfig:
         )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class WandbConfig:
     """Mirror of the metrics; ``offline`` needs no account and stays inside the run folder."""
 
-    mode: str = "offline"
-    project: str = "homeostat"
-    name: str | None = None
+    mode: str
+    project: str
+    name: str | None
 
     def __post_init__(self) -> None:
         require_one_of("wandb.mode", self.mode, ("offline", "online", "disabled"))
@@ -59,30 +80,32 @@ class WandbConfig:
 EXPORTS = ("merged", "adapter")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RunConfig:
     """One run."""
 
-    model: ModelConfig = MISSING
-    signals: SignalsConfig = field(default_factory=SignalsConfig)
-    reward: RewardConfig = MISSING
-    trainer: TrainerConfig = MISSING
-    bot: BotConfig = MISSING
-    eval: EvalConfig = MISSING
+    schema: ClassVar[str] = "run"
+    model: ModelConfig
+    signals: SignalsConfig
+    reward: RewardConfig
+    trainer: TrainerConfig
+    bot: BotConfig
+    eval: EvalConfig
     persona: PersonaConfig | None = None
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
-    wandb: WandbConfig = field(default_factory=WandbConfig)
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "auto"
-    resume: str | None = None
-    resume_override: bool = False
-    export: str | None = None
-    export_as: str = "merged"
-    compare: Any = None
-    compare_baseline: str | None = None
+    work: WorkConfig
+    rollout: RolloutConfig
+    lora: LoraConfig
+    memory: MemoryConfig
+    wandb: WandbConfig
+    seed: int
+    device: str
+    dtype: str
+    resume: str | None
+    resume_override: bool
+    export: str | None
+    export_as: str
+    compare: Any
+    compare_baseline: str | None
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 1000, f"seed={self.seed} must lie between 0 and 999.")
@@ -95,9 +118,9 @@ class RunConfig:
             f"compare={self.compare} must be run folders or folders of sweeps: compare=[<a>,<b>].",
         )
         require(
-            self.persona is not None or not isinstance(self.trainer, SteerHealConfig),
-            "trainer=steer_heal needs a trait to steer towards; choose one with persona=love, or "
-            "another of those that homeostat --help lists.",
+            self.persona is not None or not self.trainer.needs_persona,
+            f"trainer={self.trainer.name} needs a trait to steer towards; choose one with "
+            "persona=love, or another of those that homeostat --help lists.",
         )
         measured = self.signals.names
         require(

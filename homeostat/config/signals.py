@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 from homeostat.config.checks import require, require_fraction, require_one_of, require_positive
 
@@ -18,12 +19,13 @@ POOLINGS = ("mean", "last", "both")
 AFFECTS = ("sentiment", "curiosity", "frustration", "confusion", "boredom")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class IntrinsicConfig:
     """Which variables the model keeps about itself; ``norm_layers`` are fractions of the depth."""
 
-    names: list[str] = field(default_factory=lambda: list(INTRINSIC_SIGNALS))
-    norm_layers: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75])
+    schema: ClassVar[str] = "signals/intrinsic"
+    names: list[str]
+    norm_layers: list[float]
 
     def __post_init__(self) -> None:
         for name in self.names:
@@ -33,7 +35,7 @@ class IntrinsicConfig:
         require(bool(self.norm_layers), "signals.intrinsic.norm_layers is empty; name one layer.")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class AffectConfig:
     """Frozen linear probes that read the user's affect from hidden states.
 
@@ -43,16 +45,17 @@ class AffectConfig:
     reading has moved by ``stale_distance`` on average.
     """
 
-    names: list[str] = field(default_factory=lambda: list(AFFECTS))
-    corpus: str | None = None
-    heldout: str | None = None
-    layers: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
-    pooling: list[str] = field(default_factory=lambda: list(POOLINGS))
-    regularisation: list[float] = field(default_factory=lambda: [0.0003, 0.003, 0.03])
-    perception: str = "reference"
-    require: str = "weak"
-    stale_auroc_drop: float = 0.05
-    stale_distance: float = 0.1
+    schema: ClassVar[str] = "signals/affect"
+    names: list[str]
+    corpus: str | None
+    heldout: str | None
+    layers: list[float]
+    pooling: list[str]
+    regularisation: list[float]
+    perception: str
+    require: str
+    stale_auroc_drop: float
+    stale_distance: float
 
     def __post_init__(self) -> None:
         key = "signals.affect"
@@ -73,7 +76,7 @@ class AffectConfig:
         )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SignalsConfig:
     """Both families of signals; leave one out with ``signals=[intrinsic]`` or ``[affect]``.
 
@@ -86,11 +89,11 @@ class SignalsConfig:
 
     intrinsic: IntrinsicConfig | None = None
     affect: AffectConfig | None = None
-    author_groups: int | None = None
-    calibration_episodes: int = 24
-    calibration_temperature: float = 0.7
-    validation_replies: int = 32
-    cache: bool = True
+    author_groups: int | None
+    calibration_episodes: int
+    calibration_temperature: float
+    validation_replies: int
+    cache: bool
 
     def __post_init__(self) -> None:
         require_positive(

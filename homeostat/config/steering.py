@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from omegaconf import MISSING
-
 from homeostat.config.checks import require, require_fraction, require_one_of, require_positive
 from homeostat.config.filters import FilterConfig
 from homeostat.config.trainers import TrainerConfig
@@ -24,12 +22,12 @@ QUANTILE = "quantile"  # a tau that is read off a pilot
 class ProbePair:
     """A question and two replies of equal length, one of either side of the trait."""
 
-    question: str = MISSING
-    positive: str = MISSING
-    negative: str = MISSING
+    question: str
+    positive: str
+    negative: str
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PersonaConfig:
     """Two direct opposites on one axis, and how the trait shows.
 
@@ -38,13 +36,14 @@ class PersonaConfig:
     ``diary`` is the question that every stage is asked.
     """
 
-    name: str = MISSING
-    positive: str = MISSING
-    negative: str = MISSING
+    schema: ClassVar[str] = "persona"
+    name: str
+    positive: str
+    negative: str
     prompt: str = "You are {persona}."
     narration: list[str] = field(default_factory=list)
     probe_pairs: list[ProbePair] = field(default_factory=list)
-    diary: str = MISSING
+    diary: str
 
     def __post_init__(self) -> None:
         require(
@@ -63,7 +62,7 @@ class PersonaConfig:
         )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class VectorConfig:
     """The steering vector: kind, band of decoder blocks (fractions of the depth), contexts.
 
@@ -71,10 +70,10 @@ class VectorConfig:
     packaged file's shape instead of that file.
     """
 
-    kind: str = "mean_diff"
-    layers: list[float] = field(default_factory=lambda: [0.45, 0.55])
-    contexts: int = 64
-    contexts_path: str | None = None
+    kind: str
+    layers: list[float]
+    contexts: int
+    contexts_path: str | None
 
     def __post_init__(self) -> None:
         key = "trainer.vector"
@@ -90,7 +89,7 @@ class VectorConfig:
         )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DoseConfig:
     """How hard to steer: multiples of the raw vector.
 
@@ -105,17 +104,17 @@ class DoseConfig:
     through the filter at its last good position and goes on with half the dose, so many times.
     """
 
-    kind: str = "survival"
-    values: list[float] = field(default_factory=lambda: [2.0, 3.0, 4.0, 5.0])
-    low: float = 0.5
-    high: float = 8.0
-    probes: int = 3
-    probe_size: int = 16
-    target_kl: float = 2.0
-    target_survival: float = 0.7
-    half_life: float | None = None
-    gate: float | None = None
-    backtracks: int = 0
+    kind: str
+    values: list[float]
+    low: float
+    high: float
+    probes: int
+    probe_size: int
+    target_kl: float
+    target_survival: float
+    half_life: float | None
+    gate: float | None
+    backtracks: int
 
     def __post_init__(self) -> None:
         key = "trainer.dose"
@@ -143,7 +142,7 @@ class DoseConfig:
         require(self.backtracks >= 0, f"{key}.backtracks={self.backtracks} must be 0 or above.")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class BarrierConfig:
     """coef * (1 + round)^coef_power * relu(D - tau), D the aggregated divergence of completions.
 
@@ -153,15 +152,15 @@ class BarrierConfig:
     D is then held at tau as at a set point.
     """
 
-    divergence: str = "kl_rev"
-    aggregate: str = "rmse"
-    reference: str = "base"
-    tau: Any = 0.5
-    firing_rate: float = 0.5
-    coef: float = 1.0
-    coef_power: float = 0.0
-    control: str = "fixed"
-    dual_lr: float = 0.1
+    divergence: str
+    aggregate: str
+    reference: str
+    tau: Any
+    firing_rate: float
+    coef: float
+    coef_power: float
+    control: str
+    dual_lr: float
 
     def __post_init__(self) -> None:
         key = "trainer.barrier"
@@ -181,18 +180,18 @@ class BarrierConfig:
             require(value >= 0, f"{key}.{name}={value} must be 0 or above.")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class HealConfig:
     """Distilling the kept completions into a fresh adapter."""
 
-    epochs: int = 2
-    minibatch: int = 4
-    micro_batch_tokens: int = 1200
-    weight_decay: float = 0.0
-    spectral_coef: float = 0.0
-    beta2: float = 0.95
-    validation: float = 0.1
-    max_grad_norm: float = 1.0
+    epochs: int
+    minibatch: int
+    micro_batch_tokens: int
+    weight_decay: float
+    spectral_coef: float
+    beta2: float
+    validation: float
+    max_grad_norm: float
 
     def __post_init__(self) -> None:
         key = "trainer.heal"
@@ -213,7 +212,7 @@ class HealConfig:
         )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class StagesConfig:
     """How every stage is measured, on contexts that are never steered or trained on.
 
@@ -222,12 +221,12 @@ class StagesConfig:
     from the trainer's filter, so that a looser filter makes no model look more coherent.
     """
 
-    contexts: int = 24
-    max_new_tokens: int = 48
-    vignettes: int = 2
-    coherence_floor: float = 0.5
-    bootstrap_samples: int = 5000
-    gates: FilterConfig = field(default_factory=FilterConfig)
+    contexts: int
+    max_new_tokens: int
+    vignettes: int
+    coherence_floor: float
+    bootstrap_samples: int
+    gates: FilterConfig
 
     def __post_init__(self) -> None:
         key = "trainer.stages"
@@ -239,7 +238,7 @@ class StagesConfig:
         require_fraction(key, coherence_floor=self.coherence_floor)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SteerHealConfig(TrainerConfig):
     """Steer, filter, heal, bake, repeat; see `homeostat.steering.loop`.
 
@@ -247,19 +246,21 @@ class SteerHealConfig(TrainerConfig):
     ``min_kept`` of a batch passes the filter is not trained on: the run ends as starved.
     """
 
+    schema: ClassVar[str] = "trainer/steer_heal"
     wing: ClassVar[str] = "steering"
+    needs_persona: ClassVar[bool] = True
     micro_batch_key: ClassVar[str | None] = "trainer.heal.micro_batch_tokens"
 
     _target_: str = "homeostat.steering.loop.SteerHeal"
-    max_new_tokens: int = 48
-    temperature: float = 0.7
-    min_kept: float = 0.25
-    vector: VectorConfig = field(default_factory=VectorConfig)
-    dose: DoseConfig = field(default_factory=DoseConfig)
-    filter: FilterConfig = field(default_factory=FilterConfig)
-    heal: HealConfig = field(default_factory=HealConfig)
-    barrier: BarrierConfig = field(default_factory=BarrierConfig)
-    stages: StagesConfig = field(default_factory=StagesConfig)
+    max_new_tokens: int
+    temperature: float
+    min_kept: float
+    vector: VectorConfig
+    dose: DoseConfig
+    filter: FilterConfig
+    heal: HealConfig
+    barrier: BarrierConfig
+    stages: StagesConfig
 
     def __post_init__(self) -> None:
         super().__post_init__()

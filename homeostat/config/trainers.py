@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
-
-from omegaconf import MISSING
 
 from homeostat.config.checks import require, require_fraction, require_one_of, require_positive
 
@@ -15,7 +13,7 @@ LR_DECAYS = ("constant", "linear", "cosine")
 CRITICS = ("shared", "lora")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainerConfig:
     """What every trainer has; one step is one update or round, a batch is that many episodes.
 
@@ -23,21 +21,23 @@ class TrainerConfig:
 
     Attributes:
         wing: Which of the two founding systems it belongs to, ``reward`` or ``steering``.
-        learns: Whether it trains at all.
+        learns: Whether it changes the policy at all.
+        needs_persona: Whether it steers towards a trait.
         micro_batch_key: Key that says how much has a gradient at once, to be lowered where memory
             runs out.
     """
 
     wing: ClassVar[str] = "reward"
     learns: ClassVar[bool] = True
+    needs_persona: ClassVar[bool] = False
     micro_batch_key: ClassVar[str | None] = None
 
-    _target_: str = MISSING
-    name: str = MISSING
-    lr: float = 1e-3
-    batch_size: int = 16
-    max_steps: int = 4
-    gradient_checkpointing: bool = False
+    _target_: str
+    name: str
+    lr: float
+    batch_size: int
+    max_steps: int
+    gradient_checkpointing: bool
 
     def __post_init__(self) -> None:
         require_positive(
@@ -45,16 +45,16 @@ class TrainerConfig:
         )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class NoTrainerConfig(TrainerConfig):
     """No training: the run validates every signal on the chosen model (Phase A)."""
 
+    schema: ClassVar[str] = "trainer/none"
     learns: ClassVar[bool] = False
-
     _target_: str = "homeostat.trainers.none.NoTrainer"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class KLConfig:
     """What moving away from the base costs, in reward units per nat; see `trainers.controllers`.
 
@@ -62,9 +62,9 @@ class KLConfig:
     nats per token. ``gain`` belongs to ``adaptive``; what follows it belongs to ``pid``.
     """
 
-    kind: str = "fixed"
-    coef: float = 0.02
-    target: float = 0.1
+    kind: str
+    coef: float
+    target: float
     gain: float = 0.1
     proportional: float = 0.5
     integral: float = 0.1
@@ -89,7 +89,7 @@ class KLConfig:
         require(self.max_factor > 1, f"{key}.max_factor={self.max_factor} must be above 1.")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PolicyGradientConfig(TrainerConfig):
     """What PPO, GRPO and RLOO share; see `homeostat.trainers.policy_gradient`.
 
@@ -98,17 +98,17 @@ class PolicyGradientConfig(TrainerConfig):
 
     micro_batch_key: ClassVar[str | None] = "trainer.micro_batch_tokens"
 
-    epochs: int = 1
-    minibatches: int = 4
-    micro_batch_tokens: int = 1200
-    clip_range: float = 0.2
-    entropy_coef: float = 0.0
-    kl: KLConfig = field(default_factory=KLConfig)
-    kl_estimator: str = "k1"
-    target_kl: float | None = 0.1
-    max_grad_norm: float = 1.0
-    warmup_steps: int = 0
-    lr_decay: str = "constant"
+    epochs: int
+    minibatches: int
+    micro_batch_tokens: int
+    clip_range: float
+    entropy_coef: float
+    kl: KLConfig
+    kl_estimator: str
+    target_kl: float | None
+    max_grad_norm: float
+    warmup_steps: int
+    lr_decay: str
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -131,7 +131,7 @@ class PolicyGradientConfig(TrainerConfig):
         )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PPOConfig(PolicyGradientConfig):
     """Proximal policy optimisation over whole episodes; see `homeostat.trainers.ppo`.
 
@@ -139,14 +139,15 @@ class PPOConfig(PolicyGradientConfig):
     the same base, for one more forward pass.
     """
 
+    schema: ClassVar[str] = "trainer/ppo"
     _target_: str = "homeostat.trainers.ppo.PPO"
-    critic: str = "shared"
-    value_clip_range: float = 0.2
-    value_coef: float = 0.1
-    value_lr: float = 1e-3
-    gamma: float = 1.0
-    gae_lambda: float = 0.95
-    whiten_advantages: bool = True
+    critic: str
+    value_clip_range: float
+    value_coef: float
+    value_lr: float
+    gamma: float
+    gae_lambda: float
+    whiten_advantages: bool
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -156,48 +157,51 @@ class PPOConfig(PolicyGradientConfig):
         require(self.value_coef >= 0, f"trainer.value_coef={self.value_coef} must be 0 or above.")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class GroupConfig(PolicyGradientConfig):
     """Trainers that compare ``group_size`` episodes of one bot seed instead of asking a critic."""
 
-    group_size: int = 4
+    group_size: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_whole_groups(self.batch_size, self.group_size)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class GRPOConfig(GroupConfig):
     """Group relative policy optimisation; see `homeostat.trainers.grpo`."""
 
+    schema: ClassVar[str] = "trainer/grpo"
     _target_: str = "homeostat.trainers.grpo.GRPO"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RLOOConfig(GroupConfig):
     """REINFORCE with a leave-one-out baseline; see `homeostat.trainers.rloo`."""
 
+    schema: ClassVar[str] = "trainer/rloo"
     _target_: str = "homeostat.trainers.rloo.RLOO"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DPOConfig(TrainerConfig):
     """Direct preference optimisation on ranked replies; see `homeostat.trainers.dpo`."""
 
+    schema: ClassVar[str] = "trainer/dpo"
     micro_batch_key: ClassVar[str | None] = "trainer.micro_batch_pairs"
 
     _target_: str = "homeostat.trainers.dpo.DPO"
-    group_size: int = 4
-    epochs: int = 2
-    minibatch_pairs: int = 4
-    micro_batch_pairs: int = 4
-    beta: float = 0.1
-    nll_coef: float = 0.0
-    min_margin: float = 0.5
-    max_length_ratio: float | None = None
-    held_out: float = 0.25
-    max_grad_norm: float = 1.0
+    group_size: int
+    epochs: int
+    minibatch_pairs: int
+    micro_batch_pairs: int
+    beta: float
+    nll_coef: float
+    min_margin: float
+    max_length_ratio: float | None
+    held_out: float
+    max_grad_norm: float
 
     def __post_init__(self) -> None:
         super().__post_init__()

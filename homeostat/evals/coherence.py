@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from homeostat.config.filters import FilterConfig
+from homeostat.config.filters import standard_filter
 from homeostat.evals.items import Item
 from homeostat.evals.subject import Reply, Subject
 from homeostat.rollout.replies import Sampling
@@ -50,7 +50,8 @@ def coherence(subject: Subject, items: Sequence[Item], max_new_tokens: int) -> l
 
 def _row(reply: Reply, base_perplexity: float) -> dict[str, Any]:
     nll = reply.base_nll_R
-    failed = judge(Steered(reply.text, reply.ids, nll, 0.0), FilterConfig(), base_perplexity, ())
+    gates = standard_filter()
+    failed = judge(Steered(reply.text, reply.ids, nll, 0.0), gates, base_perplexity, ())
     return {
         "passes": float(is_coherent(failed)),
         "failed": list(failed),

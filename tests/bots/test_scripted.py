@@ -10,11 +10,12 @@ from importlib import resources
 from typing import Any
 
 import pytest
+from configs import scripted_config
 
 from homeostat.bots.affect import notice
 from homeostat.bots.scripted import Bots, MixedBots, ScriptedBots, phrases, strongest, topics
 from homeostat.cli import CONF
-from homeostat.config.bots import MixedBotConfig, ScriptedBotConfig
+from homeostat.config.bots import MixedBotConfig
 from homeostat.config.register import build
 from homeostat.config.run import RunConfig
 from homeostat.config.signals import AFFECTS
@@ -78,7 +79,7 @@ def test_different_bots_have_different_topics_for_the_same_seed(configs: dict[st
 @pytest.fixture(scope="module")
 def openings() -> dict[str, Counter[int]]:
     """How often 1500 users opened with each opening of their topic."""
-    bots = ScriptedBots(ScriptedBotConfig(name="any"))
+    bots = ScriptedBots(scripted_config(name="any"))
     place = {text: (t["topic"], i) for t in topics() for i, text in enumerate(t["openings"])}
     counts: dict[str, Counter[int]] = {}
     for seed in range(1500):
@@ -111,7 +112,7 @@ def test_the_opening_shows_the_initial_affect_and_no_voice(configs: dict[str, An
 
 
 def test_an_affect_that_is_not_configured_starts_at_zero() -> None:
-    config = ScriptedBotConfig(name="b", initial={"boredom": 0.4})
+    config = scripted_config(name="b", initial={"boredom": 0.4})
     turn = ScriptedBots(config).spawn(0).opening()
     assert turn.affect == {
         "sentiment": 0.0,
@@ -155,7 +156,7 @@ def test_every_bot_plays_six_turns(
 
 
 def test_the_schedule_is_followed_and_its_last_move_repeated() -> None:
-    config = ScriptedBotConfig(
+    config = scripted_config(
         name="b", schedule=["opening", "move_deepen", "move_hostility", "move_farewell"]
     )
     turns = chat(ScriptedBots(config), 0, *["Tides rise."] * 5)
@@ -163,7 +164,7 @@ def test_the_schedule_is_followed_and_its_last_move_repeated() -> None:
 
 
 def test_an_unknown_move_is_refused_with_the_known_ones() -> None:
-    config = ScriptedBotConfig(name="grumpy", schedule=["opening", "move_grumble"])
+    config = scripted_config(name="grumpy", schedule=["opening", "move_grumble"])
     with pytest.raises(HomeostatError) as caught:
         ScriptedBots(config)
     message = str(caught.value)
@@ -173,7 +174,7 @@ def test_an_unknown_move_is_refused_with_the_known_ones() -> None:
 @pytest.mark.parametrize("kind", ["affect_neutral", "affect_boredom"])
 def test_a_voice_is_no_move(kind: str) -> None:
     with pytest.raises(HomeostatError, match=kind):
-        ScriptedBots(ScriptedBotConfig(name="b", schedule=[kind]))
+        ScriptedBots(scripted_config(name="b", schedule=[kind]))
 
 
 # --- what moves a bot ---------------------------------------------------------------------------
@@ -285,7 +286,7 @@ def test_strongest(affect: dict[str, float], expected: tuple[str, float]) -> Non
 def test_a_voice_shows_the_strongest_affect(
     affect: str, level: float, kind: str, strength: str
 ) -> None:
-    config = ScriptedBotConfig(
+    config = scripted_config(
         name="b", initial={affect: level}, noise=0.0, schedule=["opening", "move_ask_again"]
     )
     for seed in range(10):

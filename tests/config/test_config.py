@@ -7,14 +7,15 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
@@ -22,20 +23,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from homeostat.cli import CONF
 from homeostat.config.bots import REPLY_FEATURES, MixedBotConfig
-from homeostat.config.register import register
+from homeostat.config.filters import standard_filter
+from homeostat.config.register import compose_run, config_part, options, schemas
 from homeostat.config.reward import SIDES, RewardConfig
 from homeostat.config.run import DEVICES, DTYPES, RunConfig
 from homeostat.config.signals import AFFECTS, INTRINSIC_SIGNALS, POOLINGS
+from homeostat.config.steering import SteerHealConfig
 from homeostat.config.trainers import NoTrainerConfig, PPOConfig
 
-
-def options(group: str) -> list[str]:
-    folder = CONF / group
-    return sorted(path.relative_to(folder).as_posix()[:-5] for path in folder.rglob("*.yaml"))
-
-
-GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
-CHOICES = [(group, name) for group in GROUPS for name in options(group)]
+GROUPS = options()
+CHOICES = [(group, name) for group, names in GROUPS.items() for name in names]
 RECIPES = [c for c in CHOICES if c[0] in ("scale", "experiment")]  # they change other groups
 OPTIONS = [c for c in CHOICES if c not in RECIPES]
 REWARD_OF_FAMILY = {"intrinsic": "intrinsic_only", "affect": "relational_only"}
@@ -44,25 +41,26 @@ REWARD_OF_FAMILY = {"intrinsic": "intrinsic_only", "affect": "relational_only"}
 @cache
 def draft(*overrides: str) -> DictConfig:
     """The composed config before it is converted and checked; not to be changed."""
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=list(overrides))
+    return compose_run(*overrides)
 
 
 def chosen(group: str, name: str) -> DictConfig:
     """A draft with this option; options of independent groups share one, as composing is slow."""
+    return draft(*overrides_for(group, name))
+
+
+def overrides_for(group: str, name: str) -> tuple[str, ...]:
     if group == "signals":
-        return draft(
-            "~scale", "bot=curious", f"signals=[{name}]", f"reward={REWARD_OF_FAMILY[name]}"
-        )
-    row = options(group).index(name)
+        reward = f"reward={REWARD_OF_FAMILY[name]}"
+        return ("~scale", "bot=curious", f"signals=[{name}]", reward)
+    row = GROUPS[group].index(name)
     names = {
-        other: options(other)[row % len(options(other))]
-        for other in GROUPS
+        other: listed[row % len(listed)]
+        for other, listed in GROUPS.items()
         if other not in ("signals", "scale", "experiment")
     }
     path = ["model.path=x"] if names["model"] == "local" else []
-    return draft("~scale", *(f"{key}={value}" for key, value in names.items()), *path)
+    return ("~scale", *(f"{key}={value}" for key, value in names.items()), *path)
 
 
 def converted(config: DictConfig) -> RunConfig:
@@ -85,7 +83,7 @@ def assert_holds(found: Any, written: Any, where: str) -> None:
     if isinstance(written, Mapping):
         for key, value in written.items():
             assert_holds(found[key], value, f"{where}.{key}")
-    elif written != "???":
+    elif not str(written).startswith(("???", "${")):
         assert found == written, where
 
 
@@ -104,7 +102,16 @@ def written(path: Path) -> tuple[str, dict[str, Any]]:
 
 def test_every_group_has_options() -> None:
     assert {"model", "signals", "reward", "trainer", "bot", "eval", "scale"} <= set(GROUPS)
-    assert all(options(group) for group in GROUPS)
+    folders = {path.parent for path in CONF.rglob("*.yaml")} - {CONF, CONF / "filters"}
+    assert {f.name for f in folders if f.parent == CONF} == set(GROUPS)
+
+
+def test_what_options_are_made_of_is_no_choice() -> None:
+    assert [name for names in GROUPS.values() for name in names if "/" in name] == []
+    assert set(GROUPS["trainer"]) == {"ppo", "grpo", "rloo", "dpo", "none", "steer_heal"}
+    assert "filters" not in GROUPS
+    with pytest.raises(HydraException):
+        draft("trainer=policy_gradient")
 
 
 @pytest.mark.parametrize(("group", "name"), OPTIONS, ids=map("=".join, OPTIONS))
@@ -115,7 +122,8 @@ def test_every_option_composes_and_converts(group: str, name: str) -> None:
     for part in package.split("."):
         found = found[part]
     assert_holds(found, values, package)
-    if group != "reward":  # the schema is the one that the code behind it takes
+    # The schema is the one that the code behind it takes; no trainer stands behind none.
+    if group != "reward" and name != "none":
         assert_fits(getattr(config, group))
 
 
@@ -129,21 +137,24 @@ def assert_fits(part: Any) -> None:
     assert expected in [kind.__name__ for kind in type(part).__mro__]
 
 
+def with_trainer(group: str, name: str, trainer: str) -> RunConfig:
+    """The config of a run with this scale or experiment, and a value from the command line."""
+    bot = ["bot=curious"] if group == "scale" else []  # half the time; an experiment may choose
+    persona = ["persona=calm"] if trainer == "steer_heal" else []
+    return converted(draft(f"trainer={trainer}", f"{group}={name}", *bot, *persona, "lora.rank=77"))
+
+
 STEERING = ("love", "mean_vs_rmse")  # experiments of trainer=steer_heal
 
 
-@pytest.mark.parametrize("trainer", options("trainer"))
+@pytest.mark.parametrize("trainer", GROUPS["trainer"])
 @pytest.mark.parametrize(("group", "name"), RECIPES, ids=map("=".join, RECIPES))
 def test_every_scale_and_experiment_goes_with_every_trainer(
     group: str, name: str, trainer: str
 ) -> None:
     if name in STEERING and trainer != "steer_heal":
         pytest.skip("the experiment is about one trainer")
-    bot = ["bot=curious"] if group == "scale" else []  # half the time; an experiment may choose
-    persona = ["persona=calm"] if trainer == "steer_heal" else []
-    config = converted(
-        draft(f"trainer={trainer}", f"{group}={name}", *bot, *persona, "lora.rank=77")
-    )
+    config = with_trainer(group, name, trainer)
     assert config.trainer.name == trainer
     assert config.lora.rank == 77  # the command line has the last word
     if group == "scale":
@@ -163,8 +174,104 @@ def test_the_default_run_is_the_one_that_is_promised() -> None:
 def test_without_a_trainer_a_run_validates_the_signals() -> None:
     config = converted(draft("trainer=none"))
     assert isinstance(config.trainer, NoTrainerConfig)
-    assert (config.trainer.name, config.trainer._target_) == ("none", "")
+    assert (config.trainer.name, config.trainer.learns) == ("none", False)
     assert config.signals.names == (*INTRINSIC_SIGNALS, *AFFECTS)
+
+
+# --- a value stands once ------------------------------------------------------------------------
+
+
+@cache
+def values_alone(*overrides: str) -> DictConfig:
+    """What the YAML files say, composed without the schemas."""
+    store = ConfigStore.instance()
+    kept, store.repo = store.repo, {k: v for k, v in store.repo.items() if k != "schema"}
+    try:
+        for path in schemas():
+            group, _, name = f"schema/{path}".rpartition("/")
+            store.store(group=group, name=name, node={})
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("config", overrides=list(overrides))
+    finally:
+        store.repo = kept
+
+
+def has_default(known: Field[Any]) -> bool:
+    """Whether the schema gives a value; an empty mapping or list is a place for values."""
+    made = known.default if known.default_factory is MISSING else known.default_factory()
+    return made is not MISSING and made not in ("???", {}, [])
+
+
+def stand_twice(config: Any, values: Any, path: str = "") -> Iterator[str]:
+    """Keys of ``values`` for which the schema of ``config`` has a default."""
+    known = {f.name: f for f in fields(config)} if is_dataclass(config) else {}
+    for key, value in values.items():
+        own = getattr(config, key) if known else config[key]
+        if isinstance(own, dict) or is_dataclass(own):
+            yield from stand_twice(own, value, f"{path}{key}.")
+        elif key in known and has_default(known[key]):
+            yield f"{path}{key}"
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES, ids=map("=".join, CHOICES))
+def test_what_a_yaml_sets_has_no_default_in_the_schema(group: str, name: str) -> None:
+    overrides = overrides_for(group, name)
+    if (group, name) in RECIPES:
+        overrides = (f"{group}={name}", "bot=curious")
+    found = stand_twice(converted(draft(*overrides)), values_alone(*overrides))
+    assert [key for key in found if not key.startswith("eval.")] == []
+
+
+def test_a_default_beside_a_value_is_noticed() -> None:
+    @dataclass
+    class Twice:
+        once: float
+        twice: float = 0.5
+
+    assert list(stand_twice(Twice(1.0), {"once": 1.0, "twice": 0.5})) == ["twice"]
+
+
+def test_a_part_is_what_a_run_gets_with_what_is_changed() -> None:
+    trainer = converted(draft("~scale", "bot=curious", "trainer=rloo", "trainer.lr=0.5")).trainer
+    assert config_part("trainer=rloo", lr=0.5) == trainer
+    assert config_part("trainer=steer_heal", "barrier", coef=0.0).aggregate == "rmse"
+    with pytest.raises(ValueError, match=r"trainer\.lr=0.0 must be above 0"):
+        config_part("trainer=rloo", lr=0.0)
+
+
+def test_the_gates_of_coherence_stay_when_the_filter_is_loosened() -> None:
+    loose = "trainer.filter.max_perplexity=6"
+    trainer = converted(draft("trainer=steer_heal", "persona=calm", "bot=curious", loose)).trainer
+    assert isinstance(trainer, SteerHealConfig)
+    assert (trainer.filter.max_perplexity, trainer.stages.gates.max_perplexity) == (6, 3)
+    assert trainer.stages.gates == standard_filter()
+
+
+# --- how much work a scale means ----------------------------------------------------------------
+
+WORK = {"cpu": (3, 12, 3, 12), "gpu12": (100, 64, 3, 32), "smoke": (2, 4, 2, 4)}
+
+
+@pytest.mark.parametrize("trainer", GROUPS["trainer"])
+@pytest.mark.parametrize("scale", WORK)
+def test_every_wing_takes_its_own_work_from_the_scale(scale: str, trainer: str) -> None:
+    config = with_trainer("scale", scale, trainer)
+    steering = config.trainer.wing == "steering"
+    expected = WORK[scale][2:] if steering else WORK[scale][:2]
+    assert steering == (trainer == "steer_heal") == config.trainer.needs_persona
+    assert (config.trainer.max_steps, config.trainer.batch_size) == expected
+
+
+@pytest.mark.parametrize("own", [("trainer=grpo",), ("trainer=steer_heal", "persona=calm")])
+def test_the_command_line_decides_over_the_scale(own: tuple[str, ...]) -> None:
+    typed = ("trainer.max_steps=5", "trainer.batch_size=8")
+    trainer = converted(draft(*own, "scale=gpu12", "bot=curious", *typed)).trainer
+    assert (trainer.max_steps, trainer.batch_size) == (5, 8)
+
+
+def test_an_experiment_decides_over_the_scale() -> None:
+    trainer = converted(draft("experiment=learn_cpu", "scale=gpu12", "bot=curious")).trainer
+    assert (trainer.max_steps, trainer.batch_size) == (6, 16)
 
 
 # --- what a sweep compares ----------------------------------------------------------------------
@@ -174,7 +281,7 @@ def reward(name: str) -> dict[str, Any]:
     return asdict(converted(chosen("reward", name)).reward)
 
 
-@pytest.mark.parametrize("name", options("reward"))
+@pytest.mark.parametrize("name", GROUPS["reward"])
 def test_reward_options_differ_only_in_weights_and_terms(name: str) -> None:
     found, full = reward(name), reward("full")
     assert set(found.pop("terms")) == ({"praise"} if name == "external_praise" else set())
@@ -247,6 +354,8 @@ WRONG = [
     ("trainer.target_kl", 0, ["trainer.target_kl=0", "above 0", "null"]),
     ("rollout.turns", 0, ["rollout.turns=0", "above 0"]),
     ("rollout.max_new_tokens", 0, ["rollout.max_new_tokens=0", "above 0"]),
+    ("work.rounds", 0, ["work.rounds=0", "above 0"]),
+    ("work.completions", -1, ["work.completions=-1", "above 0"]),
     ("memory.limit_gb", 0, ["memory.limit_gb=0", "above 0", "null"]),
     ("lora.rank", 0, ["lora.rank=0", "above 0"]),
     ("lora.alpha", 0, ["lora.alpha=0", "above 0"]),
@@ -360,7 +469,7 @@ def test_a_value_at_its_limit_is_accepted(curious: DictConfig, key: str, value: 
     assert OmegaConf.select(config, key) == value
 
 
-@pytest.mark.parametrize("trainer", options("trainer"))
+@pytest.mark.parametrize("trainer", GROUPS["trainer"])
 @pytest.mark.parametrize("key", ["lr", "batch_size", "max_steps"])
 def test_every_trainer_refuses_zero(trainer: str, key: str) -> None:
     config = chosen("trainer", trainer)
@@ -478,7 +587,7 @@ def test_own_terms_need_no_weighted_signal(curious: DictConfig) -> None:
 
 def test_a_reward_without_set_points_is_refused() -> None:
     with pytest.raises(ValueError, match=r"reward\.set_points sum to 0"):
-        RewardConfig()
+        RewardConfig(set_points={})
 
 
 def test_a_weight_on_a_signal_that_is_not_measured_is_refused(curious: DictConfig) -> None:
@@ -542,7 +651,7 @@ def test_a_wrong_key_or_type_is_refused(curious: DictConfig, key: str, value: ob
 def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
     with pytest.raises(HydraException) as caught:
         draft("trainer=magic")
-    assert all(part in str(caught.value) for part in ["trainer/magic", *options("trainer")])
+    assert all(part in str(caught.value) for part in ["trainer/magic", *GROUPS["trainer"]])
 
 
 def test_a_local_model_needs_its_path() -> None:
@@ -564,12 +673,9 @@ HEAVY = ("torch", "transformers", "peft", "sklearn", "scipy", "matplotlib", "wan
 SCRIPT = """
 import json, sys
 import homeostat.cli
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from homeostat.config.register import register
-register()
-with initialize_config_dir(str(homeostat.cli.CONF), version_base="1.3"):
-    config = OmegaConf.to_object(compose("config", overrides=["bot=curious"]))
+from homeostat.config.register import compose_run
+config = OmegaConf.to_object(compose_run("bot=curious"))
 homeostat.cli.help_text()
 print(json.dumps([type(config).__name__, sorted(sys.modules)]))
 """

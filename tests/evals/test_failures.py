@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from configs import intrinsic_config, lora_config, scripted_config, signals_config, tiny_config
 
 from homeostat.bots.scripted import ScriptedBots
-from homeostat.config.bots import ScriptedBotConfig
-from homeostat.config.model import LoraConfig, TinyModelConfig
-from homeostat.config.signals import IntrinsicConfig, SignalsConfig
 from homeostat.evals.failures import (
     NOISE,
     ORDINARY,
@@ -49,17 +47,19 @@ POINTS = {"entropy": SetPoint(1.0, 4.0, 0.5), "repetition": SetPoint(0.0, 0.0, 0
 
 
 def make_failures(policy: Policy) -> Failures:
-    reader = SignalReader(policy, SignalsConfig(IntrinsicConfig(norm_layers=[0.25, 0.5])), None)
+    reader = SignalReader(
+        policy, signals_config(intrinsic=intrinsic_config(norm_layers=[0.25, 0.5])), None
+    )
     reader.base_norms = np.array([5.0, 8.0])
-    bots = ScriptedBots(ScriptedBotConfig(name="curious"))
+    bots = ScriptedBots(scripted_config(name="curious"))
     return Failures(reader, bots, temperature=0.7, tokens=TOKENS)
 
 
 @pytest.fixture(scope="module")
 def failures() -> Failures:
     """Made once: nothing here may change it."""
-    base = load_tiny(TinyModelConfig(name="tiny"), torch.device("cpu"), torch.float32)
-    return make_failures(Policy(base, LoraConfig(rank=2), 0))
+    base = load_tiny(tiny_config(name="tiny"), torch.device("cpu"), torch.float32)
+    return make_failures(Policy(base, lora_config(rank=2), 0))
 
 
 @pytest.fixture(scope="module")
@@ -289,9 +289,9 @@ def test_measure_gives_a_row_per_signal_and_failure(failures: Failures) -> None:
 
 
 def test_failures_want_a_calibrated_reader(make_policy: Callable[..., Policy]) -> None:
-    reader = SignalReader(make_policy(), SignalsConfig(IntrinsicConfig()), None)
+    reader = SignalReader(make_policy(), signals_config(intrinsic=intrinsic_config()), None)
     with pytest.raises(ValueError, match="calibrate the reader"):
-        Failures(reader, ScriptedBots(ScriptedBotConfig(name="curious")), 0.7, TOKENS)
+        Failures(reader, ScriptedBots(scripted_config(name="curious")), 0.7, TOKENS)
 
 
 # --- telling them apart ---------------------------------------------------------------------------

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from configs import intrinsic_config, scripted_config, set_point_config, signals_config
 
 from homeostat.bots.scripted import ScriptedBots
-from homeostat.config.bots import ScriptedBotConfig
 from homeostat.config.evals import EvalConfig
-from homeostat.config.reward import RewardConfig, SetPointConfig
+from homeostat.config.reward import RewardConfig
 from homeostat.config.run import RolloutConfig
-from homeostat.config.signals import IntrinsicConfig, SignalsConfig
 from homeostat.evals.homeostasis import Homeostasis, episode_metrics, perception_validity
 from homeostat.models.adapters import Policy
 from homeostat.reward.compose import Reward, Rewards
@@ -172,14 +171,14 @@ def test_validity_without_probes_is_empty() -> None:
 def evaluation(make_policy: Callable[..., Policy]) -> Homeostasis:
     """Three short held-out episodes of a tiny model, intrinsic signals only."""
     policy = make_policy()
-    signals = SignalsConfig(
-        intrinsic=IntrinsicConfig(names=["entropy", "repetition"], norm_layers=[0.5])
+    signals = signals_config(
+        intrinsic=intrinsic_config(names=["entropy", "repetition"], norm_layers=[0.5])
     )
     reader = SignalReader(policy, signals, None)
     reader.base_norms = np.ones(1, dtype=np.float32)
     points = {"entropy": SetPoint(1.0, 2.0, 0.5)}
-    reward = Reward(RewardConfig(set_points={"entropy": SetPointConfig()}), points)
-    bots = ScriptedBots(ScriptedBotConfig(name="b", schedule=["opening", "move_deepen"]))
+    reward = Reward(RewardConfig(set_points={"entropy": set_point_config()}), points)
+    bots = ScriptedBots(scripted_config(name="b", schedule=["opening", "move_deepen"]))
     config = EvalConfig(episodes=3, bootstrap_samples=50)
     rollout = RolloutConfig(turns=2, max_new_tokens=4)
     return Homeostasis(config, policy, bots, reader, reward, rollout)

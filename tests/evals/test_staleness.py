@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from configs import affect_config
 
 from homeostat.config.signals import AffectConfig
 from homeostat.evals import staleness
@@ -50,7 +51,7 @@ def readings(policy: Policy, perception: Perception, rows: Sequence[int]) -> np.
 
 
 def config(drop: float = NEVER, distance: float = NEVER) -> AffectConfig:
-    return AffectConfig(stale_auroc_drop=drop, stale_distance=distance)
+    return affect_config(stale_auroc_drop=drop, stale_distance=distance)
 
 
 @pytest.fixture

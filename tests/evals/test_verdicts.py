@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from configs import stages_config
 
-from homeostat.config.steering import StagesConfig
 from homeostat.evals.stages import aggregate, compare_arms, trait_per_nat
 from homeostat.evals.verdicts import NO, UNKNOWN, YES, judge_run
 
-CONFIG = StagesConfig(bootstrap_samples=500, coherence_floor=0.5)
+CONFIG = stages_config(bootstrap_samples=500, coherence_floor=0.5)
 N = 24
 
 

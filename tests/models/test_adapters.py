@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from configs import tiny_config
 from peft import PeftModel
 from torch import Tensor
 
-from homeostat.config.model import TinyModelConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.load import BaseModel
@@ -23,7 +23,7 @@ class Boom(Exception):
 
 
 def fresh_base() -> BaseModel:
-    return load_tiny(TinyModelConfig(name="tiny_random"), torch.device("cpu"), torch.float32)
+    return load_tiny(tiny_config(), torch.device("cpu"), torch.float32)
 
 
 @torch.no_grad()

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from configs import tiny_config
 from torch import Tensor
 
-from homeostat.config.model import EmbeddedModelConfig, TinyModelConfig
+from homeostat.config.model import EmbeddedModelConfig
 from homeostat.errors import HomeostatError
 from homeostat.models import embedded
 from homeostat.models.embedded import load_embedded
@@ -27,7 +28,7 @@ GGUF = b"weights"
 
 
 def tiny() -> BaseModel:
-    return load_tiny(TinyModelConfig(name="tiny_random"), CPU, torch.float32)
+    return load_tiny(tiny_config(), CPU, torch.float32)
 
 
 def config(wheel: str = "a" * 64, gguf: str = "b" * 64) -> EmbeddedModelConfig:

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from configs import tiny_config
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 
-from homeostat.config.model import PretrainedModelConfig, TinyModelConfig
+from homeostat.config.model import PretrainedModelConfig
 from homeostat.errors import HomeostatError
 from homeostat.models import load
 from homeostat.models.load import (
@@ -27,7 +28,7 @@ hub_http = importlib.import_module(HfHubHTTPError.__bases__[0].__module__.partit
 
 
 def tiny(seed: int = 0) -> BaseModel:
-    return load_tiny(TinyModelConfig(name="tiny_random", init_seed=seed), CPU, torch.float32)
+    return load_tiny(tiny_config(init_seed=seed), CPU, torch.float32)
 
 
 def read(path: str | Path, name: str = "mine") -> BaseModel:

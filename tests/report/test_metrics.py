@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from configs import wandb_config
 
-from homeostat.config.run import WandbConfig
 from homeostat.errors import HomeostatError
 from homeostat.report.metrics import LOGS, MetricsLog, append_rows, plain, write_rows
 
@@ -117,7 +117,7 @@ def test_write_rows_is_whole_or_not(tmp_path: Path) -> None:
 
 
 def test_the_log_writes_metrics_and_episodes_of_every_step(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, WandbConfig(mode="disabled"), {"seed": 0})
+    log = MetricsLog(tmp_path, wandb_config(mode="disabled"), {"seed": 0})
     first = {"reward/valence": -2.0, "optim/grad_norm": NAN}
     log.step(1, first, [{"seed": 5}, {"seed": 6}], {"time/update_s": 0.5})
     assert lines(tmp_path / "metrics.jsonl") == [
@@ -135,7 +135,7 @@ def test_the_log_writes_metrics_and_episodes_of_every_step(tmp_path: Path) -> No
 
 
 def test_the_logs_can_be_cut_back_to_an_earlier_step(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, WandbConfig(mode="disabled"), {"seed": 0})
+    log = MetricsLog(tmp_path, wandb_config(mode="disabled"), {"seed": 0})
     assert log.sizes() == dict.fromkeys(LOGS, 0)
     log.step(1, {"a": 1.0}, [{"seed": 5}], {"time/update_s": 0.5})
     sizes, kept = log.sizes(), [(tmp_path / name).read_bytes() for name in LOGS]

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from configs import set_point_config
 
-from homeostat.config.reward import RewardConfig, SetPointConfig
+from homeostat.config.reward import RewardConfig
 from homeostat.errors import HomeostatError
 from homeostat.reward.compose import Reward, Rewards, drive_reduction, token_rewards
 from homeostat.reward.valence import SetPoint
@@ -116,7 +117,7 @@ def scored(reward: Reward, readings: Sequence[Reading]) -> Rewards:
 
 def reward(points: Mapping[str, SetPoint] = POINTS, **terms: Mapping[str, Any]) -> Reward:
     config = RewardConfig(
-        set_points={name: SetPointConfig() for name in ("entropy", "boredom")},
+        set_points={name: set_point_config() for name in ("entropy", "boredom")},
         terms={name: dict(term) for name, term in terms.items()},
     )
     return Reward(config, points)
@@ -234,7 +235,7 @@ def test_drive_reduction_by_hand(level: list[float], gain: list[float]) -> None:
 
 def test_rewards_of_an_episode_sum_to_its_last_valence_under_drive_reduction() -> None:
     own = {"boredom_twice": {"_target_": f"{__name__}.twice_boredom"}}
-    config = RewardConfig(set_points={"entropy": SetPointConfig()}, terms=own, mode="reduction")
+    config = RewardConfig(set_points={"entropy": set_point_config()}, terms=own, mode="reduction")
     found = scored(Reward(config, POINTS), readings())
     # Valence 0, -2, -4; own terms 0.2, 0.4, 0.6 come on top, as they are.
     np.testing.assert_allclose(found.total_N, [0.0 + 0.2, -2.0 + 0.4, -4.0 + 0.6])
@@ -242,7 +243,7 @@ def test_rewards_of_an_episode_sum_to_its_last_valence_under_drive_reduction() -
 
 
 def test_beginning_badly_does_not_pay_under_drive_reduction() -> None:
-    config = RewardConfig(set_points={"entropy": SetPointConfig()}, mode="reduction")
+    config = RewardConfig(set_points={"entropy": set_point_config()}, mode="reduction")
     totals = [
         Reward(config, POINTS).score(TALKS, readings(entropy=(first, 1.0, 1.0)))[0].total_N.sum()
         for first in (1.0, 3.0)

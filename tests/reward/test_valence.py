@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from configs import set_point_config
 
 from homeostat.config.reward import SetPointConfig
 from homeostat.errors import HomeostatError
@@ -157,7 +158,7 @@ def test_terms_with_sides_and_dead_zones_sum_to_the_total() -> None:
 
 
 def test_auto_is_the_median_and_the_spread_of_the_base_model(calibration: Calibration) -> None:
-    points = resolve({"entropy": SetPointConfig(weight=0.3)}, calibration)
+    points = resolve({"entropy": set_point_config(weight=0.3)}, calibration)
     # IQR / 1.349 = (2.849 - 1.5) / 1.349 = 1
     assert points["entropy"].weight == 0.3
     assert points["entropy"].setpoint == 2.2
@@ -166,15 +167,15 @@ def test_auto_is_the_median_and_the_spread_of_the_base_model(calibration: Calibr
 
 
 def test_explicit_numbers_are_taken_as_they_are(calibration: Calibration) -> None:
-    points = resolve({"entropy": SetPointConfig(setpoint=3, tolerance=0.5)}, calibration)
+    points = resolve({"entropy": set_point_config(setpoint=3, tolerance=0.5)}, calibration)
     assert points == {"entropy": SetPoint(1.0, 3.0, 0.5, ())}
 
 
 @pytest.mark.parametrize(
     ("config", "setpoint", "tolerance", "automatic"),
     [
-        (SetPointConfig(setpoint=0.0), 0.0, 0.6 / 1.349, ("tolerance",)),
-        (SetPointConfig(tolerance=0.5), 0.1, 0.5, ("setpoint",)),
+        (set_point_config(setpoint=0.0), 0.0, 0.6 / 1.349, ("tolerance",)),
+        (set_point_config(tolerance=0.5), 0.1, 0.5, ("setpoint",)),
     ],
 )
 def test_half_automatic(
@@ -197,17 +198,17 @@ def test_half_automatic(
 def test_min_tolerance_bounds_an_automatic_tolerance_from_below(
     calibration: Calibration, name: str, floor: float, expected: float
 ) -> None:
-    point = resolve({name: SetPointConfig(min_tolerance=floor)}, calibration)[name]
+    point = resolve({name: set_point_config(min_tolerance=floor)}, calibration)[name]
     assert point.tolerance == pytest.approx(expected)
 
 
 def test_min_tolerance_leaves_an_explicit_tolerance_alone(calibration: Calibration) -> None:
-    config = SetPointConfig(tolerance=0.001, min_tolerance=0.05)
+    config = set_point_config(tolerance=0.001, min_tolerance=0.05)
     assert resolve({"boredom": config}, calibration)["boredom"].tolerance == 0.001
 
 
 def test_a_signal_with_weight_zero_is_ignored(calibration: Calibration) -> None:
-    config = {"entropy": SetPointConfig(weight=0.5), "boredom": SetPointConfig(weight=0.0)}
+    config = {"entropy": set_point_config(weight=0.5), "boredom": set_point_config(weight=0.0)}
     points = resolve(config, calibration)
     assert list(points) == ["entropy"]
     found = valence(table((2.2, 0.0, float("nan"))), points)
@@ -216,11 +217,11 @@ def test_a_signal_with_weight_zero_is_ignored(calibration: Calibration) -> None:
 
 
 def test_weight_zero_needs_no_calibration(calibration: Calibration) -> None:
-    assert resolve({"repetition": SetPointConfig(weight=0.0)}, calibration) == {}
+    assert resolve({"repetition": set_point_config(weight=0.0)}, calibration) == {}
 
 
 def test_side_and_dead_zone_are_kept(calibration: Calibration) -> None:
-    config = SetPointConfig(side="above", dead_zone=0.2)
+    config = set_point_config(side="above", dead_zone=0.2)
     point = resolve({"entropy": config}, calibration)["entropy"]
     assert (point.side, point.dead_zone) == ("above", 0.2)
     # The dead zone is in the signal's unit, the tolerance is 1 and the set point 2.2.
@@ -229,7 +230,7 @@ def test_side_and_dead_zone_are_kept(calibration: Calibration) -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [SetPointConfig(), SetPointConfig(setpoint=0.1), SetPointConfig(tolerance=0.1)],
+    [set_point_config(), set_point_config(setpoint=0.1), set_point_config(tolerance=0.1)],
 )
 def test_signal_that_was_never_there_has_no_automatic_set_point(config: SetPointConfig) -> None:
     never = Calibration.of({"boredom": []}, np.ones(1))
@@ -243,12 +244,12 @@ def test_signal_that_was_never_there_has_no_automatic_set_point(config: SetPoint
 
 def test_signal_that_was_never_there_may_have_an_explicit_set_point() -> None:
     never = Calibration.of({"boredom": []}, np.ones(1))
-    found = resolve_one("boredom", SetPointConfig(setpoint=0.1, tolerance=0.2), never)
+    found = resolve_one("boredom", set_point_config(setpoint=0.1, tolerance=0.2), never)
     assert found == SetPoint(1.0, 0.1, 0.2)
 
 
 def test_one_signal_is_resolved_whatever_its_weight(calibration: Calibration) -> None:
     """The failures are measured for signals without weight, too."""
-    found = resolve_one("entropy", SetPointConfig(weight=0.0), calibration)
+    found = resolve_one("entropy", set_point_config(weight=0.0), calibration)
     assert (found.weight, found.setpoint) == (0.0, 2.2)
     assert found.tolerance == pytest.approx(1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from configs import scripted_config
 
 from homeostat.config.register import build
 from homeostat.config.run import RolloutConfig
@@ -57,10 +58,10 @@ def test_a_candidate_does_not_depend_on_how_many_there_are(
 
 @pytest.fixture
 def mixed_bots() -> object:
-    from homeostat.config.bots import MixedBotConfig, ScriptedBotConfig
+    from homeostat.config.bots import MixedBotConfig
 
     kinds = {
-        name: ScriptedBotConfig(name=name, schedule=["opening", "move_pressure"], noise=0.1)
+        name: scripted_config(name=name, schedule=["opening", "move_pressure"], noise=0.1)
         for name in ("one", "two")
     }
     return build(MixedBotConfig(name="mixed", bots=kinds))

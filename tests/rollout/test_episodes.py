@@ -9,9 +9,10 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from configs import scripted_config
 
 from homeostat.bots.scripted import MixedBots
-from homeostat.config.bots import MixedBotConfig, ScriptedBotConfig
+from homeostat.config.bots import MixedBotConfig
 from homeostat.config.run import RolloutConfig
 from homeostat.models.adapters import Policy
 from homeostat.rollout import episodes, generate
@@ -51,7 +52,7 @@ def policy(
 def bots() -> MixedBots:
     """Two kinds of users, moved by what they are told."""
     gains = {"boredom": {"relevance": -0.5, "coherence": -0.5}}
-    one = ScriptedBotConfig(
+    one = scripted_config(
         name="one", initial={"boredom": 0.5}, gains=gains, schedule=["opening", "move_deepen"]
     )
     two = replace(one, name="two", schedule=["move_claim", "move_pressure"])

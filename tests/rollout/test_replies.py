@@ -8,8 +8,8 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+from configs import dose_config
 
-from homeostat.config.steering import DoseConfig
 from homeostat.models.adapters import Policy
 from homeostat.rollout.replies import (
     Sampling,
@@ -53,10 +53,10 @@ def test_every_row_has_its_own_dose(make_policy: Callable[..., Policy]) -> None:
     vector = PersonaVector({1: torch.linspace(-3, 3, policy.hidden_size)}, {1: 1.0}, "mean_diff")
     talks = [plain(TEXTS[0])] * 2
     doses = [0.0, 4.0]
-    both = reply(policy, talks, SAMPLING, vector.steering(doses, DoseConfig()))
+    both = reply(policy, talks, SAMPLING, vector.steering(doses, dose_config()))
     unsteered = reply(policy, talks, SAMPLING)
     assert reply_ids(both[0]) == reply_ids(unsteered[0])
-    alone = reply(policy, talks[1:], SAMPLING, vector.steering(4.0, DoseConfig()), first=1)
+    alone = reply(policy, talks[1:], SAMPLING, vector.steering(4.0, dose_config()), first=1)
     assert reply_ids(both[1]) == reply_ids(alone[0])
     assert reply_ids(both[1]) != reply_ids(unsteered[1])
 
@@ -69,7 +69,7 @@ def test_states_of_a_sampled_reply_are_what_reading_it_gives(
     stir(policy)
     vector = PersonaVector({1: torch.linspace(-3, 3, policy.hidden_size)}, {1: 1.0}, "mean_diff")
     talks = [plain(text) for text in TEXTS]
-    steering = None if dose is None else vector.steering(dose, DoseConfig())
+    steering = None if dose is None else vector.steering(dose, dose_config())
     said = sampled(policy, talks, SAMPLING, steering)
     with nullcontext() if steering is None else policy.steered(steering):
         read = predicting(policy, [talk for talk, _ in said])

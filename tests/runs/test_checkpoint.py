@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from configs import wandb_config
 
-from homeostat.config.run import WandbConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.report.metrics import LOGS, MetricsLog
@@ -48,7 +48,7 @@ def make(tmp_path: Path, make_policy: Callable[..., Policy]) -> Callable[..., Ch
             {"trainer": "counter", "model": "tiny_random", **names},
             Counter(),
             make_policy(rank=rank),
-            MetricsLog(tmp_path, WandbConfig(mode="disabled"), {}),
+            MetricsLog(tmp_path, wandb_config(mode="disabled"), {}),
             Stopwatch(),
         )
 

@@ -7,13 +7,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from configs import (
+    dpo_config,
+    grpo_config,
+    heal_config,
+    lora_config,
+    ppo_config,
+    steer_heal_config,
+    tiny_config,
+)
 from transformers import AutoModelForCausalLM, Gemma3TextConfig
 from worlds import Parrots, make_trainer, own_reward, share_of_low_ids
 
-from homeostat.config.model import LoraConfig, TinyModelConfig
 from homeostat.config.register import target_of
 from homeostat.config.run import RolloutConfig
-from homeostat.config.steering import HealConfig, SteerHealConfig
 from homeostat.config.trainers import DPOConfig, GRPOConfig, PPOConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
@@ -91,7 +98,7 @@ def test_the_plan_by_hand(make_policy: Callable[..., Policy]) -> None:
     policy = make_policy()
     base = sum(p.numel() for p in policy.model.parameters() if not p.requires_grad)
     adapter = sum(p.numel() for p in policy.adapter_parameters())
-    config = PPOConfig(name="ppo", batch_size=8, minibatches=2, micro_batch_tokens=10_000)
+    config = ppo_config(batch_size=8, minibatches=2, micro_batch_tokens=10_000)
     found = plan_memory(policy, PPO.footprint(config, 100))
     shape = policy.text_config
     heads, width = shape.num_key_value_heads, shape.hidden_size // shape.num_attention_heads
@@ -109,7 +116,7 @@ def test_the_plan_by_hand(make_policy: Callable[..., Policy]) -> None:
 def test_a_critic_with_an_adapter_counts_twice(make_policy: Callable[..., Policy]) -> None:
     policy = make_policy()
     shared, own = (
-        plan_memory(policy, PPO.footprint(PPOConfig(name="ppo", critic=critic), 100))
+        plan_memory(policy, PPO.footprint(ppo_config(critic=critic), 100))
         for critic in ("shared", "lora")
     )
     assert own.adapters == 2 * shared.adapters
@@ -133,12 +140,12 @@ def test_healing_four_times_512_tokens_fits_beside_a_model_of_4b(
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16).requires_grad_(False)
     base = BaseModel(model.eval(), make_policy().tokenizer, "4b", "shape")
-    policy = Policy(base, LoraConfig(rank=16), seed=0)
-    config = SteerHealConfig(name="steer_heal", batch_size=32, heal=HealConfig(minibatch=4))
+    policy = Policy(base, lora_config(rank=16), seed=0)
+    config = steer_heal_config(batch_size=32, heal=heal_config(minibatch=4))
     found = plan_memory(policy, SteerHeal.footprint(config, 512))
     assert 7.5e9 < found.weights < 8e9
     assert found.total < 12e9
-    kept = HealConfig(minibatch=4, micro_batch_tokens=4 * 512)
+    kept = heal_config(minibatch=4, micro_batch_tokens=4 * 512)
     whole = plan_memory(policy, SteerHeal.footprint(replace(config, heal=kept), 512))
     assert whole.total > 12e9, "the blocks must be computed again for it"
 
@@ -146,11 +153,11 @@ def test_healing_four_times_512_tokens_fits_beside_a_model_of_4b(
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        (PPOConfig(name="ppo", batch_size=16, minibatches=4, micro_batch_tokens=1200), 400),
-        (PPOConfig(name="ppo", batch_size=16, minibatches=4, micro_batch_tokens=250), 200),
-        (GRPOConfig(name="grpo", batch_size=16, minibatches=4, micro_batch_tokens=50), 100),
-        (DPOConfig(name="dpo", minibatch_pairs=4, micro_batch_pairs=2), 400),
-        (DPOConfig(name="dpo", minibatch_pairs=2, micro_batch_pairs=8), 400),
+        (ppo_config(batch_size=16, minibatches=4, micro_batch_tokens=1200), 400),
+        (ppo_config(batch_size=16, minibatches=4, micro_batch_tokens=250), 200),
+        (grpo_config(batch_size=16, minibatches=4, micro_batch_tokens=50), 100),
+        (dpo_config(minibatch_pairs=4, micro_batch_pairs=2), 400),
+        (dpo_config(minibatch_pairs=2, micro_batch_pairs=8), 400),
     ],
 )
 def test_tokens_with_a_gradient(config: PPOConfig | GRPOConfig | DPOConfig, expected: int) -> None:
@@ -191,8 +198,8 @@ def test_the_limit_is_what_was_asked_for_or_what_is_there() -> None:
 
 
 def test_half_precision_keeps_the_adapter_exact() -> None:
-    base = load_tiny(TinyModelConfig(name="tiny_random"), CPU, torch.bfloat16)
-    policy = Policy(base, LoraConfig(rank=4), 0)
+    base = load_tiny(tiny_config(), CPU, torch.bfloat16)
+    policy = Policy(base, lora_config(rank=4), 0)
     assert {p.dtype for p in policy.adapter_parameters()} == {torch.float32}
     trainer = make_trainer(policy, own_reward(share_of_low_ids), batch_size=8, max_steps=1)
     metrics = next(trainer.steps()).metrics

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from configs import intrinsic_config, signals_config
 
-from homeostat.config.signals import IntrinsicConfig, SignalsConfig
 from homeostat.models.adapters import Policy
 from homeostat.signals.calibration import Calibration, calibrate
 from homeostat.signals.reader import SignalReader
@@ -46,7 +46,7 @@ class FixedReader(SignalReader):
     """Reads two signals of five turns that are written down here."""
 
     def __init__(self, policy: Policy) -> None:
-        super().__init__(policy, SignalsConfig(), None)
+        super().__init__(policy, signals_config(), None)
         self.names = ("entropy", "boredom")
         self.adapter_on: list[bool] = []
         self.norms_when_read: list[float] = []
@@ -152,7 +152,7 @@ def test_trained_policy_gives_the_set_points_of_the_base(
     talk: Callable[..., Conversation],
 ) -> None:
     talks = [talk("hi", "one two", "so?", "no no no", "bye"), talk("a", "b c d", "e", ended=False)]
-    config = SignalsConfig(intrinsic=IntrinsicConfig())
+    config = signals_config(intrinsic=intrinsic_config())
     found = []
     for stirred in (False, True):
         policy = make_policy()

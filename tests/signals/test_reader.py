@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from configs import affect_config, intrinsic_config, signals_config
 
-from homeostat.config.signals import AffectConfig, IntrinsicConfig, SignalsConfig
 from homeostat.models.adapters import Policy
 from homeostat.signals.probing.probes import AffectProbes, Probe
 from homeostat.signals.reader import SignalReader, episode_record
@@ -45,8 +45,10 @@ def by_hand(hidden: np.ndarray) -> list[list[float]]:
 
 
 def make_reader(policy: Policy, perception: str = "reference") -> SignalReader:
-    affect = AffectConfig(names=list(AFFECT_NAMES), perception=perception)
-    reader = SignalReader(policy, SignalsConfig(IntrinsicConfig(), affect), made_probes())
+    affect = affect_config(names=list(AFFECT_NAMES), perception=perception)
+    reader = SignalReader(
+        policy, signals_config(intrinsic=intrinsic_config(), affect=affect), made_probes()
+    )
     reader.base_norms = BASE_NORMS
     return reader
 
@@ -181,8 +183,8 @@ def test_reader_wants_base_norms_first(stirred: Policy, talks: list[Conversation
 
 
 def test_only_affect(stirred: Policy, talks: list[Conversation]) -> None:
-    affect = AffectConfig(names=list(AFFECT_NAMES))
-    reader = SignalReader(stirred, SignalsConfig(None, affect), made_probes())
+    affect = affect_config(names=list(AFFECT_NAMES))
+    reader = SignalReader(stirred, signals_config(affect=affect), made_probes())
     readings = measure(reader, talks)
     assert reader.affects == readings[0].signals.names == AFFECT_NAMES
     whole = values(measure(make_reader(stirred), talks))
@@ -193,8 +195,8 @@ def test_names_are_those_of_the_probes_that_exist(
     stirred: Policy, talks: list[Conversation]
 ) -> None:
     """The config names an affect that no corpus labelled, so there is no probe of it."""
-    affect = AffectConfig(names=["curiosity", "sentiment", "boredom"])
-    config = SignalsConfig(IntrinsicConfig(names=["repetition"]), affect)
+    affect = affect_config(names=["curiosity", "sentiment", "boredom"])
+    config = signals_config(intrinsic=intrinsic_config(names=["repetition"]), affect=affect)
     reader = SignalReader(stirred, config, made_probes(["boredom"]))
     reader.base_norms = BASE_NORMS
     readings = measure(reader, talks)
@@ -211,18 +213,20 @@ def test_names_are_those_of_the_probes_that_exist(
 
 
 def test_without_any_probe_nothing_is_perceived(stirred: Policy, talks: list[Conversation]) -> None:
-    config = SignalsConfig(IntrinsicConfig(), AffectConfig(names=list(AFFECT_NAMES)))
+    config = signals_config(
+        intrinsic=intrinsic_config(), affect=affect_config(names=list(AFFECT_NAMES))
+    )
     reader = SignalReader(stirred, config, AffectProbes({}, "fingerprint", "made up"))
     reader.base_norms = BASE_NORMS
     readings = measure(reader, talks)
     assert reader.affects == reader.probe_layers == ()
-    assert reader.names == tuple(IntrinsicConfig().names)
+    assert reader.names == tuple(intrinsic_config().names)
     assert [reading.perceived.shape for reading in readings] == [(3, 0), (2, 0)]
     assert [reading.drift.shape for reading in readings] == [(3, 0), (2, 0)]
 
 
 def only_intrinsic(policy: Policy) -> SignalReader:
-    reader = SignalReader(policy, SignalsConfig(IntrinsicConfig(), None), None)
+    reader = SignalReader(policy, signals_config(intrinsic=intrinsic_config()), None)
     reader.base_norms = BASE_NORMS
     return reader
 

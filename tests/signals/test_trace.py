@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from configs import lora_config, tiny_config
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from homeostat.config.model import LoraConfig, TinyModelConfig
 from homeostat.models.adapters import Policy
 from homeostat.models.forward import batches_by_length, shared_prefix
 from homeostat.models.load import finish
@@ -108,7 +108,7 @@ def assert_equal_traces(found: Sequence[Trace], expected: Sequence[Trace]) -> No
 
 def base_model() -> torch.nn.Module:
     """The base without any adapter, independent of the policy's own."""
-    config = TinyModelConfig(name="tiny_random")
+    config = tiny_config()
     model: torch.nn.Module = load_tiny(config, torch.device("cpu"), torch.float32).model
     return model
 
@@ -180,7 +180,7 @@ def policy_of(kind: str, **options: Any) -> Policy:
     )
     torch.manual_seed(0)
     base = finish(AutoModelForCausalLM.from_config(config), tokenizer, kind, torch.device("cpu"))
-    return Policy(base, LoraConfig(rank=4, alpha=8.0, layers=[0.0, 1.0]), 0)
+    return Policy(base, lora_config(rank=4, alpha=8.0, layers=[0.0, 1.0]), 0)
 
 
 SLIDING = {"kind": "mistral", "sliding_window": 16}

@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from configs import barrier_config
 from torch import Tensor
 
-from homeostat.config.steering import AGGREGATES, BarrierConfig
+from homeostat.config.steering import AGGREGATES
 from homeostat.steering import barriers
 from homeostat.steering.barriers import (
     DualControl,
@@ -241,13 +242,13 @@ def test_barrier_by_hand(value: float, expected: float, slope: float) -> None:
     ("power", "round_", "expected"), [(0.0, 7, 0.4), (1.0, 0, 0.4), (1.0, 2, 1.2), (2.0, 2, 3.6)]
 )
 def test_weight_over_rounds(power: float, round_: int, expected: float) -> None:
-    config = BarrierConfig(coef=0.4, coef_power=power)
+    config = barrier_config(coef=0.4, coef_power=power)
     assert coefficient(config, round_) == pytest.approx(expected)
     assert make_control(config, 0.5, round_).coef == pytest.approx(expected)
 
 
 def test_a_fixed_weight_never_moves() -> None:
-    control = make_control(BarrierConfig(coef=0.3), tau=0.5, round=0)
+    control = make_control(barrier_config(coef=0.3), tau=0.5, round=0)
     assert type(control) is FixedControl
     control.update(9.0)
     assert control.coef == 0.3
@@ -256,7 +257,7 @@ def test_a_fixed_weight_never_moves() -> None:
 
 
 def test_dual_weight_by_hand() -> None:
-    control = make_control(BarrierConfig(coef=0.3, control="dual", dual_lr=0.5), 1.0, 0)
+    control = make_control(barrier_config(coef=0.3, control="dual", dual_lr=0.5), 1.0, 0)
     assert type(control) is DualControl
     control.update(1.4)
     assert control.coef == pytest.approx(0.5)
@@ -268,7 +269,7 @@ def test_dual_weight_by_hand() -> None:
 
 
 def test_control_goes_on_from_its_state() -> None:
-    config = BarrierConfig(control="dual", coef=1.0)
+    config = barrier_config(control="dual", coef=1.0)
     control = make_control(config, 0.5, 0)
     control.update(2.5)
     other = make_control(config, 0.5, 0)
@@ -292,13 +293,13 @@ def settled(control: FixedControl) -> float:
 
 @pytest.mark.parametrize(("tau", "coef"), [(1.0, 0.0), (2.0, 0.2), (0.5, 5.0)])
 def test_dual_control_holds_the_divergence_at_its_set_point(tau: float, coef: float) -> None:
-    config = BarrierConfig(control="dual", coef=coef, dual_lr=0.02)
+    config = barrier_config(control="dual", coef=coef, dual_lr=0.02)
     assert settled(make_control(config, tau, 0)) == pytest.approx(tau, rel=0.03)
 
 
 def test_a_small_fixed_weight_lets_the_divergence_settle_elsewhere() -> None:
     """Where x - 3 + 2 coef x = 0, whatever tau is."""
-    found = settled(make_control(BarrierConfig(coef=0.2), tau=1.0, round=0))
+    found = settled(make_control(barrier_config(coef=0.2), tau=1.0, round=0))
     assert found == pytest.approx((3 / 1.4) ** 2, rel=1e-3)
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from configs import filter_config
 
 from homeostat.config.filters import FilterConfig
 from homeostat.steering.filters import (
@@ -22,8 +23,8 @@ from homeostat.steering.filters import (
 
 GOOD = "The river bends twice before the village, and the old mill stands on the second bend."
 BASE = 10.0  # median perplexity of the base
-CONFIG = FilterConfig(max_perplexity=6.0, max_tail_perplexity=10.0, max_repetition=0.3)
-OFF = FilterConfig(
+CONFIG = filter_config(max_perplexity=6.0, max_tail_perplexity=10.0, max_repetition=0.3)
+OFF = filter_config(
     max_perplexity=None,
     max_tail_perplexity=None,
     min_perplexity=None,

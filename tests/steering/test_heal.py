@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from configs import barrier_config, heal_config
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -32,8 +33,8 @@ SAID = (
     "words of calm",
     "so kind and so calm",
 )
-SMALL = HealConfig(epochs=1, minibatch=4, validation=0.0, max_grad_norm=1e9)
-PLAIN = BarrierConfig(divergence="none")
+SMALL = heal_config(epochs=1, minibatch=4, validation=0.0, max_grad_norm=1e9)
+PLAIN = barrier_config(divergence="none")
 IDS = torch.tensor([[5, 80, 33, 12, 200], [9, 9, 41, 7, 101]])
 
 MakePolicy = Callable[..., Policy]
@@ -160,7 +161,7 @@ def test_gradient_with_a_barrier_equals_a_slow_loop_over_completions(
     loss = nll + 3.0 * torch.relu(divergence - 0.01)
     expected = torch.autograd.grad(loss, policy.adapter_parameters())
     config = replace(SMALL, minibatch=8, micro_batch_tokens=micro_batch_tokens)
-    barrier = BarrierConfig(divergence=kind, aggregate="mean", coef=3.0)
+    barrier = barrier_config(divergence=kind, aggregate="mean", coef=3.0)
     with recorded() as seen:
         result = healing(policy, config, barrier, tau=0.01).run(given)
     assert result.steps[0]["divergence"] == pytest.approx(float(divergence.detach()), rel=1e-4)
@@ -170,7 +171,7 @@ def test_gradient_with_a_barrier_equals_a_slow_loop_over_completions(
 
 def test_a_barrier_that_is_not_reached_adds_nothing(make_policy: MakePolicy, stir: Stir) -> None:
     found = []
-    for barrier in (PLAIN, BarrierConfig(aggregate="max", coef=1e6)):
+    for barrier in (PLAIN, barrier_config(aggregate="max", coef=1e6)):
         policy = make_policy()
         stir(policy)
         with recorded() as seen:
@@ -188,7 +189,7 @@ def test_chunks_of_logits_change_no_gradient(
         policy = make_policy()
         stir(policy)
         with recorded() as seen:
-            healing(policy, SMALL, BarrierConfig(), tau=0.0).run(completions(policy))
+            healing(policy, SMALL, barrier_config(), tau=0.0).run(completions(policy))
         found.append(seen[0])
     assert_close(*found)
 
@@ -205,7 +206,7 @@ def test_padding_and_shared_prompts_change_nothing(
         monkeypatch.setattr("homeostat.steering.heal.READ_TOKENS", tokens)
         if not shared:
             monkeypatch.setattr("homeostat.models.forward.can_share", lambda _: False)
-        barrier = BarrierConfig(aggregate=aggregate, coef=2.0)
+        barrier = barrier_config(aggregate=aggregate, coef=2.0)
         with recorded() as seen:
             result = healing(policy, SMALL, barrier, tau=0.0).run(completions(policy))
         found.append((seen[0], result.steps[0]["divergence"]))
@@ -221,7 +222,7 @@ def test_the_first_step_from_a_fresh_adapter_is_finite_and_follows_the_nll(
     given = completions(policy)
     nll, _ = slow_parts(policy, given)
     expected = torch.autograd.grad(nll, policy.adapter_parameters())
-    barrier = BarrierConfig(aggregate=aggregate, coef=10.0)
+    barrier = barrier_config(aggregate=aggregate, coef=10.0)
     with recorded() as seen:
         result = healing(policy, replace(SMALL, minibatch=8), barrier, tau=0.0).run(given)
     assert result.steps[0]["divergence"] == pytest.approx(0.0, abs=2e-4)
@@ -286,7 +287,7 @@ def test_measured_gradient_norms_are_those_of_the_two_parts(
         )
         for t in (nll, 3.0 * divergence)
     )
-    barrier = BarrierConfig(aggregate="mean", coef=3.0)
+    barrier = barrier_config(aggregate="mean", coef=3.0)
     (row,) = healing(policy, replace(SMALL, minibatch=8), barrier, tau=0.01).run(given).steps
     assert row["nll_grad_norm"] == pytest.approx(own, rel=1e-3)
     assert row["barrier_grad_norm"] == pytest.approx(other, rel=1e-3)
@@ -325,7 +326,7 @@ def test_a_heavy_barrier_keeps_the_divergence_near_tau(
     aggregate: str, make_policy: MakePolicy
 ) -> None:
     policy = make_policy()
-    barrier = BarrierConfig(aggregate=aggregate, coef=1000.0)
+    barrier = barrier_config(aggregate=aggregate, coef=1000.0)
     config = replace(SMALL, epochs=40, minibatch=8, max_grad_norm=1.0)
     result = healing(policy, config, barrier, lr=0.004, tau=0.3).run(completions(policy))
     assert settled(result) == pytest.approx(0.3, rel=0.2)
@@ -334,7 +335,7 @@ def test_a_heavy_barrier_keeps_the_divergence_near_tau(
 def test_without_weight_the_barrier_is_passed_by_far(make_policy: MakePolicy) -> None:
     policy = make_policy()
     config = replace(SMALL, epochs=40, minibatch=8, max_grad_norm=1.0)
-    barrier = BarrierConfig(coef=0.0)
+    barrier = barrier_config(coef=0.0)
     result = healing(policy, config, barrier, lr=0.004, tau=0.3).run(completions(policy))
     assert min(result.steps[-1]["aggregates"].values()) > 1.0
     assert result.metrics["heal/fired"] > 0.8
@@ -346,7 +347,7 @@ def test_dual_control_brings_the_divergence_to_tau_from_either_side(
     coef: float, make_policy: MakePolicy
 ) -> None:
     policy = make_policy()
-    barrier = BarrierConfig(aggregate="mean", control="dual", coef=coef, dual_lr=0.5)
+    barrier = barrier_config(aggregate="mean", control="dual", coef=coef, dual_lr=0.5)
     config = replace(SMALL, epochs=60, minibatch=8, max_grad_norm=1.0)
     result = healing(policy, config, barrier, lr=0.003, tau=0.5).run(completions(policy))
     assert settled(result) == pytest.approx(0.5, rel=0.1)
@@ -355,7 +356,7 @@ def test_dual_control_brings_the_divergence_to_tau_from_either_side(
 
 def test_weight_of_the_barrier_follows_the_round(make_policy: MakePolicy) -> None:
     policy = make_policy()
-    barrier = BarrierConfig(coef=0.5, coef_power=2.0)
+    barrier = barrier_config(coef=0.5, coef_power=2.0)
     result = healing(policy, SMALL, barrier, round=2).run(completions(policy))
     assert result.metrics["heal/coef"] == pytest.approx(4.5)
     assert {row["coef"] for row in result.steps} == {4.5}
@@ -374,7 +375,7 @@ def test_divergence_is_measured_from_the_reference(
     policy.add_round(seed=5)
     given = completions(policy)
     _, from_base = slow_parts(policy, given)
-    barrier = BarrierConfig(aggregate="mean", reference=reference)
+    barrier = barrier_config(aggregate="mean", reference=reference)
     config = replace(SMALL, minibatch=8)
     (row,) = healing(policy, config, barrier, round=1).run(given).steps
     expected = 0.0 if reference == "prev" else float(from_base.detach())
@@ -389,7 +390,7 @@ def test_in_the_first_round_the_previous_student_is_the_base(
     for reference in ("base", "prev"):
         policy = make_policy()
         stir(policy)
-        barrier = BarrierConfig(reference=reference)
+        barrier = barrier_config(reference=reference)
         result = healing(policy, SMALL, barrier).run(completions(policy))
         found.append([row["divergence"] for row in result.steps])
     assert found[0] == found[1]
@@ -404,7 +405,7 @@ def test_a_later_round_leaves_earlier_ones_as_they_were(
     first = policy.adapter_parameters()
     before = weights(policy)
     policy.add_round(seed=5)
-    healing(policy, SMALL, BarrierConfig(reference="prev"), round=1).run(completions(policy))
+    healing(policy, SMALL, barrier_config(reference="prev"), round=1).run(completions(policy))
     assert equal([p.detach() for p in first], before)
     assert any(bool(up.any()) for _, up, _ in lora_pairs(policy))
 
@@ -421,7 +422,7 @@ def test_the_reference_is_read_once_and_not_in_every_epoch(
         return reference()
 
     monkeypatch.setattr(policy, "reference", counted)
-    healing(policy, replace(SMALL, epochs=5), BarrierConfig()).run(completions(policy))
+    healing(policy, replace(SMALL, epochs=5), barrier_config()).run(completions(policy))
     assert len(entered) == 1
     healing(policy, replace(SMALL, epochs=5), PLAIN).run(completions(policy))
     assert len(entered) == 1
@@ -436,7 +437,7 @@ def test_pilot_leaves_adapter_and_random_numbers_as_they_were(
     policy = make_policy()
     stir(policy)
     before, random = weights(policy), torch.get_rng_state()
-    found = healing(policy, SMALL, BarrierConfig(), tau=None).pilot(completions(policy))
+    found = healing(policy, SMALL, barrier_config(), tau=None).pilot(completions(policy))
     assert equal(weights(policy), before)
     assert torch.equal(torch.get_rng_state(), random)
     assert all(p.grad is None and p.requires_grad for p in policy.adapter_parameters())
@@ -446,7 +447,7 @@ def test_pilot_leaves_adapter_and_random_numbers_as_they_were(
 
 def test_pilot_is_the_first_epoch_without_a_barrier(make_policy: MakePolicy) -> None:
     config = replace(SMALL, minibatch=2)
-    barrier = BarrierConfig(aggregate="max", coef=100.0)
+    barrier = barrier_config(aggregate="max", coef=100.0)
     policy = make_policy()
     found = healing(policy, config, barrier, tau=None).pilot(completions(policy))
     result = healing(policy, config, replace(barrier, coef=0.0)).run(completions(policy))
@@ -459,7 +460,7 @@ def test_adapter_is_as_it_was_after_a_pilot_that_fails(make_policy: MakePolicy) 
     policy = make_policy()
     before = weights(policy)
     with pytest.raises(HomeostatError, match=r"lower trainer\.lr"):
-        healing(policy, replace(SMALL, minibatch=1), BarrierConfig(), lr=1e30).pilot(
+        healing(policy, replace(SMALL, minibatch=1), barrier_config(), lr=1e30).pilot(
             completions(policy)
         )
     assert equal(weights(policy), before)
@@ -471,7 +472,7 @@ def test_tau_is_read_off_the_barriers_own_aggregate(make_policy: MakePolicy) -> 
     config = replace(SMALL, minibatch=1)
     found = []
     for aggregate in AGGREGATES:
-        barrier = BarrierConfig(aggregate=aggregate, tau="quantile", firing_rate=0.25)
+        barrier = barrier_config(aggregate=aggregate, tau="quantile", firing_rate=0.25)
         heal = healing(policy, config, barrier, tau=None)
         with pytest.raises(ValueError, match="tau=None is no threshold"):
             heal.run(given)
@@ -548,7 +549,7 @@ def test_the_same_run_gives_the_same_adapter_to_the_bit(make_policy: MakePolicy)
     found = []
     for _ in range(2):
         policy = make_policy()
-        healing(policy, SMALL, BarrierConfig(), tau=0.1).run(completions(policy))
+        healing(policy, SMALL, barrier_config(), tau=0.1).run(completions(policy))
         found.append(weights(policy))
     assert equal(*found)
 
@@ -584,13 +585,13 @@ def test_large_minibatches_are_recomputed_and_not_split(
 
     monkeypatch.setattr(policy, "recomputing", noted)
     config = replace(SMALL, micro_batch_tokens=limit)
-    result = healing(policy, config, BarrierConfig()).run(completions(policy))
+    result = healing(policy, config, barrier_config()).run(completions(policy))
     assert seen == [recomputed] * len(result.steps) == [recomputed] * 2
 
 
 def test_metrics_and_rows_describe_the_steps(make_policy: MakePolicy) -> None:
     policy = make_policy()
-    barrier = BarrierConfig(aggregate="p95", coef=0.1)
+    barrier = barrier_config(aggregate="p95", coef=0.1)
     config = replace(SMALL, epochs=3, minibatch=2, validation=0.25)
     result = healing(policy, config, barrier, tau=0.2).run(completions(policy))
     rows, metrics = result.steps, result.metrics
@@ -634,7 +635,7 @@ def test_a_barrier_that_never_fires_is_called_by_its_name(
     tau: Any, fix: str, make_policy: MakePolicy
 ) -> None:
     policy = make_policy()
-    result = healing(policy, SMALL, BarrierConfig(tau=tau), tau=50.0).run(completions(policy))
+    result = healing(policy, SMALL, barrier_config(tau=tau), tau=50.0).run(completions(policy))
     assert result.metrics["heal/fired"] == 0
     assert result.notice is not None
     assert result.notice.startswith("the barrier never fired: D stayed below tau=50 ")

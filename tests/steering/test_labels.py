@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from homeostat.config.filters import FilterConfig
+from configs import filter_config
 
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = ROOT / "tests" / "data" / "steered_labels.jsonl"
@@ -44,7 +43,7 @@ def test_there_are_enough_of_every_kind(rows: list[dict]) -> None:  # type: igno
 
 
 def test_the_defaults_keep_what_readers_call_coherent(measure_filter) -> None:  # type: ignore[no-untyped-def]
-    found = measure_filter.measure(LABELS, FilterConfig())["parts"]
+    found = measure_filter.measure(LABELS, filter_config())["parts"]
     for question in ("kept", "coherent"):
         own = found["held_out"][question]
         assert own["precision"]["share"] > 0.8

@@ -8,17 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from configs import (
+    barrier_config,
+    dose_config,
+    filter_config,
+    heal_config,
+    stages_config,
+    steer_heal_config,
+    vector_config,
+)
 
-from homeostat.config.filters import FilterConfig
 from homeostat.config.steering import (
-    BarrierConfig,
-    DoseConfig,
-    HealConfig,
     PersonaConfig,
     ProbePair,
-    StagesConfig,
     SteerHealConfig,
-    VectorConfig,
 )
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
@@ -34,7 +37,7 @@ PERSONA = PersonaConfig(
     diary="How are you?",
 )
 # A random model says nothing that words could be judged by.
-OPEN = FilterConfig(
+OPEN = filter_config(
     max_perplexity=None,
     max_tail_perplexity=None,
     min_perplexity=None,
@@ -44,18 +47,17 @@ OPEN = FilterConfig(
     narration=False,
     refusal=False,
 )
-CONFIG = SteerHealConfig(
-    name="steer_heal",
+CONFIG = steer_heal_config(
     lr=1e-2,
     max_steps=2,
     batch_size=8,
     max_new_tokens=6,
-    vector=VectorConfig(contexts=8),
-    dose=DoseConfig(kind="grid", values=[1.0, 4.0]),
+    vector=vector_config(contexts=8),
+    dose=dose_config(kind="grid", values=[1.0, 4.0]),
     filter=OPEN,
-    heal=HealConfig(epochs=1, validation=0.25),
-    barrier=BarrierConfig(tau=0.0),
-    stages=StagesConfig(contexts=4, vignettes=0),
+    heal=heal_config(epochs=1, validation=0.25),
+    barrier=barrier_config(tau=0.0),
+    stages=stages_config(contexts=4, vignettes=0),
 )
 
 
@@ -133,7 +135,7 @@ def test_state_continues_the_loop_exactly(
 
 def test_arms_share_their_first_completions(make: Callable[..., SteerHeal]) -> None:
     texts = []
-    for barrier in (BarrierConfig(divergence="none"), BarrierConfig(aggregate="max", tau=0.1)):
+    for barrier in (barrier_config(divergence="none"), barrier_config(aggregate="max", tau=0.1)):
         first = next(make(replace(CONFIG, barrier=barrier)).steps())
         texts.append([row["text"] for row in first.episodes])
     assert texts[0] == texts[1]
@@ -154,7 +156,7 @@ def test_a_filter_that_passes_nothing_starves_the_run(make: Callable[..., SteerH
 def test_survival_searches_below_what_fails(
     make: Callable[..., SteerHeal], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dose = DoseConfig(kind="survival", low=1.0, high=16.0, probes=2, probe_size=4)
+    dose = dose_config(kind="survival", low=1.0, high=16.0, probes=2, probe_size=4)
     trainer = make(replace(CONFIG, dose=dose))
     judged = "homeostat.steering.bank.judge"
     monkeypatch.setattr(judged, lambda c, *_: () if c.dose <= 5 else ("perplexity",))
@@ -166,7 +168,7 @@ def test_survival_searches_below_what_fails(
 
 
 def test_iso_kl_comes_near_its_target(make: Callable[..., SteerHeal]) -> None:
-    dose = DoseConfig(kind="iso_kl", low=0.1, high=100.0, probes=5, probe_size=4, target_kl=0.05)
+    dose = dose_config(kind="iso_kl", low=0.1, high=100.0, probes=5, probe_size=4, target_kl=0.05)
     trainer = make(replace(CONFIG, dose=dose))
     next(trainer.steps())
     assert trainer.vector is not None
@@ -182,7 +184,7 @@ def test_iso_kl_comes_near_its_target(make: Callable[..., SteerHeal]) -> None:
 def test_backtracking_cuts_and_halves_the_dose(
     make: Callable[..., SteerHeal], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dose = DoseConfig(kind="grid", values=[4.0], backtracks=1)
+    dose = dose_config(kind="grid", values=[4.0], backtracks=1)
     monkeypatch.setattr("homeostat.steering.bank.last_good_position", lambda *_: 2)
     monkeypatch.setattr(
         "homeostat.steering.bank.judge", lambda c, *_: () if c.dose < 4 else ("tail",)
@@ -197,7 +199,7 @@ def test_backtracking_cuts_and_halves_the_dose(
 
 
 def test_tau_is_read_off_a_pilot_once(make: Callable[..., SteerHeal]) -> None:
-    barrier = BarrierConfig(tau="quantile", firing_rate=0.5)
+    barrier = barrier_config(tau="quantile", firing_rate=0.5)
     trainer = make(replace(CONFIG, barrier=barrier))
     healed = [r.metrics for r in trainer.steps() if r.stage == "healed"]
     assert trainer.tau is not None
@@ -205,6 +207,6 @@ def test_tau_is_read_off_a_pilot_once(make: Callable[..., SteerHeal]) -> None:
 
 
 def test_too_few_contexts_are_refused(make: Callable[..., SteerHeal]) -> None:
-    config = replace(CONFIG, vector=VectorConfig(contexts=312))
+    config = replace(CONFIG, vector=vector_config(contexts=312))
     with pytest.raises(HomeostatError, match=r"320 contexts are too few.*vector\.contexts=312"):
         make(config)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from configs import dose_config, vector_config
 from safetensors import safe_open
 
-from homeostat.config.steering import DoseConfig, PersonaConfig, ProbePair, VectorConfig
+from homeostat.config.steering import PersonaConfig, ProbePair
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.steering.vectors import (
@@ -62,7 +63,7 @@ def test_the_mean_difference_by_hand(make_policy: Callable[..., Policy]) -> None
     """At the last token of the prompt, one prompt at a time, without padding."""
     policy = make_policy()
     contexts = spread(read_contexts(None), seed=0)[:8]
-    config = VectorConfig(contexts=8, layers=[0.25, 0.75])
+    config = vector_config(contexts=8, layers=[0.25, 0.75])
     found = extract(policy, PERSONA, contexts, config, seed=0)
     assert sorted(found.vectors) == [1, 2]
     for layer, vector in found.vectors.items():
@@ -124,7 +125,7 @@ def test_two_sides_that_read_the_same_are_refused() -> None:
 
 def test_too_few_contexts_are_refused(make_policy: Callable[..., Policy]) -> None:
     with pytest.raises(HomeostatError, match=r"contexts=64 and only 5 contexts are there"):
-        extract(make_policy(), PERSONA, read_contexts(None)[:5], VectorConfig(), seed=0)
+        extract(make_policy(), PERSONA, read_contexts(None)[:5], vector_config(), seed=0)
 
 
 def test_the_cosine_spans_all_blocks() -> None:
@@ -147,7 +148,7 @@ def test_a_saved_vector_says_where_it_comes_from(tmp_path: Path) -> None:
 def test_only_ablation_removes() -> None:
     for kind, ablates in (("mean_diff", False), ("directional_ablation", True)):
         vector = make_vector(DIFFERENCES, {1: 10.0}, kind, "calm", seed=0)
-        steering = vector.steering(torch.tensor([1.0, 2.0]), DoseConfig(half_life=8.0, gate=0.2))
+        steering = vector.steering(torch.tensor([1.0, 2.0]), dose_config(half_life=8.0, gate=0.2))
         assert steering.ablate is ablates
         assert steering.dose_B.tolist() == [1.0, 2.0]
         assert (steering.half_life, steering.gate) == (8.0, 0.2)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from math import exp
 
 import pytest
+from configs import kl_config
 
-from homeostat.config.trainers import KLConfig
 from homeostat.trainers.controllers import AdaptiveKL, FixedKL, PidKL, lr_factor, make_kl_controller
 
 
 def test_a_fixed_price_never_moves() -> None:
-    controller = FixedKL(KLConfig(coef=0.3))
+    controller = FixedKL(kl_config(coef=0.3))
     controller.update(kl=5.0, entropy=1.0)
     assert controller.coef == 0.3
 
@@ -27,12 +27,12 @@ def test_a_fixed_price_never_moves() -> None:
     ],
 )
 def test_adaptive_price_by_hand(kl: float, expected: float) -> None:
-    controller = AdaptiveKL(KLConfig(kind="adaptive", coef=0.2, target=0.1, gain=0.1))
+    controller = AdaptiveKL(kl_config(kind="adaptive", coef=0.2, target=0.1, gain=0.1))
     controller.update(kl, entropy=1.0)
     assert controller.coef == pytest.approx(expected)
 
 
-PID = KLConfig(
+PID = kl_config(
     kind="pid", coef=2.0, target=0.1, proportional=0.5, integral=0.1, derivative=0.1, relax=0.25
 )
 
@@ -66,7 +66,7 @@ def test_pid_price_rises_faster_than_it_falls() -> None:
 
 
 def test_pid_price_stays_within_its_factor() -> None:
-    controller = PidKL(KLConfig(kind="pid", coef=1.0, max_factor=5.0))
+    controller = PidKL(kl_config(kind="pid", coef=1.0, max_factor=5.0))
     for kl in (100.0, 0.0):
         for _ in range(500):
             controller.update(kl, entropy=1.0)
@@ -78,7 +78,7 @@ def test_pid_price_stays_within_its_factor() -> None:
 @pytest.mark.parametrize("start", [0.01, 1.0])
 def test_the_kl_is_brought_to_its_target(kind: str, start: float) -> None:
     """A policy that goes as far as the price allows: KL = 0.01 / coef."""
-    controller = make_kl_controller(KLConfig(kind=kind, coef=start, target=0.1))
+    controller = make_kl_controller(kl_config(kind=kind, coef=start, target=0.1))
     for _ in range(600):
         controller.update(0.01 / controller.coef, entropy=1.0)
     assert controller.coef == pytest.approx(0.1, rel=0.05)
@@ -86,7 +86,7 @@ def test_the_kl_is_brought_to_its_target(kind: str, start: float) -> None:
 
 @pytest.mark.parametrize("kind", ["fixed", "adaptive", "pid"])
 def test_a_controller_goes_on_from_its_state(kind: str) -> None:
-    config = KLConfig(kind=kind, coef=0.1)
+    config = kl_config(kind=kind, coef=0.1)
     one, two = make_kl_controller(config), make_kl_controller(config)
     one.update(0.3, 2.0)
     two.load_state_dict(one.state_dict())

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from configs import dpo_config, intrinsic_config, signals_config
 from worlds import (
     Parrots,
     TwoParrots,
@@ -22,8 +23,6 @@ from worlds import (
 
 from homeostat.config.register import build
 from homeostat.config.run import RolloutConfig
-from homeostat.config.signals import IntrinsicConfig, SignalsConfig
-from homeostat.config.trainers import DPOConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.reward.compose import Reward
@@ -54,12 +53,12 @@ def make_dpo(
     rollout: RolloutConfig = ONE_TOKEN,
     **options: Any,
 ) -> DPO:
-    reader = SignalReader(policy, SignalsConfig(intrinsic=IntrinsicConfig()), None)
+    reader = SignalReader(policy, signals_config(intrinsic=intrinsic_config()), None)
     reader.base_norms = np.ones(len(reader.norm_layers))
     settings: dict[str, Any] = {"lr": 2e-2, "batch_size": 64, "group_size": 8, "max_steps": 3}
     settings |= {"epochs": 2, "minibatch_pairs": 8, "micro_batch_pairs": 8, "min_margin": 0.1}
     trainer = build(
-        DPOConfig(name="dpo", **{**settings, **options}),
+        dpo_config(**{**settings, **options}),
         DPO,
         world=World(policy, bots or Parrots(), reader, reward, rollout),
         seed=0,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from configs import kl_config
 from worlds import (
     TRAINERS,
     make_trainer,
@@ -20,14 +21,13 @@ from worlds import (
 )
 
 from homeostat.config.run import RolloutConfig
-from homeostat.config.trainers import KLConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.trainers.policy_gradient import Credit, PolicyGradient
 from homeostat.trainers.ppo import PPO
 
 LOW = own_reward(share_of_low_ids)
-PID_CONTROLLED = KLConfig(kind="pid", coef=0.1, target=0.01)
+PID_CONTROLLED = kl_config(kind="pid", coef=0.1, target=0.01)
 
 
 @pytest.mark.parametrize("kind", TRAINERS)
@@ -120,7 +120,7 @@ def test_the_learning_rate_warms_up_and_decays(make_policy: Callable[..., Policy
 
 def test_the_price_of_kl_follows_the_kl_of_the_batch(make_policy: Callable[..., Policy]) -> None:
     """Before the first step the KL is 0, far below its target, whatever the entropy: 20% off."""
-    price = KLConfig(kind="adaptive", coef=0.1, target=0.1, gain=1.0)
+    price = kl_config(kind="adaptive", coef=0.1, target=0.1, gain=1.0)
     trainer = make_trainer(make_policy(num_layers=1), LOW, kl=price, batch_size=4, epochs=1)
     first = next(trainer.steps())
     assert first.metrics["policy/kl_coef"] == 0.1
@@ -136,7 +136,7 @@ def test_only_k1_is_part_of_the_reward(
 ) -> None:
     policy = make_policy(num_layers=1)
     stir(policy, scale=0.15)
-    options = {"kl": KLConfig(coef=1.0), "kl_estimator": estimator, "batch_size": 4}
+    options = {"kl": kl_config(coef=1.0), "kl_estimator": estimator, "batch_size": 4}
     credit = make_trainer(policy, own_reward(nothing), "rloo", **options).collect().credit
     assert any(advantage.any() for advantage in credit.advantages) == in_reward
 
@@ -185,7 +185,7 @@ def test_the_price_of_kl_draws_the_policy_back_to_the_base(
 ) -> None:
     policy = make_policy(num_layers=1)
     stir(policy, scale=0.15)
-    options = {"kl": KLConfig(coef=1.0), "kl_estimator": estimator, "batch_size": 48, **FEW}
+    options = {"kl": kl_config(coef=1.0), "kl_estimator": estimator, "batch_size": 48, **FEW}
     trainer = make_trainer(policy, own_reward(nothing), kind, **options)
     kl = metric(list(trainer.steps()), "policy/kl_nats_per_token")
     assert kl[-1] < 0.8 * kl[0]

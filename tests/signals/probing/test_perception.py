@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from configs import affect_config, lora_config, signals_config, tiny_config
 
-from homeostat.config.model import LoraConfig, TinyModelConfig
-from homeostat.config.signals import AffectConfig, SignalsConfig
+from homeostat.config.signals import SignalsConfig
 from homeostat.models import cache as cache_module
 from homeostat.models.adapters import Policy
 from homeostat.models.tiny import load_tiny
@@ -96,8 +96,8 @@ def settings(tmp_path: Path) -> Callable[..., SignalsConfig]:
 
     def make(cache: bool = True, **changes: Any) -> SignalsConfig:
         few = {"layers": [0.5], "pooling": ["mean"], "regularisation": [0.1]}
-        affect = AffectConfig(**{"names": ["boredom"], "corpus": path, **few} | changes)
-        return SignalsConfig(affect=affect, author_groups=10, cache=cache)
+        affect = affect_config(**{"names": ["boredom"], "corpus": path, **few} | changes)
+        return signals_config(affect=affect, author_groups=10, cache=cache)
 
     return make
 
@@ -201,8 +201,8 @@ def test_other_content_code_or_model_is_fitted_again(
     write_jsonl(tmp_path / "away.jsonl", rows(13))
     obtain_perception(policy, settings(heldout=path))
     assert len(fits) == 4
-    other = load_tiny(TinyModelConfig(name="tiny", init_seed=1), torch.device("cpu"), torch.float32)
-    obtain_perception(Policy(other, LoraConfig(rank=2), 0), settings())
+    other = load_tiny(tiny_config(name="tiny", init_seed=1), torch.device("cpu"), torch.float32)
+    obtain_perception(Policy(other, lora_config(rank=2), 0), settings())
     assert len(fits) == 5
     monkeypatch.setattr(perception, "code_digest", lambda: "other code")
     obtain_perception(policy, settings())
@@ -313,4 +313,4 @@ def test_allowed(require: str, expected: tuple[str, ...]) -> None:
 
 def test_run_without_affects_has_no_perception(make_policy: Callable[..., Policy]) -> None:
     with pytest.raises(ValueError, match=r"signals\.affect is not part"):
-        obtain_perception(make_policy(), SignalsConfig())
+        obtain_perception(make_policy(), signals_config())

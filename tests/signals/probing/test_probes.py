@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from configs import affect_config
 from sklearn.linear_model import LogisticRegression
 
 from homeostat.config.signals import AffectConfig
@@ -45,7 +46,7 @@ def made_corpus(labels: Sequence[int], affect: str = "boredom", per_group: int =
 
 
 def settings(*names: str, pooling: Sequence[str] = ("mean", "last", "both")) -> AffectConfig:
-    return AffectConfig(names=list(names), pooling=list(pooling), regularisation=STRENGTHS)
+    return affect_config(names=list(names), pooling=list(pooling), regularisation=STRENGTHS)
 
 
 def noise(n: int, seed: int = 0) -> np.ndarray:

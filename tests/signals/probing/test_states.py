@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from configs import lora_config, tiny_config
 
-from homeostat.config.model import LoraConfig, TinyModelConfig
 from homeostat.models.adapters import Policy
 from homeostat.models.tiny import load_tiny
 from homeostat.signals.probing import states
@@ -33,8 +33,8 @@ def made_corpus(digest: str = "one", texts: tuple[str, ...] = TEXTS) -> Corpus:
 
 def tiny_policy(seed: int, dtype: torch.dtype = torch.float32) -> Policy:
     """A policy whose base weights follow from the seed."""
-    base = load_tiny(TinyModelConfig(name="tiny", init_seed=seed), torch.device("cpu"), dtype)
-    return Policy(base, LoraConfig(rank=4, alpha=8.0, layers=[0.0, 1.0]), 0)
+    base = load_tiny(tiny_config(name="tiny", init_seed=seed), torch.device("cpu"), dtype)
+    return Policy(base, lora_config(rank=4, alpha=8.0, layers=[0.0, 1.0]), 0)
 
 
 @pytest.fixture

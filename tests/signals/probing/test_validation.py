@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from configs import affect_config
 
-from homeostat.config.signals import AffectConfig
 from homeostat.signals.probing import validation
 from homeostat.signals.probing.corpus import NEITHER, UNLABELLED, Corpus, Utterance
 from homeostat.signals.probing.probes import (
@@ -378,7 +378,7 @@ def test_reliability_of_few_rows_has_a_bin_each() -> None:
 
 
 def fitted(sample: Sample) -> AffectProbes:
-    config = AffectConfig(names=["boredom"], pooling=["mean", "both"], regularisation=[0.01, 0.1])
+    config = affect_config(names=["boredom"], pooling=["mean", "both"], regularisation=[0.01, 0.1])
     return fit_probes(sample.states, sample.corpus, LAYERS, config, "m")
 
 
