@@ -45,20 +45,20 @@ from omegaconf import OmegaConf
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from homeostat.cli import CONF
-from homeostat.config.model import LoraConfig
+from homeostat.config.model import LoraConfig, ModelConfig
 from homeostat.config.register import build, register
 from homeostat.config.run import RunConfig
 from homeostat.config.signals import AFFECTS
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
-from homeostat.models.chat import TokenStream, pad
+from homeostat.models.chat import pad
 from homeostat.models.forward import forward, read_prefix, shared_prefix
 from homeostat.models.hooks import layers_at
 from homeostat.models.load import finish, resolve_device
 from homeostat.models.tiny import byte_tokenizer
 from homeostat.signals.probing.corpus import load_corpus
 from homeostat.signals.trace import batches_by_length, trace
-from homeostat.types import Conversation, TokenBatch, Trace, Turn
+from homeostat.types import Conversation, TokenBatch, TokenStream, Trace, Turn
 
 MODEL = "smollm2_135m"
 TRACE_TOKENS = 4096  # padded tokens per forward pass, as in a run
@@ -307,7 +307,8 @@ def large_vocabulary_policy(device: torch.device) -> Policy:
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    base = finish(LlamaForCausalLM(architecture), tokenizer, "large_vocabulary", device)
+    own = ModelConfig(name="large_vocabulary")
+    base = finish(LlamaForCausalLM(architecture), tokenizer, own, device)
     policy = Policy(base, LoraConfig(), seed=0)
     stir_adapter(policy)
     return policy

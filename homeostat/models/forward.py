@@ -12,8 +12,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from homeostat.models.adapters import Policy
-from homeostat.models.chat import TokenStream, pad
-from homeostat.types import TokenBatch
+from homeostat.models.chat import pad
+from homeostat.types import TokenBatch, TokenStream
 
 WORTH_SHARING = 8  # tokens; below that a second call costs more than it saves
 

@@ -12,14 +12,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from homeostat.models.adapters import Policy
-from homeostat.models.chat import TokenStream, until_last_response
+from homeostat.models.chat import until_last_response
 from homeostat.models.forward import forward, make_batch, read_prefix
 from homeostat.models.hooks import Steering
 from homeostat.models.logprobs import TokenStatistics, predicting_hidden, token_statistics
 from homeostat.rollout.episodes import BATCH
 from homeostat.rollout.generate import Sampler
 from homeostat.signals.trace import batches_by_length
-from homeostat.types import Conversation, Progress, Turn, silent
+from homeostat.types import Conversation, Progress, TokenStream, Turn, silent
 
 READ_TOKENS = 4096  # padded tokens per forward pass without gradients
 

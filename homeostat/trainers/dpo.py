@@ -32,7 +32,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from homeostat.config.trainers import DPOConfig
 from homeostat.errors import HomeostatError
-from homeostat.models.chat import TokenStream, pad
+from homeostat.models.chat import pad
 from homeostat.models.forward import forward
 from homeostat.models.logprobs import predicting_hidden, token_statistics
 from homeostat.reward.compose import Rewards
@@ -42,7 +42,7 @@ from homeostat.signals.reader import Readings, episode_record
 from homeostat.signals.trace import batches_by_length
 from homeostat.trainers.base import AdapterTrainer, describe
 from homeostat.trainers.preferences import Pair, Reply, make_pairs, preference_metrics
-from homeostat.types import Conversation, Episode, Metrics, Trace
+from homeostat.types import Conversation, Episode, Metrics, TokenStream, Trace
 
 TRACE_TOKENS = 4096  # padded tokens per forward pass without gradients
 

@@ -21,14 +21,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from homeostat.config.trainers import PPOConfig
-from homeostat.models.chat import TokenStream
 from homeostat.models.forward import forward, make_batch, read_prefix
 from homeostat.models.logprobs import predicting_hidden
 from homeostat.signals.trace import Critic, batches_by_length
 from homeostat.trainers.advantages import gae, whiten
 from homeostat.trainers.losses import value_loss
 from homeostat.trainers.policy_gradient import Batch, Credit, PolicyGradient, Ragged, gathered
-from homeostat.types import Metrics, TokenBatch
+from homeostat.types import Metrics, TokenBatch, TokenStream
 
 
 class PPO(PolicyGradient):

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from homeostat.models.adapters import Policy
-from homeostat.models.chat import TokenStream, encode, pad, until_last_response
+from homeostat.models.chat import encode, pad, until_last_response
 from homeostat.models.tiny import byte_tokenizer
-from homeostat.types import Conversation, Turn
+from homeostat.types import Conversation, TokenStream, Turn
 
 # Like the templates of reasoning models: older replies lose what comes before </think>, and the
 # prompt for a reply opens a thought that is not shown again later.

@@ -128,7 +128,8 @@ def test_healing_four_times_512_tokens_fits_beside_a_model_of_4b(
     )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16).requires_grad_(False)
-    base = BaseModel(model.eval(), make_policy().tokenizer, "4b", "shape")
+    tiny = make_policy().base
+    base = BaseModel(model.eval(), tiny.tokenizer, "4b", "shape", tiny.template)
     policy = Policy(base, LoraConfig(rank=16), seed=0)
     config = SteerHealConfig(name="steer_heal", heal=HealConfig(minibatch=4))
     found = plan(policy, config, length=512, rows=32)

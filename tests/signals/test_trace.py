@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from homeostat.config.model import LoraConfig, TinyModelConfig
+from homeostat.config.model import LoraConfig, ModelConfig, TinyModelConfig
 from homeostat.models.adapters import Policy
 from homeostat.models.forward import shared_prefix
 from homeostat.models.load import finish
@@ -179,7 +179,8 @@ def policy_of(kind: str, **options: Any) -> Policy:
         **options,
     )
     torch.manual_seed(0)
-    base = finish(AutoModelForCausalLM.from_config(config), tokenizer, kind, torch.device("cpu"))
+    model = AutoModelForCausalLM.from_config(config)
+    base = finish(model, tokenizer, ModelConfig(name=kind), torch.device("cpu"))
     return Policy(base, LoraConfig(rank=4, alpha=8.0, layers=[0.0, 1.0]), 0)
 
 
