@@ -269,7 +269,7 @@ def _about_thinking(template: ChatTemplate) -> str | None:
         return None
     return (
         "The chat template can switch thinking off and is not told to: replies may be all "
-        f"reasoning. Set model.template_options.{name}=false, or true to say that this is meant."
+        f"reasoning. Set +model.template_options.{name}=false, or true to say that this is meant."
     )
 
 
@@ -322,7 +322,7 @@ def _stopped_clock(day: date) -> str:
     It is told through the template, as no function can be handed to it.
     """
     midnight = datetime.combine(day, time())
-    directives = [f"%{letter}" for letter in "aAbBcdeFHIjmMpSTuUVwWxXyY"]
+    directives = [f"%{letter}" for letter in "aAbBcdefFHIjmMpSTuUVwWxXyY"]
     directives += [f"%-{letter}" for letter in "dHIjmMSy"]
     told = "".join(f" | replace('{d}', '{midnight.strftime(d)}')" for d in directives)
     return f"{{% macro {CLOCK}(format) %}}{{{{ format{told} }}}}{{% endmacro %}}\n"
