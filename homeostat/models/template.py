@@ -71,13 +71,6 @@ class ChatTemplate:
         """Whether what it prints depends on a date."""
         return CLOCK in self.source or "date_string" in self.source
 
-    @property
-    def recipe(self) -> str:
-        """All that its text follows from beside the turns; keys what is kept of its model."""
-        told = str(self.day) if self.asks_for_date else ""
-        found = (self.takes_system, self.in_parts, self.end_ids)
-        return repr((self.source, sorted(self.options.items()), told, found))
-
     def pieces(self, roles: Sequence[Role]) -> list[str]:
         """The text around the contents of turns with these roles, up to the prompt for a reply.
 
