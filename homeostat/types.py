@@ -177,6 +177,23 @@ class Valence:
 
 
 @dataclass(frozen=True)
+class TokenStream:
+    """The tokens of one conversation.
+
+    Attributes:
+        ids: Token ids.
+        turn: For each token the index of the turn whose content it is; -1 for template tokens.
+        response: For each token whether the policy sampled it.
+        turns: How many turns of the conversation it holds.
+    """
+
+    ids: list[int]
+    turn: list[int]
+    response: list[bool]
+    turns: int = 0
+
+
+@dataclass(frozen=True)
 class TokenBatch:
     """Conversations as padded tensors.
 

@@ -40,8 +40,8 @@ from homeostat.config.register import build, config_part, target_of
 from homeostat.config.steering import SteerHealConfig
 from homeostat.config.trainers import TrainerConfig
 from homeostat.models.adapters import Policy
-from homeostat.models.chat import TokenStream
 from homeostat.models.load import BaseModel
+from homeostat.models.template import chat_template
 from homeostat.models.tiny import byte_tokenizer
 from homeostat.runs.memory import MemoryPlan, plan_memory
 from homeostat.steering.heal import Completion, Heal
@@ -49,6 +49,7 @@ from homeostat.timing import Stopwatch
 from homeostat.trainers.base import World
 from homeostat.trainers.policy_gradient import Batch, Credit
 from homeostat.trainers.ppo import PPO
+from homeostat.types import TokenStream
 
 LENGTH, EPISODES, MINIBATCHES = 200, 8, 2
 HEALED = 4  # completions in a step of healing
@@ -150,7 +151,8 @@ def make_policy(case: Case, device: torch.device) -> Policy:
             SHAPES[case.model], dtype=getattr(torch, case.dtype)
         )
     model.requires_grad_(False)
-    base = BaseModel(model.eval(), byte_tokenizer(), case.model, "random")
+    tokenizer = byte_tokenizer()
+    base = BaseModel(model.eval(), tokenizer, case.model, "random", chat_template(tokenizer))
     return Policy(base, config_part("lora", rank=16, layers=list(case.lora_layers)), seed=0)
 
 

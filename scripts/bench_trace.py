@@ -43,12 +43,13 @@ import torch
 from omegaconf import OmegaConf
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from homeostat.config.model import ModelConfig
 from homeostat.config.register import build, compose_run, config_part
 from homeostat.config.run import RunConfig
 from homeostat.config.signals import AFFECTS
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
-from homeostat.models.chat import TokenStream, pad
+from homeostat.models.chat import pad
 from homeostat.models.forward import (
     READ_TOKENS,
     batches_by_length,
@@ -61,7 +62,7 @@ from homeostat.models.load import BaseModel, finish, resolve_device
 from homeostat.models.tiny import byte_tokenizer
 from homeostat.signals.probing.corpus import load_corpus
 from homeostat.signals.trace import trace
-from homeostat.types import Conversation, TokenBatch, Trace, Turn
+from homeostat.types import Conversation, TokenBatch, TokenStream, Trace, Turn
 
 MODEL = "smollm2_135m"
 MAX_TIME_RATIO = 1.10
@@ -306,7 +307,8 @@ def large_vocabulary_policy(device: torch.device) -> Policy:
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    base = finish(LlamaForCausalLM(architecture), tokenizer, "large_vocabulary", device)
+    own = ModelConfig(_target_="", name="large_vocabulary")
+    base = finish(LlamaForCausalLM(architecture), tokenizer, own, device)
     policy = Policy(base, config_part("lora"), seed=0)
     stir_adapter(policy)
     return policy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -65,16 +65,22 @@ class Remembering:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._ids = cache(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
+        self._ids = cache(
+            lambda text, **options: tokenizer(text, add_special_tokens=False, **options)[
+                "input_ids"
+            ]
+        )
         self._template = cache(
             lambda messages: tokenizer.apply_chat_template(
                 [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
             )
         )
 
-    def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[int]]:
+    def __call__(
+        self, text: str, add_special_tokens: bool = False, **options: bool
+    ) -> dict[str, list[int]]:
         assert not add_special_tokens
-        return {"input_ids": list(self._ids(text))}
+        return {"input_ids": list(self._ids(text, **options))}
 
     def apply_chat_template(self, messages: list[dict[str, str]], **options: bool) -> str:
         assert options == {"tokenize": False, "add_generation_prompt": True}
@@ -175,6 +181,8 @@ def make_trainer(
     **options: Any,
 ) -> PolicyGradient:
     policy.tokenizer = Remembering(policy.tokenizer)
+    template = replace(policy.base.template, tokenizer=policy.tokenizer)
+    policy.base = replace(policy.base, template=template)
     reader = SignalReader(policy, signals_config(intrinsic=intrinsic_config()), None)
     reader.base_norms = np.ones(len(reader.norm_layers))
     settings: dict[str, Any] = {"lr": 2e-2, "batch_size": 32, "max_steps": 8, "epochs": 4}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields, is_dataclass
+from datetime import date
 from typing import Any
 
 
@@ -31,6 +32,14 @@ def require_fraction(owner: str, **values: int | float) -> None:
 def require_one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise a ValueError that lists ``allowed`` unless ``value`` is among them."""
     require(value in allowed, f"{key}={value} is unknown; choose one of {', '.join(allowed)}.")
+
+
+def require_date(key: str, value: str) -> None:
+    """Raise a ValueError unless ``value`` is an ISO date."""
+    try:
+        date.fromisoformat(value)
+    except ValueError:
+        raise ValueError(f"{key}={value} is no date; give one such as 2026-01-31.") from None
 
 
 def refuse_unknown_keys(config: Any, path: str = "") -> None:

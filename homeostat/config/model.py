@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
-from homeostat.config.checks import require, require_fraction, require_positive
+from homeostat.config.checks import require, require_date, require_fraction, require_positive
+
+TEMPLATE_DATE = "2026-01-01"
+# What homeostat itself hands to a template.
+RENDERING = ("conversation", "messages", "chat_template", "tokenize", "add_generation_prompt")
 
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    """A causal language model with a chat template."""
+    """A causal language model with a chat template.
+
+    ``template_options`` are handed to the template wherever it is rendered. ``template_date`` is
+    what a template that asks for the date is told: a fixed one, so that the same config gives the
+    same run on another day.
+    """
 
     _target_: str
     name: str
+    template_options: dict[str, Any] = field(default_factory=dict)
+    template_date: str = TEMPLATE_DATE
+
+    def __post_init__(self) -> None:
+        for name in RENDERING:
+            require(
+                name not in self.template_options,
+                f"model.template_options.{name} is set by homeostat itself; leave it out.",
+            )
+        require_date("model.template_date", self.template_date)
 
 
 @dataclass(kw_only=True)
@@ -43,6 +62,7 @@ class PretrainedModelConfig(ModelConfig):
     quantization: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             self.quantization in (None, "4bit"),
             f"model.quantization={self.quantization} is unknown; choose 4bit, or null for none.",

@@ -19,12 +19,11 @@ from jaxtyping import Float
 
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
-from homeostat.models.chat import TokenStream
 from homeostat.models.forward import can_share, common_length
 from homeostat.models.logprobs import token_statistics
 from homeostat.rollout.generate import Sampler
 from homeostat.rollout.replies import Sampling, base_nll, predicting_in, reply_ids, sampled
-from homeostat.types import Conversation, Progress, Turn, silent
+from homeostat.types import Conversation, Progress, TokenStream, Turn, silent
 
 ROWS = 32  # prompts that share a cache
 BRANCHES = 96  # given answers read at once

@@ -27,10 +27,10 @@ from transformers import DynamicCache
 
 from homeostat.config.model import LoraConfig
 from homeostat.errors import HomeostatError
-from homeostat.models.chat import TokenStream, encode
+from homeostat.models.chat import encode
 from homeostat.models.hooks import Steering, add_residual, decoder_layers
 from homeostat.models.load import BaseModel
-from homeostat.types import Conversation, TokenBlock
+from homeostat.types import Conversation, TokenBlock, TokenStream
 
 POLICY, CRITIC = "default", "critic"  # the adapters, as peft names them
 STACK = "stack"  # all rounds as one, while they are exported
@@ -132,9 +132,9 @@ class Policy:
         finally:
             self._steering = steering
 
-    def encode(self, conversation: Conversation) -> TokenStream:
-        """The token stream of a conversation under this model's template."""
-        return encode(conversation, self.tokenizer, self.eos_ids)
+    def encode(self, conversation: Conversation, begun: TokenStream | None = None) -> TokenStream:
+        """The token stream of a conversation under this model's template; see `encode`."""
+        return encode(conversation, self.base.template, self.eos_ids, begun)
 
     @property
     def device(self) -> torch.device:
@@ -150,10 +150,11 @@ class Policy:
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """Ids that end a reply."""
+        """Ids that end a reply: as the generation config, the tokenizer and the template say."""
         ids = self.base.model.generation_config.eos_token_id
         ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
-        return tuple(dict.fromkeys([*ids, self.tokenizer.eos_token_id]))
+        ids += [self.tokenizer.eos_token_id, *self.base.template.end_ids]
+        return tuple(dict.fromkeys(i for i in ids if i is not None))
 
     @property
     def pad_id(self) -> int:

@@ -11,50 +11,44 @@ to older turns, and a KV cache can live over a whole episode.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from homeostat.types import Conversation, TokenBatch, Turn
-
-# Private-use characters: no template trims them, no tokenizer treats them as markup.
-_USER, _ASSISTANT, _SYSTEM = "\ue000", "\ue001", "\ue002"
-_PLACEHOLDER = {"user": _USER, "assistant": _ASSISTANT, "system": _SYSTEM}
+from homeostat.models.template import ChatTemplate, chat_template
+from homeostat.types import Conversation, TokenBatch, TokenStream, Turn
 
 
-@dataclass(frozen=True)
-class TokenStream:
-    """The tokens of one conversation.
-
-    Attributes:
-        ids: Token ids.
-        turn: For each token the index of the turn whose content it is; -1 for template tokens.
-        response: For each token whether the policy sampled it.
-    """
-
-    ids: list[int]
-    turn: list[int]
-    response: list[bool]
-
-
-def encode(conversation: Conversation, tokenizer: Any, eos_ids: Sequence[int]) -> TokenStream:
+def encode(
+    conversation: Conversation,
+    template: ChatTemplate | Any,
+    eos_ids: Sequence[int],
+    begun: TokenStream | None = None,
+) -> TokenStream:
     """The token stream of a conversation; after a user turn it ends with the prompt for a reply.
 
     Assistant turns with ``token_ids`` count as responses; those without were written by somebody
     else and do not.
+
+    Args:
+        conversation: Any number of turns.
+        template: Of the model; of a bare tokenizer it is made anew, which takes some renderings.
+        eos_ids: Ids that end a reply.
+        begun: The stream of the first turns of this very conversation, which is not changed; only
+            the turns after them are rendered and tokenised.
     """
-    stream = TokenStream([], [], [])
-    for index, turn in enumerate(conversation.turns):
+    if not isinstance(template, ChatTemplate):
+        template = chat_template(template)
+    turns, begun = conversation.turns, begun or TokenStream([], [], [])
+    stream = TokenStream([*begun.ids], [*begun.turn], [*begun.response], len(turns))
+    for index in range(begun.turns, len(turns)):
+        turn = turns[index]
         if turn.role == "assistant":
             sampled = turn.token_ids is not None
-            ids = list(turn.token_ids or ()) if sampled else _tokenise(tokenizer, turn.text)
+            ids = list(turn.token_ids or ()) if sampled else template.content_ids(turn.text)
             _extend(stream, ids, index, sampled)
         elif turn.role == "user":
-            before, after = _template_around(conversation.turns, index, tokenizer)
-            _extend(stream, _without_repeated_end(stream, before, tokenizer, eos_ids), -1, False)
-            _extend(stream, _tokenise(tokenizer, turn.text), index, False)
-            _extend(stream, _tokenise(tokenizer, after), -1, False)
+            _extend_to_reply(stream, turns[: index + 1], template, eos_ids)
     return stream
 
 
@@ -106,29 +100,23 @@ def _extend(stream: TokenStream, ids: list[int], turn: int, response: bool) -> N
     stream.response.extend([response] * len(ids))
 
 
-def _tokenise(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-    return ids
+def _extend_to_reply(
+    stream: TokenStream, turns: Sequence[Turn], template: ChatTemplate, eos_ids: Sequence[int]
+) -> None:
+    """Add the last turn, a user's, with system turns right before it, and the reply's prompt."""
+    pieces = template.pieces([turn.role for turn in turns])
+    first = len(turns) - 1
+    while first > 0 and turns[first - 1].role == "system":
+        first -= 1
+    for index in range(first, len(turns)):
+        before = template.template_ids(pieces[index])
+        _extend(stream, _without_repeated_end(stream, before, eos_ids), -1, False)
+        owner = index if turns[index].role == "user" else -1
+        _extend(stream, template.content_ids(template.content(turns[index])), owner, False)
+    _extend(stream, template.template_ids(pieces[-1]), -1, False)
 
 
-def _template_around(turns: Sequence[Turn], index: int, tokenizer: Any) -> tuple[str, str]:
-    """Template text between the last reply and user turn ``index``, and from there to its reply."""
-    messages = [
-        {
-            "role": turn.role,
-            "content": turn.text if turn.role == "system" else _PLACEHOLDER[turn.role],
-        }
-        for turn in turns[: index + 1]
-    ]
-    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    before, _, after = text.rpartition(_USER)
-    return before.rpartition(_ASSISTANT)[2], after
-
-
-def _without_repeated_end(
-    stream: TokenStream, before: str, tokenizer: Any, eos_ids: Sequence[int]
-) -> list[int]:
+def _without_repeated_end(stream: TokenStream, ids: list[int], eos_ids: Sequence[int]) -> list[int]:
     """Template ids, less the end-of-turn token where the policy has sampled that token itself."""
-    ids = _tokenise(tokenizer, before)
     ended = bool(stream.ids) and stream.response[-1] and stream.ids[-1] in eos_ids
     return ids[1:] if ended and ids and ids[0] == stream.ids[-1] else ids

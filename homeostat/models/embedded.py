@@ -37,7 +37,7 @@ def load_embedded(
         if not _intact(folder):
             _rebuild(config, folder)
     model, tokenizer = read_folder(str(folder), dtype)
-    return finish(model, tokenizer, config.name, device)
+    return finish(model, tokenizer, config, device)
 
 
 def _intact(folder: Path) -> bool:

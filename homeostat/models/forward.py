@@ -12,8 +12,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from homeostat.models.adapters import Policy
-from homeostat.models.chat import TokenStream, pad
-from homeostat.types import Progress, TokenBatch, TokenBlock, silent
+from homeostat.models.chat import pad
+from homeostat.types import Progress, TokenBatch, TokenBlock, TokenStream, silent
 
 T = TypeVar("T")
 READ_TOKENS = 4096  # padded tokens of a forward pass without gradients

@@ -21,8 +21,9 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
 from transformers.utils import logging as transformers_logging
 
-from homeostat.config.model import PretrainedModelConfig
+from homeostat.config.model import ModelConfig, PretrainedModelConfig
 from homeostat.errors import HomeostatError
+from homeostat.models.template import ChatTemplate, chat_template
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,14 @@ class BaseModel:
         tokenizer: Has a chat template.
         name: The name of the preset, for people.
         fingerprint: Changes when architecture or weights change; keys what is cached per model.
+        template: How a conversation becomes text.
     """
 
     model: Any
     tokenizer: Any
     name: str
     fingerprint: str
+    template: ChatTemplate
 
 
 def load_pretrained(
@@ -74,7 +77,7 @@ def load_pretrained(
     else:
         _require_on_hub(config)
         model, tokenizer = read_folder(config.path, dtype, config.revision, quantization)
-    return finish(model, tokenizer, config.name, device)
+    return finish(model, tokenizer, config, device)
 
 
 def four_bit(device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -136,21 +139,17 @@ def read_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     return model, AutoTokenizer.from_pretrained(**where)
 
 
-def finish(model: Any, tokenizer: Any, name: str, device: torch.device) -> BaseModel:
+def finish(model: Any, tokenizer: Any, config: ModelConfig, device: torch.device) -> BaseModel:
     """The base model in evaluation mode with frozen weights, on its device.
 
     Raises:
-        HomeostatError: The tokenizer has no chat template.
+        HomeostatError: The tokenizer has no chat template, or one that loses what is said.
     """
-    if not tokenizer.chat_template:
-        raise HomeostatError(
-            f"model {name} has no chat template, so it cannot hold a conversation; choose an "
-            "instruction-tuned variant."
-        )
+    template = chat_template(tokenizer, config.name, config.template_options, config.template_date)
     model.requires_grad_(False)
     if not getattr(model, "is_quantized", False):
         model = model.to(device)
-    return BaseModel(model.eval(), tokenizer, name, fingerprint(model))
+    return BaseModel(model.eval(), tokenizer, config.name, fingerprint(model), template)
 
 
 def fingerprint(model: Any) -> str:

@@ -37,7 +37,7 @@ def load_tiny(config: TinyModelConfig, device: torch.device, dtype: torch.dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.init_seed)
         model = LlamaForCausalLM(architecture)
-    return finish(model.to(dtype), tokenizer, config.name, device)
+    return finish(model.to(dtype), tokenizer, config, device)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from homeostat.models.adapters import Policy
-from homeostat.models.chat import TokenStream, until_last_response
+from homeostat.models.chat import until_last_response
 from homeostat.models.forward import (
     READ_TOKENS,
     forward,
@@ -21,7 +21,7 @@ from homeostat.models.forward import (
 )
 from homeostat.models.hooks import read_residual
 from homeostat.models.logprobs import predicting_hidden, token_statistics
-from homeostat.types import Conversation, Progress, TokenBatch, Trace, silent
+from homeostat.types import Conversation, Progress, TokenBatch, TokenStream, Trace, silent
 
 Critic = Callable[[Tensor], Tensor]
 

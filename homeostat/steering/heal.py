@@ -32,7 +32,6 @@ from torch import Tensor, nn
 from homeostat.config.steering import AGGREGATES, QUANTILE, BarrierConfig, HealConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
-from homeostat.models.chat import TokenStream
 from homeostat.models.forward import (
     READ_TOKENS,
     batches_by_length,
@@ -53,7 +52,7 @@ from homeostat.steering.barriers import (
     spectral_penalty,
 )
 from homeostat.steering.barriers import aggregate as aggregated
-from homeostat.types import Metrics, Progress, silent
+from homeostat.types import Metrics, Progress, TokenStream, silent
 
 SPLIT, ORDER = 13, 17  # what a random number is for
 NAN = float("nan")

@@ -24,10 +24,10 @@ from homeostat.config.steering import DoseConfig, PersonaConfig, VectorConfig
 from homeostat.errors import HomeostatError
 from homeostat.files import writing
 from homeostat.models.adapters import Policy
-from homeostat.models.chat import TokenStream, pad
+from homeostat.models.chat import pad
 from homeostat.models.forward import forward, read_in_batches
 from homeostat.models.hooks import Steering, read_residual
-from homeostat.types import Conversation, Progress, Turn, silent
+from homeostat.types import Conversation, Progress, TokenStream, Turn, silent
 
 MIN_RELATIVE_NORM = 1e-3  # of the residual stream; below that the two sides are the same
 

@@ -31,7 +31,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from homeostat.config.trainers import DPOConfig
 from homeostat.errors import HomeostatError
-from homeostat.models.chat import TokenStream, pad
+from homeostat.models.chat import pad
 from homeostat.models.forward import forward, read_in_batches
 from homeostat.models.logprobs import predicting_hidden, token_statistics
 from homeostat.reward.compose import Rewards
@@ -41,7 +41,7 @@ from homeostat.signals.reader import episode_record
 from homeostat.trainers.base import AdapterTrainer, describe
 from homeostat.trainers.losses import CHUNK_COPIES
 from homeostat.trainers.preferences import Pair, Reply, make_pairs, preference_metrics
-from homeostat.types import Conversation, Episode, Footprint, Metrics, Reading
+from homeostat.types import Conversation, Episode, Footprint, Metrics, Reading, TokenStream
 
 
 class DPO(AdapterTrainer):

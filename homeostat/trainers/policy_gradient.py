@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from homeostat.config.trainers import GroupConfig, PolicyGradientConfig
 from homeostat.errors import HomeostatError
-from homeostat.models.chat import TokenStream, until_last_response
+from homeostat.models.chat import until_last_response
 from homeostat.models.forward import batches_by_length, forward, make_batch, read_prefix
 from homeostat.models.logprobs import predicting_hidden, token_statistics
 from homeostat.reward.compose import Rewards, token_rewards
@@ -40,7 +40,7 @@ from homeostat.signals.trace import Critic
 from homeostat.trainers.base import AdapterTrainer, describe
 from homeostat.trainers.controllers import lr_factor, make_kl_controller
 from homeostat.trainers.losses import CHUNK_COPIES, k3_loss, policy_loss
-from homeostat.types import Episode, Footprint, Metrics, Reading, TokenBatch
+from homeostat.types import Episode, Footprint, Metrics, Reading, TokenBatch, TokenStream
 
 Ragged = Sequence[Float[np.ndarray, " _"]]  # one array per episode, over its response tokens
 

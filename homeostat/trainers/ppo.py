@@ -22,14 +22,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from homeostat.config.trainers import PPOConfig
-from homeostat.models.chat import TokenStream
 from homeostat.models.forward import forward, make_batch, read_in_batches, read_prefix
 from homeostat.models.logprobs import predicting_hidden
 from homeostat.signals.trace import Critic
 from homeostat.trainers.advantages import gae, whiten
 from homeostat.trainers.losses import value_loss
 from homeostat.trainers.policy_gradient import Batch, Credit, PolicyGradient, Ragged, gathered
-from homeostat.types import Footprint, Metrics, TokenBatch
+from homeostat.types import Footprint, Metrics, TokenBatch, TokenStream
 
 
 class PPO(PolicyGradient):

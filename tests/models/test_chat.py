@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from templates import TEMPLATES, tokenizer_with
 
 from homeostat.models.adapters import Policy
-from homeostat.models.chat import TokenStream, encode, pad, until_last_response
+from homeostat.models.chat import encode, pad, until_last_response
+from homeostat.models.template import chat_template
 from homeostat.models.tiny import byte_tokenizer
-from homeostat.types import Conversation, Turn
+from homeostat.types import Conversation, TokenStream, Turn
 
 # Like the templates of reasoning models: older replies lose what comes before </think>, and the
 # prompt for a reply opens a thought that is not shown again later.
@@ -248,3 +251,72 @@ def test_pad_takes_what_is_shared_out_of_the_rows(
     assert batch.attention_mask.int().tolist() == there
     assert batch.response_mask.int().tolist() == sampled
     assert batch.turn.tolist() == turn
+
+
+def rendered_by(monkeypatch: pytest.MonkeyPatch, tokenizer: Any) -> list[int]:
+    """The numbers of messages that the template is asked to render from now on."""
+    render, asked = tokenizer.apply_chat_template, []
+
+    def note(messages: Any, **options: Any) -> Any:
+        asked.append(len(messages))
+        return render(messages, **options)
+
+    monkeypatch.setattr(tokenizer, "apply_chat_template", note)
+    return asked
+
+
+@pytest.mark.parametrize("system", [False, True])
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_going_on_from_a_begun_stream_equals_encoding_the_whole_at_every_turn(
+    talk: Callable[..., Conversation], name: str, ended: bool, system: bool
+) -> None:
+    template = chat_template(tokenizer_with(TEMPLATES[name]))
+    ends = (template.tokenizer.eos_token_id,)
+    said = talk("q", "<think>hm</think>\n\nyes", "so?", "no", "bye", ended=ended).turns
+    turns = (Turn("system", "Be kind."), *said) if system else said
+    begun = None
+    for n in range(1, len(turns) + 1):
+        before = copy.deepcopy(begun)
+        going_on = encode(Conversation(turns[:n]), template, ends, begun)
+        assert begun == before, "what was begun is not changed"
+        assert going_on == encode(Conversation(turns[:n]), template, ends)
+        assert going_on.turns == n
+        begun = going_on
+    for n in range(len(turns)):
+        start = encode(Conversation(turns[:n]), template, ends)
+        assert encode(Conversation(turns), template, ends, start) == begun
+
+
+def test_going_on_renders_once_for_every_new_user_turn(
+    talk: Callable[..., Conversation],
+    make_policy: Callable[..., Policy],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy, turns = make_policy(), talk("a", "b", "c", "d", "e").turns
+    asked = rendered_by(monkeypatch, policy.tokenizer)
+    begun = policy.encode(Conversation(turns[:1]))
+    begun = policy.encode(Conversation(turns[:2]), begun)
+    assert asked == [1]
+    begun = policy.encode(Conversation(turns[:3]), begun)
+    assert asked == [1, 3]
+    assert policy.encode(Conversation(turns[:3]), begun) == begun
+    assert asked == [1, 3]
+    policy.encode(Conversation(turns), begun)
+    assert asked == [1, 3, 5]
+
+
+def test_what_was_sampled_is_what_is_trained_on_though_older_replies_lose_their_thoughts(
+    talk: Callable[..., Conversation],
+) -> None:
+    template = chat_template(tokenizer_with(TEMPLATES["thinking"]))
+    tokenizer, end = template.tokenizer, template.end_ids
+    conversation = talk("q", "<think>hm</think>\n\nyes", "so?", "<think>er</think>\n\nno", "bye")
+    assert "hm" not in tokenizer.decode(rendered_ids(tokenizer, conversation))
+    stream = encode(conversation, template, end)
+    for index in conversation.assistant_turns:
+        own = zip(stream.ids, stream.turn, stream.response, strict=True)
+        kept = tuple(i for i, turn, response in own if turn == index and response)
+        assert kept == conversation.turns[index].token_ids
+        prompt = encode(Conversation(conversation.turns[:index]), template, end).ids
+        assert stream.ids[: len(prompt)] == prompt

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from homeostat.models.adapters import Policy
-from homeostat.models.chat import TokenStream, pad
+from homeostat.models.chat import pad
 from homeostat.models.forward import WORTH_SHARING, forward, make_batch, read_prefix, shared_prefix
-from homeostat.types import Conversation, TokenBatch, Turn
+from homeostat.types import Conversation, TokenBatch, TokenStream, Turn
 
 SYSTEM = "Be brief and be kind."
 CPU = torch.device("cpu")

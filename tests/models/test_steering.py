@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from homeostat.models.adapters import Policy
-from homeostat.models.chat import TokenStream, pad
+from homeostat.models.chat import pad
 from homeostat.models.forward import forward, make_batch, predicted_index, read_prefix
 from homeostat.models.hooks import Steering, decoder_layers, read_residual
 from homeostat.models.logprobs import predicting_hidden, token_statistics
 from homeostat.rollout.generate import Sampler
+from homeostat.types import TokenStream
 
 LAYER = 1
 

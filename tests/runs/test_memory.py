@@ -139,7 +139,8 @@ def test_healing_four_times_512_tokens_fits_beside_a_model_of_4b(
     )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16).requires_grad_(False)
-    base = BaseModel(model.eval(), make_policy().tokenizer, "4b", "shape")
+    tiny = make_policy().base
+    base = BaseModel(model.eval(), tiny.tokenizer, "4b", "shape", tiny.template)
     policy = Policy(base, lora_config(rank=16), seed=0)
     config = steer_heal_config(batch_size=32, heal=heal_config(minibatch=4))
     found = plan_memory(policy, SteerHeal.footprint(config, 512))

@@ -12,6 +12,7 @@ from configs import lora_config, tiny_config
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from homeostat.config.model import ModelConfig
 from homeostat.models.adapters import Policy
 from homeostat.models.forward import batches_by_length, shared_prefix
 from homeostat.models.load import finish
@@ -179,7 +180,9 @@ def policy_of(kind: str, **options: Any) -> Policy:
         **options,
     )
     torch.manual_seed(0)
-    base = finish(AutoModelForCausalLM.from_config(config), tokenizer, kind, torch.device("cpu"))
+    model = AutoModelForCausalLM.from_config(config)
+    own = ModelConfig(_target_="", name=kind)
+    base = finish(model, tokenizer, own, torch.device("cpu"))
     return Policy(base, lora_config(rank=4, alpha=8.0, layers=[0.0, 1.0]), 0)
 
 

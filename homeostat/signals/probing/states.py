@@ -18,11 +18,10 @@ from safetensors.numpy import load_file, save_file
 from homeostat.files import writing
 from homeostat.models.adapters import Policy
 from homeostat.models.cache import cache_folder
-from homeostat.models.chat import TokenStream
 from homeostat.models.forward import read_in_batches
 from homeostat.signals.probing.corpus import Corpus, Utterance
 from homeostat.signals.trace import pooled_user_turns
-from homeostat.types import Progress, silent
+from homeostat.types import Progress, TokenStream, silent
 
 SHARD = 1024  # utterances
 FORMAT = 1  # raise it when the same words would give other states
