@@ -71,11 +71,13 @@ class Episode:
     """A conversation between the policy and a bot, and where it came from.
 
     Episodes of one ``seed`` have the same bot and differ in the ``sample`` of the policy's replies.
+    ``tokens`` is the conversation as the policy saw and wrote it, encoded once while it was played.
     """
 
     seed: int
     bot: str
     conversation: Conversation
+    tokens: TokenStream
     sample: int = 0
 
 

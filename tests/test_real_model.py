@@ -75,8 +75,8 @@ def test_ppo_starts_at_ratio_one_and_kl_zero_and_leaves_the_base_alone(
     bots = build(config.bot, Bots)
     reader = SignalReader(policy, signals_config(intrinsic=intrinsic_config()), None)
     with policy.reference():
-        talks = [e.conversation for e in play(policy, bots, calibration_seeds(4), config.rollout)]
-    calibration, _ = calibrate(reader, talks)
+        episodes = play(policy, bots, calibration_seeds(4), config.rollout)
+    calibration, _ = calibrate(reader, episodes)
     trainer = PPO(
         config.trainer,  # type: ignore[arg-type]
         world=World(

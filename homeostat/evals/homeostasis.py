@@ -47,7 +47,7 @@ class Homeostasis:
         seeds = held_out_seeds(self.config.episodes)
         episodes = play(self.policy, self.bots, seeds, self.rollout, progress=playing)
         talks = [episode.conversation for episode in episodes]
-        readings = self.reader.measure(talks, progress=tracing)
+        readings = self.reader.measure(episodes, progress=tracing)
         rewards = self.reward.score(talks, readings)
         return [
             {"arm": arm}

@@ -39,11 +39,11 @@ def play_candidates(
     players = [bots.spawn(seed) for seed in seeds]
     talks = [Conversation((player.opening(),)) for player in players]
     stem = Sampler(policy, len(seeds))
+    streams = [policy.encode(talk) for talk in talks]
     read = [0] * len(seeds)
     groups: list[list[Episode]] = []
     for turn in range(config.turns):
-        streams = [policy.encode(talk).ids for talk in talks]
-        stem.append([ids[done:] for ids, done in zip(streams, read, strict=True)])
+        stem.append([s.ids[done:] for s, done in zip(streams, read, strict=True)])
         branches = stem.keep([row for row in range(len(seeds)) for _ in range(count)])
         numbers = [
             uniforms(seed, turn, config.max_new_tokens, sample)
@@ -59,12 +59,14 @@ def play_candidates(
                 text = policy.tokenizer.decode(ids, skip_special_tokens=True).strip()
                 said = (Turn("assistant", text, token_ids=tuple(ids)), player.answer(text))
                 talk = Conversation((*talks[row].turns, *said))
-                group.append((player, Episode(seed, player.name, talk, sample)))
-            players[row], talks[row] = group[0][0], group[0][1].conversation
+                stream = policy.encode(talk, streams[row])
+                group.append((player, Episode(seed, player.name, talk, stream, sample)))
+            read[row] = len(streams[row].ids) + len(replies[row * count])
+            players[row], first = group[0]
+            talks[row], streams[row] = first.conversation, first.tokens
             fresh.append([episode for _, episode in group])
         groups.extend(fresh)
         stem = branches.keep(range(0, len(replies), count))
-        read = [len(ids) + len(replies[row * count]) for row, ids in enumerate(streams)]
         done = (turn + 1) * len(replies)
         progress(done, config.turns * len(replies), sum(map(len, replies)))
     return groups

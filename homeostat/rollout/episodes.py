@@ -98,19 +98,20 @@ def _play_batch(
     players = [bots.spawn(seed) for seed, _ in draws]
     talks = [Conversation((player.opening(),)) for player in players]
     sampler = Sampler(policy, len(draws))
+    streams = [policy.encode(talk) for talk in talks]
     read = [0] * len(draws)
     for turn in range(config.turns):
-        streams = [policy.encode(talk).ids for talk in talks]
-        sampler.append([ids[done:] for ids, done in zip(streams, read, strict=True)])
+        sampler.append([s.ids[done:] for s, done in zip(streams, read, strict=True)])
         numbers = [uniforms(seed, turn, config.max_new_tokens, sample) for seed, sample in draws]
         replies = sampler.sample(np.stack(numbers), temperature)
-        read = [len(ids) + len(reply) for ids, reply in zip(streams, replies, strict=True)]
+        read = [len(s.ids) + len(reply) for s, reply in zip(streams, replies, strict=True)]
         for row, (player, ids) in enumerate(zip(players, replies, strict=True)):
             text = policy.tokenizer.decode(ids, skip_special_tokens=True).strip()
             said = (Turn("assistant", text, token_ids=tuple(ids)), player.answer(text))
             talks[row] = Conversation((*talks[row].turns, *said))
+            streams[row] = policy.encode(talks[row], streams[row])
         report((turn + 1) * len(draws), sum(map(len, replies)))
     return [
-        Episode(seed, player.name, talk, sample)
-        for (seed, sample), player, talk in zip(draws, players, talks, strict=True)
+        Episode(seed, player.name, talk, stream, sample)
+        for (seed, sample), player, talk, stream in zip(draws, players, talks, streams, strict=True)
     ]

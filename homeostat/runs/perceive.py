@@ -84,7 +84,7 @@ def measure_base(
         with policy.reference(), section as progress:
             episodes = play(policy, bots, seeds, config.rollout, temperature, progress)
         with run.section("set points: signals", "trace") as progress:
-            shown, readings = calibrate(reader, [e.conversation for e in episodes], progress)
+            shown, readings = calibrate(reader, episodes, progress)
         measured = zip(episodes, readings, strict=True)
         records = [episode_record(*pair, reader.affects) for pair in measured]
         return {

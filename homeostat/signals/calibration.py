@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from homeostat.signals.reader import SignalReader
-from homeostat.types import Conversation, Progress, Reading, silent
+from homeostat.types import Episode, Progress, Reading, silent
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 IQR_OF_UNIT_NORMAL = 1.349
@@ -56,19 +56,21 @@ class Calibration:
 
 
 def calibrate(
-    reader: SignalReader, conversations: Sequence[Conversation], progress: Progress = silent
+    reader: SignalReader, episodes: Sequence[Episode], progress: Progress = silent
 ) -> tuple[Calibration, list[Reading]]:
-    """Measure the base model on its own conversations and give the reader its base norms.
+    """Measure the base model on its own episodes and give the reader its base norms.
 
     Args:
         reader: Its policy's adapter is switched off for the measurement.
-        conversations: Played by the base model.
+        episodes: Played by the base model.
         progress: Told how many conversations are traced.
     """
+    talks = [episode.conversation for episode in episodes]
+    streams = [episode.tokens for episode in episodes]
     with reader.policy.reference():
-        traces = reader.trace(conversations, progress=progress)
+        traces = reader.trace(talks, progress=progress, streams=streams)
     reader.base_norms = np.concatenate([t.norm_RL for t in traces]).mean(axis=0)
-    readings = [reader.read(talk, one) for talk, one in zip(conversations, traces, strict=True)]
+    readings = [reader.read(talk, one) for talk, one in zip(talks, traces, strict=True)]
     values = {}
     for name in reader.names:
         column = np.concatenate([reading.signals.column(name) for reading in readings])

@@ -14,7 +14,16 @@ from homeostat.models.hooks import layers_at
 from homeostat.signals.intrinsic import intrinsic_signals
 from homeostat.signals.probing.probes import AffectProbes
 from homeostat.signals.trace import Critic, trace
-from homeostat.types import Conversation, Episode, Progress, Reading, SignalTable, Trace, silent
+from homeostat.types import (
+    Conversation,
+    Episode,
+    Progress,
+    Reading,
+    SignalTable,
+    TokenStream,
+    Trace,
+    silent,
+)
 
 
 class SignalReader:
@@ -40,8 +49,9 @@ class SignalReader:
         conversations: Sequence[Conversation],
         critic: Critic | None = None,
         progress: Progress = silent,
+        streams: Sequence[TokenStream] | None = None,
     ) -> list[Trace]:
-        """Traces with every layer that the signals of this run need."""
+        """Traces with every layer that the signals of this run need; see `trace`."""
         return trace(
             self.policy,
             conversations,
@@ -49,17 +59,19 @@ class SignalReader:
             self.probe_layers,
             critic,
             progress=progress,
+            streams=streams,
         )
 
     def measure(
         self,
-        conversations: Sequence[Conversation],
+        episodes: Sequence[Episode],
         critic: Critic | None = None,
         progress: Progress = silent,
     ) -> list[Reading]:
-        """What this run measures on every conversation, in the order given."""
-        traces = self.trace(conversations, critic, progress)
-        return [self.read(talk, one) for talk, one in zip(conversations, traces, strict=True)]
+        """What this run measures on every episode, in the order given."""
+        talks = [episode.conversation for episode in episodes]
+        traces = self.trace(talks, critic, progress, [episode.tokens for episode in episodes])
+        return [self.read(talk, one) for talk, one in zip(talks, traces, strict=True)]
 
     def read(self, talk: Conversation, trace: Trace) -> Reading:
         """The signals of a traced conversation.

@@ -45,6 +45,7 @@ def trace(
     max_tokens: int = READ_TOKENS,
     padding: str = "right",
     progress: Progress = silent,
+    streams: Sequence[TokenStream] | None = None,
 ) -> list[Trace]:
     """The trace of every conversation, in the order given.
 
@@ -59,8 +60,9 @@ def trace(
         max_tokens: Padded tokens per forward pass.
         padding: On which side of a batch, ``right`` or ``left``; the result is the same.
         progress: Told how many conversations are done.
+        streams: Of the conversations; None = they are encoded first.
     """
-    streams = [policy.encode(conversation) for conversation in conversations]
+    streams = streams or [policy.encode(conversation) for conversation in conversations]
     if not probe_layers:  # nobody reads the user's last turn
         streams = [until_last_response(stream) for stream in streams]
 

@@ -41,7 +41,7 @@ from homeostat.signals.reader import episode_record
 from homeostat.trainers.base import AdapterTrainer, describe
 from homeostat.trainers.losses import CHUNK_COPIES
 from homeostat.trainers.preferences import Pair, Reply, make_pairs, preference_metrics
-from homeostat.types import Conversation, Episode, Footprint, Metrics, Reading, TokenStream
+from homeostat.types import Episode, Footprint, Metrics, Reading, TokenStream
 
 
 class DPO(AdapterTrainer):
@@ -73,11 +73,11 @@ class DPO(AdapterTrainer):
         episodes = [episode for group in groups for episode in group]
         talks = [episode.conversation for episode in episodes]
         with self.watch("trace"):
-            readings = self.reader.measure(talks)
+            readings = self.reader.measure(episodes)
             rewards = self.reward.score(talks, readings)
             newest = [reading.newest() for reading in readings]
             paid = [reward.newest() for reward in rewards]
-            replies = self._replies(talks, newest, paid)
+            replies = [newest_reply(*one) for one in zip(episodes, newest, paid, strict=True)]
         candidates = zip(*[iter(replies)] * config.group_size, strict=True)
         pairs = [make_pairs(c, config.min_margin, config.max_length_ratio) for c in candidates]
         held_out = set(seeds[count - round(config.held_out * count) :])
@@ -97,22 +97,6 @@ class DPO(AdapterTrainer):
         chosen |= {id(pair.rejected): False for own in pairs for pair in own}
         verdicts = [chosen.get(id(reply)) for reply in replies]
         return metrics, self._records(episodes, readings, rewards, verdicts)
-
-    def _replies(
-        self,
-        talks: Sequence[Conversation],
-        readings: Sequence[Reading],
-        rewards: Sequence[Rewards],
-    ) -> list[Reply]:
-        """The newest reply of every conversation, from what was measured on it."""
-        replies = []
-        for talk, reading, reward in zip(talks, readings, rewards, strict=True):
-            ids = tuple(talk.turns[-2].token_ids or ())
-            prompt = self.policy.encode(Conversation(talk.turns[:-2])).ids
-            logprob, ref = reading.trace.logprob_R.sum(), reading.trace.ref_logprob_R.sum()
-            paid = float(reward.total_N[-1])
-            replies.append(Reply(tuple(prompt), ids, paid, float(logprob), float(ref)))
-        return replies
 
     def _learn(self, trained: Sequence[Pair], kept: Sequence[Pair]) -> Metrics:
         """Train on some pairs and measure all; without pairs the policy stays as it is."""
@@ -240,6 +224,15 @@ class DPO(AdapterTrainer):
             | episode_record(episode, reading, self.reader.affects)
             for episode, reading, reward, verdict in measured
         ]
+
+
+def newest_reply(episode: Episode, reading: Reading, reward: Rewards) -> Reply:
+    """The last reply of an episode, from what was measured on that turn alone."""
+    turn = len(episode.conversation.turns) - 2
+    tokens, ids = episode.tokens, episode.conversation.turns[turn].token_ids or ()
+    prompt = tuple(tokens.ids[: tokens.turn.index(turn)])
+    logprob, ref = reading.trace.logprob_R.sum(), reading.trace.ref_logprob_R.sum()
+    return Reply(prompt, tuple(ids), float(reward.total_N[-1]), float(logprob), float(ref))
 
 
 class PairTrainer(DPOTrainer):

@@ -152,10 +152,10 @@ class PolicyGradient(AdapterTrainer):
                 samples=samples,
             )
         talks = [episode.conversation for episode in episodes]
-        streams = [until_last_response(self.policy.encode(talk)) for talk in talks]
+        streams = [until_last_response(episode.tokens) for episode in episodes]
         in_reward = self.kl.coef if self.config.kl_estimator == "k1" else 0.0
         with self.watch("trace"):
-            readings = self.reader.measure(talks, self.trace_critic())
+            readings = self.reader.measure(episodes, self.trace_critic())
             rewards = self.reward.score(talks, readings)
             traces = [reading.trace for reading in readings]
             per_token = [

@@ -11,7 +11,16 @@ from configs import intrinsic_config, signals_config
 from homeostat.models.adapters import Policy
 from homeostat.signals.calibration import Calibration, calibrate
 from homeostat.signals.reader import SignalReader
-from homeostat.types import Conversation, Progress, Reading, SignalTable, Trace, silent
+from homeostat.types import (
+    Conversation,
+    Episode,
+    Progress,
+    Reading,
+    SignalTable,
+    TokenStream,
+    Trace,
+    silent,
+)
 
 NAN = float("nan")
 
@@ -42,6 +51,10 @@ def with_norms(*norms: list[float]) -> Trace:
     )
 
 
+def episodes(reader: SignalReader, talks: Sequence[Conversation]) -> list[Episode]:
+    return [Episode(0, "", talk, reader.policy.encode(talk)) for talk in talks]
+
+
 class FixedReader(SignalReader):
     """Reads two signals of five turns that are written down here."""
 
@@ -56,8 +69,10 @@ class FixedReader(SignalReader):
         conversations: Sequence[Conversation],
         critic: object = None,
         progress: Progress = silent,
+        streams: Sequence[TokenStream] | None = None,
     ) -> list[Trace]:
         assert critic is None
+        assert streams is not None
         self.adapter_on.append(self.policy.adapter_on)
         progress(len(conversations), len(conversations))
         return [with_norms([1.0, 10.0], [3.0, 20.0]), with_norms([5.0, 60.0])]
@@ -124,7 +139,7 @@ def test_calibration_by_hand(
     def progress(done: int, total: int, tokens: int = 0) -> None:
         told.append((done, total, tokens))
 
-    calibration, readings = calibrate(reader, [talk("a", "b", "c")] * 2, progress)
+    calibration, readings = calibrate(reader, episodes(reader, [talk("a", "b", "c")] * 2), progress)
     assert calibration.quantiles["entropy"] == pytest.approx((1.2, 2.0, 3.0, 4.0, 4.8))
     assert calibration.quantiles["boredom"] == pytest.approx((0.11, 0.15, 0.2, 0.35, 0.47))
     assert calibration.n == {"entropy": 5, "boredom": 3}
@@ -140,7 +155,7 @@ def test_base_norms_are_means_over_tokens_and_set_before_reading(
     make_policy: Callable[..., Policy], talk: Callable[..., Conversation]
 ) -> None:
     reader = FixedReader(make_policy())
-    calibration, _ = calibrate(reader, [talk("a", "b", "c")] * 2)
+    calibration, _ = calibrate(reader, episodes(reader, [talk("a", "b", "c")] * 2))
     assert calibration.base_norms.tolist() == reader.norms_when_read == [3.0, 30.0]
     assert reader.adapter_on == [False]
     assert reader.policy.adapter_on
@@ -158,7 +173,8 @@ def test_trained_policy_gives_the_set_points_of_the_base(
         policy = make_policy()
         if stirred:
             stir(policy)
-        found.append(calibrate(SignalReader(policy, config, None), talks))
+        reader = SignalReader(policy, config, None)
+        found.append(calibrate(reader, episodes(reader, talks)))
     (fresh, readings), (trained, _) = found
     for name in config.names:
         column = [x for reading in readings for x in reading.signals.column(name).tolist()]

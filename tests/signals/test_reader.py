@@ -11,7 +11,7 @@ from configs import affect_config, intrinsic_config, signals_config
 from homeostat.models.adapters import Policy
 from homeostat.signals.probing.probes import AffectProbes, Probe
 from homeostat.signals.reader import SignalReader, episode_record
-from homeostat.types import Conversation, Episode, Reading, Turn
+from homeostat.types import Conversation, Episode, Reading, TokenStream, Turn
 
 AFFECT_NAMES = ("sentiment", "boredom")
 LAYER_OF = {"sentiment": 2, "boredom": 1}
@@ -54,7 +54,11 @@ def make_reader(policy: Policy, perception: str = "reference") -> SignalReader:
 
 
 def measure(reader: SignalReader, talks: Sequence[Conversation]) -> list[Reading]:
-    return reader.measure(talks)
+    return reader.measure([as_episode(reader.policy, talk) for talk in talks])
+
+
+def as_episode(policy: Policy, talk: Conversation, seed: int = 0, bot: str = "") -> Episode:
+    return Episode(seed, bot, talk, policy.encode(talk))
 
 
 def columns(readings: Sequence[Reading], name: str) -> list[float]:
@@ -244,7 +248,9 @@ def episodes(talks: list[Conversation]) -> list[Episode]:
     """The conversations as episodes; the last turn of the first knows its affect."""
     said = list(talks[0].turns)
     said[-1] = Turn("user", said[-1].text, affect={"boredom": 0.9}, move="goodbye")
-    return [Episode(7, "curious", Conversation(tuple(said))), Episode(8, "bored", talks[1])]
+    nothing = TokenStream([], [], [])
+    first = Episode(7, "curious", Conversation(tuple(said)), nothing)
+    return [first, Episode(8, "bored", talks[1], nothing)]
 
 
 def test_episode_record(stirred: Policy, talks: list[Conversation]) -> None:
