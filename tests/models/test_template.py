@@ -184,7 +184,7 @@ def test_a_template_without_a_date_is_rendered_as_it_is(monkeypatch: pytest.Monk
     monkeypatch.setattr(tokenizer, "apply_chat_template", note)
     chat_template(tokenizer, day="2001-01-01")
     assert given
-    assert all(names == {"tokenize", "add_generation_prompt"} for names in given)
+    assert not {"chat_template", "date_string"}.intersection(set().union(*given))
 
 
 def test_what_a_user_says_never_becomes_a_control_token() -> None:
