@@ -258,11 +258,12 @@ def _about_date(template: ChatTemplate) -> str | None:
 
 def _about_thinking(template: ChatTemplate) -> str | None:
     name = "enable_thinking"
-    if name not in template.source or name in template.options:
+    without = replace(template, options={**template.options, name: False})
+    if name in template.options or without.pieces(ROLES) == template.pieces(ROLES):
         return None
     return (
-        "The chat template can switch thinking off and is not told to: replies may be all "
-        f"reasoning. Set +model.template_options.{name}=false, or true to say that this is meant."
+        "The chat template lets the model think before it answers, and a short reply may be all "
+        f"thought: set +model.template_options.{name}=false, or true to say that this is meant."
     )
 
 
