@@ -270,7 +270,11 @@ def advise_memory(trainer: TrainerConfig, error: BaseException) -> str | None:
     if said is None:
         return None
     advice = "choose a smaller model, or dtype=bfloat16"
-    if not isinstance(trainer, NoTrainerConfig):
+    if isinstance(error, MemoryError):  # numpy's, which holds no model: resampled means
+        stages = isinstance(trainer, SteerHealConfig)
+        key = f"{'trainer.stages' if stages else 'eval'}.bootstrap_samples"
+        advice = f"lower {key}, or free memory that other programs hold"
+    elif not isinstance(trainer, NoTrainerConfig):
         key = micro_key(trainer)
         value = reduce(getattr, key.split(".")[1:], trainer)
         advice = f"lower {key} (now {value}) or rollout.max_new_tokens, or {advice}"

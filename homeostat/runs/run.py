@@ -114,13 +114,14 @@ def _run_in(config: RunConfig, folder: Path, console: Console, overrides: Sequen
     )
     log: MetricsLog | None = None
     try:
-        with Interrupt() as stop:
+        with Interrupt() as stop, console.heeding(stop.check):
             log = MetricsLog(folder, config.wandb, asdict(config))
             _run_stages(config, folder, console, overrides, watch, outcome, log, stop)
         outcome.status = "interrupted" if stop.requested else outcome.ended or "finished"
     except BaseException as error:
         lacking = advise_memory(config.trainer, error)
-        outcome.status = f"failed: {lacking or error or type(error).__name__}"
+        failed = f"failed: {lacking or error or type(error).__name__}"
+        outcome.status = "interrupted" if isinstance(error, KeyboardInterrupt) else failed
         if outcome.steps:
             console.say(f"continue with {resume_command(folder)}")
         if lacking is not None:

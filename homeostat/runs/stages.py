@@ -136,7 +136,7 @@ def run_steer_heal(
         coming = trainer.done // 2 + 1
         name = HEALED if trainer.done % 2 else STEERED
         said = len(trainer.notices)
-        with console.stage(f"round {coming}: {name}") as progress:
+        with console.stage(f"round {coming}: {name}", whole=True) as progress:
             trainer.progress = progress
             result = next(results)
         for notice in trainer.notices[said:]:
@@ -235,7 +235,11 @@ def finish_stage(
 
         def compute() -> list[Row]:
             title = f"round {round_}: measure {stage}"
-            with console.stage(title) as progress, checkpoints.watch("evaluate"), context:
+            with (
+                console.stage(title, whole=True) as progress,
+                checkpoints.watch("evaluate"),
+                context,
+            ):
                 return stages.measure(policy, progress=progress)
 
         untrained = result.step == 1
