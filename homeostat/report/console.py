@@ -8,6 +8,7 @@ as markup.
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -100,10 +101,13 @@ class Console:
 
     def say(self, message: str) -> None:
         """One line of plain text; a terminal breaks it between words."""
-        line = Text.assemble((self._clock(), "dim"), " ", message)
-        # Past the edge the terminal itself goes on, and a path can be copied whole.
-        whole = not self.rich.is_terminal
-        self.rich.print(line, soft_wrap=whole, overflow="ignore", crop=False)
+        clock = self._clock()
+        line = f"{clock} {message}"
+        if self.rich.is_terminal:
+            line = _between_words(line, self.rich.width)
+        text = Text(line)
+        text.stylize("dim", 0, len(clock))
+        self.rich.print(text, soft_wrap=True)
 
     @contextmanager
     def stage(self, title: str, whole: bool = False) -> Iterator[Progress]:
@@ -130,16 +134,19 @@ class Console:
     @contextmanager
     def _live(self, title: str, count: _Count) -> Iterator[Callable[[], None]]:
         """Keep one line of a terminal up to date."""
-        bar = [BarColumn(bar_width=24)] if self.rich.width >= WIDE else []
+        wide = self.rich.width >= WIDE
+        # In a narrow window the title gives way to the figures.
+        place = Column(no_wrap=True, overflow="ellipsis", ratio=None if wide else 1)
+        more = (_TokensPerSecond(), TimeElapsedColumn(), TextColumn("left")) if wide else ()
         columns = (
             SpinnerColumn("dots" if self.rich.encoding.startswith("utf") else "line"),
-            TextColumn("{task.description}", markup=False, table_column=_one_line()),
-            *bar,
+            TextColumn("{task.description}", markup=False, table_column=place),
+            *((BarColumn(bar_width=24),) if wide else ()),
             MofNCompleteColumn(),
-            *([_TokensPerSecond(), TimeElapsedColumn(), TextColumn("left")] if bar else []),
+            *more,
             TimeRemainingColumn(),
         )
-        with RichProgress(*columns, console=self.rich, transient=True, expand=False) as display:
+        with RichProgress(*columns, console=self.rich, transient=True, expand=not wide) as display:
             task = display.add_task(title, total=None, tokens=0)
             yield lambda: display.update(
                 task, completed=count.done, total=count.total, tokens=count.tokens
@@ -265,6 +272,13 @@ def _nothing() -> None:
     """Nobody has asked for a stop."""
 
 
-def _one_line() -> Column:
-    """Of a title that gives way where the window is narrow."""
-    return Column(no_wrap=True, overflow="ellipsis", ratio=1)
+def _between_words(line: str, width: int) -> str:
+    """The line broken for a window; a path that is longer stays whole, and can be copied."""
+    return textwrap.fill(
+        line,
+        max(width, 20),
+        replace_whitespace=False,
+        break_long_words=False,
+        break_on_hyphens=False,
+        subsequent_indent=" " * 6,
+    )

@@ -45,15 +45,31 @@ def prepare_process() -> None:
 
 @contextmanager
 def libraries_to(path: Path) -> Iterator[None]:
-    """While the block runs, warnings of libraries go to this file, made once there is one."""
+    """While the block runs, warnings of libraries go to this file, each once; none, no file."""
     handler = logging.FileHandler(path, encoding="utf-8", errors="replace", delay=True)
     handler.setLevel(logging.WARNING)
+    handler.addFilter(_Once())
     logging.root.addHandler(handler)
     try:
         yield
     finally:
         logging.root.removeHandler(handler)
         handler.close()
+
+
+class _Once(logging.Filter):
+    """Lets a message pass once: an update may warn anew every time, and a run has thousands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it is new."""
+        message = record.getMessage()
+        is_new = message not in self._seen
+        self._seen.add(message)
+        return is_new
 
 
 class _Lasting(io.FileIO):
