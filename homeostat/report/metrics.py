@@ -125,6 +125,11 @@ def _start_wandb(folder: Path, config: WandbConfig, settings: Mapping[str, Any])
                 config=dict(settings),
                 settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
             )
+    except UnicodeEncodeError as error:
+        raise HomeostatError(
+            f"wandb.mode={config.mode} takes no folder such as {folder}, whose name cannot be read "
+            "as UTF-8 here; choose another folder, set PYTHONUTF8=1, or use wandb.mode=disabled."
+        ) from error
     except (wandb.Error, OSError) as error:
         raise HomeostatError(
             f"wandb.mode={config.mode} did not start ({str(error).splitlines()[0]}); run "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig
@@ -12,7 +13,13 @@ from worlds import Parrots, make_trainer, own_reward, share_of_low_ids
 from homeostat.config.model import LoraConfig, TinyModelConfig
 from homeostat.config.run import RolloutConfig
 from homeostat.config.steering import HealConfig, SteerHealConfig
-from homeostat.config.trainers import DPOConfig, GRPOConfig, PPOConfig
+from homeostat.config.trainers import (
+    DPOConfig,
+    GRPOConfig,
+    NoTrainerConfig,
+    PPOConfig,
+    TrainerConfig,
+)
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.load import BaseModel
@@ -20,6 +27,7 @@ from homeostat.models.tiny import load_tiny
 from homeostat.runs.memory import (
     MemoryPlan,
     activation_bytes,
+    advise_memory,
     episode_tokens,
     memory_limit,
     micro_batch_size,
@@ -197,3 +205,23 @@ def test_half_precision_keeps_the_adapter_exact() -> None:
     assert plan(policy, trainer.config, 50, 4).weights == sum(
         2 * p.numel() for p in policy.model.parameters() if not p.requires_grad
     )
+
+
+@pytest.mark.parametrize(
+    ("trainer", "key"),
+    [
+        (PPOConfig(name="ppo"), "lower eval.bootstrap_samples"),
+        (NoTrainerConfig(name="none"), "lower eval.bootstrap_samples"),
+        (SteerHealConfig(name="steer_heal"), "lower trainer.stages.bootstrap_samples"),
+    ],
+)
+def test_advice_for_arrays_that_do_not_fit_is_about_resampling(
+    trainer: TrainerConfig, key: str
+) -> None:
+    with pytest.raises(MemoryError) as full:
+        np.empty(10**16)
+    advice = advise_memory(trainer, full.value)
+    assert advice is not None
+    assert key in advice
+    assert "micro_batch" not in advice
+    assert advise_memory(trainer, ValueError("Unable to allocate")) is None
