@@ -104,6 +104,13 @@ def test_figures_are_drawn_with_agg_whatever_the_environment_says(given: str) ->
     assert said(code, MPLBACKEND=given) == (0, b"agg\n", b"")
 
 
+def test_libraries_find_a_home_where_the_environment_names_none() -> None:
+    unset = "import os; del os.environ['HOME']; prepare_process(); print(os.environ['HOME'])"
+    code, out, err = said(unset)
+    assert (code, err) == (0, b"")
+    assert Path(out.decode().strip()).is_dir()
+
+
 # --- libraries ----------------------------------------------------------------------------------
 
 

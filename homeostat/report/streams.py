@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,7 @@ def prepare_process() -> None:
             setattr(sys, name, _lasting(number, stream))
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the terminal has gone, which is no reason
-    for variable, value in QUIET.items():
+    for variable, value in {**QUIET, "HOME": _home()}.items():
         os.environ.setdefault(variable, value)
     logging.captureWarnings(True)
     logging.raiseExceptions = False  # a log that cannot be written is not worth a traceback
@@ -97,6 +98,12 @@ def _lasting(number: int, stream: TextIO | None) -> TextIO:
         errors="replace",
         line_buffering=True,
     )
+
+
+def _home() -> str:
+    """Where libraries keep files of theirs; they complain, or use the working folder, without."""
+    home = os.path.expanduser("~")  # in a container the user may have none
+    return tempfile.gettempdir() if home == "~" else home
 
 
 def _occupy(number: int) -> None:
