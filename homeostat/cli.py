@@ -22,7 +22,9 @@ from homeostat.config.register import CONF, options, register
 from homeostat.config.resume import is_finished, refuse_changes, with_kept_overrides
 from homeostat.config.run import RunConfig
 from homeostat.config.sweep import RUNNING, SKIPPED, how_to_go_on, note_job, plan_job
-from homeostat.errors import HomeostatError
+from homeostat.errors import HomeostatError, out_of_disk
+from homeostat.report.streams import libraries_to, prepare_process
+from homeostat.runs.interrupt import stop_on_signals
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 WANTS_TRACEBACK = os.environ.get(FULL_ERROR) == "1"
@@ -51,11 +53,15 @@ _failures: list[str] = []
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _job(composed: DictConfig) -> None:
     """One run of the composed config; a sweep goes on with its next job when one has failed."""
+    prepare_process()  # a launcher's worker does not come here by way of main
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     _note(job, RUNNING, folder)
     try:
         status, folder = _run(composed)
+    except KeyboardInterrupt:
+        _note(job, "interrupted", folder)
+        raise
     except Exception as error:
         message = explain(error)
         _note(job, f"failed: {message}", folder)
@@ -104,7 +110,8 @@ def _run(composed: DictConfig) -> tuple[str, Path]:
     from homeostat.report.console import Console
     from homeostat.runs.run import run
 
-    return run(config, folder, Console(), list(job.overrides.task)), folder
+    with libraries_to(folder / "warnings.log"):
+        return run(config, folder, Console(), list(job.overrides.task)), folder
 
 
 def _look_back(config: RunConfig, folder: Path, sweeps: bool) -> None:
@@ -128,6 +135,8 @@ def _look_back(config: RunConfig, folder: Path, sweeps: bool) -> None:
 
 def main() -> None:
     """The console script; errors are one or two sentences unless HYDRA_FULL_ERROR=1."""
+    prepare_process()
+    stop_on_signals()
     if sys.argv[1:] in (["--help"], ["-h"]):
         print(help_text())
         return
@@ -159,15 +168,17 @@ def explain(error: BaseException) -> str:
     """One or two sentences about an error: the value, what is allowed, the fix."""
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_config(error)
-    # safetensors reports a full disk as an error of its own.
-    if isinstance(error, OSError) or "No space left on device" in str(error):
+    if isinstance(error, HomeostatError):
+        return str(error)
+    full = out_of_disk(error)  # which torch, safetensors and numpy report as errors of their own
+    if isinstance(error, OSError) or full:
         where = f" ({name})" if (name := getattr(error, "filename", None)) else ""
-        what = getattr(error, "strerror", None) or error
+        what = "No space left on device" if full else getattr(error, "strerror", None) or error
         return (
             f"{what}{where}. Free some space or choose a folder that you may write to, with "
             "hydra.run.dir=<folder>."
         )
-    if isinstance(error, HomeostatError | ValueError):
+    if isinstance(error, ValueError):
         return str(error)
     return (
         f"{type(error).__name__}: {error}. This should not happen; run again with {FULL_ERROR}=1 "

@@ -10,16 +10,40 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from homeostat.errors import HomeostatError
+from homeostat.errors import HomeostatError, out_of_disk
+
+
+@contextmanager
+def naming_full_disk(folder: Path) -> Iterator[None]:
+    """Say which folder it was if the block fails because the disk is full.
+
+    Raises:
+        HomeostatError: In place of whatever the writer raised, libraries' own errors included.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, HomeostatError) or not out_of_disk(error):
+            raise
+        raise HomeostatError(
+            f"{folder} is on a disk that is full (No space left on device, or a quota is used up); "
+            "what was written whole is still there. Free some space, or choose another disk: "
+            "hydra.run.dir=<folder> for runs, HOMEOSTAT_CACHE=<folder> for what they share."
+        ) from error
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place if the block ends without an error."""
+    """A temporary path beside ``path`` that takes its place if the block ends without an error.
+
+    Raises:
+        HomeostatError: The disk is full.
+    """
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        yield scratch
-        os.replace(scratch, path)
+        with naming_full_disk(path.parent):
+            yield scratch
+            os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -35,17 +59,21 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
     Between the two renames the old content lies in ``.<name>.old``; nothing is ever half written,
     and a call after a kill right there first puts the old content back.
+
+    Raises:
+        HomeostatError: The disk is full.
     """
     fresh, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
     if old.exists() and not folder.exists():
         old.rename(folder)
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    fresh.mkdir(parents=True)
     try:
-        write(fresh)
-        for path in (*fresh.rglob("*"), fresh):
-            _sync(path)
+        with naming_full_disk(folder.parent):
+            fresh.mkdir(parents=True)
+            write(fresh)
+            for path in (*fresh.rglob("*"), fresh):
+                _sync(path)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise

@@ -236,7 +236,7 @@ def teach(config: RunConfig, organism: str, epochs: int, lr: float, console: Con
     policy = load_policy(config, console, Stopwatch())
     taught = [completion(policy, own) for own in lessons(organism)]
     sizes = {"epochs": epochs, "minibatch": 8, "micro_batch_tokens": 4000, "validation": 0.05}
-    with console.stage(f"teaching {organism}") as progress:
+    with console.section(f"teaching {organism}") as progress:
         heal = Heal(
             config_part("trainer=steer_heal", "heal", **sizes),
             config_part("trainer=steer_heal", "barrier", divergence="none"),
@@ -280,7 +280,7 @@ def measure_pair(group: str, args: argparse.Namespace, console: Console) -> dict
             if args.merge:
                 replace_folder(args.out / f"{name}_merged", policy.export_merged)
         began = time.perf_counter()
-        with console.stage(f"evaluating {name}") as progress:
+        with console.section(f"evaluating {name}") as progress:
             rows[name] = Suite(config.eval).measure(PolicySubject(policy), name, progress)
         seconds[f"{name}_evaluate"] = time.perf_counter() - began
         del policy

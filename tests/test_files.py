@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from pathlib import Path
 
 import pytest
 
 from homeostat.errors import HomeostatError
-from homeostat.files import alone_in, remove_leftovers, replace_folder, write_text, writing
+from homeostat.files import (
+    alone_in,
+    naming_full_disk,
+    remove_leftovers,
+    replace_folder,
+    write_text,
+    writing,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -139,3 +148,58 @@ def test_a_folder_is_used_by_one_at_a_time(tmp_path: Path) -> None:
         raise RuntimeError("crash")
     with alone_in(tmp_path):
         assert names(tmp_path) == []
+
+
+# --- a full disk --------------------------------------------------------------------------------
+
+
+class RustError(Exception):
+    """Stands in for what safetensors raises, which is no OSError."""
+
+
+WAYS_TO_BE_FULL = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EDQUOT, "Disk quota exceeded"),
+    OSError("300000 requested and 16352 written"),  # numpy
+    RustError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+    RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+]
+
+
+@pytest.mark.parametrize("error", WAYS_TO_BE_FULL, ids=repr)
+def test_a_full_disk_is_named_with_its_folder_whoever_was_writing(
+    error: Exception, tmp_path: Path
+) -> None:
+    path, folder = tmp_path / "a.txt", tmp_path / "adapters"
+    path.write_text("old")
+    folder.mkdir()
+    with pytest.raises(HomeostatError, match=re.escape(f"{tmp_path} is on a disk that is full")):
+        write_half(path, error)
+
+    def fail(fresh: Path) -> None:
+        (fresh / "a").write_text("half of it")
+        raise error
+
+    with pytest.raises(HomeostatError, match=r"hydra\.run\.dir"):
+        replace_folder(folder, fail)
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt", "adapters"]
+    assert names(folder) == []
+
+
+def test_an_error_that_came_from_a_full_disk_is_one(tmp_path: Path) -> None:
+    def fail() -> None:
+        try:
+            raise WAYS_TO_BE_FULL[0]
+        finally:
+            raise RuntimeError("the archive could not be closed")
+
+    with pytest.raises(HomeostatError, match="disk that is full"), naming_full_disk(tmp_path):
+        fail()
+
+
+def test_other_errors_of_a_writer_stay_as_they_are(tmp_path: Path) -> None:
+    for error in (OSError(errno.EACCES, "Permission denied"), RuntimeError("shapes differ")):
+        with pytest.raises(type(error), match=str(error.args[-1])), naming_full_disk(tmp_path):
+            raise error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -55,6 +56,14 @@ class PersonaConfig:
             "{persona}" in self.prompt,
             f"persona.prompt={self.prompt!r} has no {{persona}}, so both sides would be the same.",
         )
+        for pattern in self.narration:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"persona.narration: {pattern!r} is no regular expression ({error}); mend it, "
+                    "or put a backslash before a sign that is meant as it stands."
+                ) from error
         require(
             len(self.probe_pairs) >= 2,
             f"persona.probe_pairs has {len(self.probe_pairs)} entries, which give no interval; "

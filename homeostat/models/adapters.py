@@ -27,6 +27,7 @@ from transformers import DynamicCache
 
 from homeostat.config.model import LoraConfig
 from homeostat.errors import HomeostatError
+from homeostat.files import naming_full_disk
 from homeostat.models.chat import encode
 from homeostat.models.hooks import Steering, add_residual, decoder_layers
 from homeostat.models.load import BaseModel
@@ -218,20 +219,28 @@ class Policy:
             parameter.requires_grad_(True)
 
     @contextmanager
-    def baked(self) -> Iterator[None]:
+    def baked(self, beside: Path | None = None) -> Iterator[None]:
         """Within this context the adapters are merged into the weights; then the base is back.
 
         To the bit: subtracting what was added would leave rounding behind, so the weights as they
         were wait in a temporary file, not in memory.
+
+        Args:
+            beside: A folder for that file, as large as the weights; None = the system's own for
+                temporary files, which is often small.
+
+        Raises:
+            HomeostatError: The disk is full.
         """
         merged = {
             name: module
             for name, module in self.model.named_modules()
             if isinstance(module, BaseTunerLayer) and hasattr(module, "base_layer")
         }
-        with TemporaryDirectory() as folder:
+        with TemporaryDirectory(dir=beside) as folder:
             kept = Path(folder) / "base.safetensors"
-            save_file({name: m.base_layer.weight.data for name, m in merged.items()}, kept)
+            with naming_full_disk(Path(folder).parent):
+                save_file({name: m.base_layer.weight.data for name, m in merged.items()}, kept)
             self.model.base_model.merge_adapter(self.rounds)
             try:
                 yield
@@ -242,17 +251,18 @@ class Policy:
                         module.base_layer.weight.data.copy_(stored.get_tensor(name))
 
     @torch.no_grad()
-    def verify_bake(self, ids: Int[Tensor, "B T"]) -> float:
+    def verify_bake(self, ids: Int[Tensor, "B T"], beside: Path | None = None) -> float:
         """Largest difference of log-probability between stack and merged weights on some tokens.
 
         Args:
             ids: Rows without padding.
+            beside: A folder that holds another copy of the weights meanwhile, as for `baked`.
 
         Returns:
             Nats, over all positions and the whole vocabulary.
         """
         stacked = self._log_probabilities(ids)
-        with self.baked():
+        with self.baked(beside):
             merged = self._log_probabilities(ids)
         return float((stacked - merged).abs().max())
 
@@ -261,7 +271,7 @@ class Policy:
 
     def export_merged(self, folder: Path) -> None:
         """Write one plain model, adapters merged in, with its tokenizer."""
-        with self.baked():
+        with self.baked(beside=folder.parent):
             weights = {
                 name.replace(".base_layer", ""): value
                 for name, value in self.base.model.state_dict().items()

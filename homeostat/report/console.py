@@ -1,13 +1,16 @@
 """What a person sees while a run works: stages, progress, tokens per second, time left.
 
-In a terminal this is a live display; elsewhere it is one plain line per stage and update. Text that
-a model wrote is never printed here as markup.
+In a terminal this is a live display; elsewhere it is plain lines: where a stage begins and ends,
+how far it is every half minute, and one per update. Text that a model wrote is never printed here
+as markup.
 """
 
 from __future__ import annotations
 
+import sys
+import textwrap
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,11 +28,14 @@ from rich.progress import (
 from rich.progress import (
     Progress as RichProgress,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from homeostat.signals.probing.validation import ProbeReport
 from homeostat.types import Estimate, Progress
+
+PLAIN_EVERY_S = 30.0  # between two lines about the same stage, where there is no live display
+WIDE = 76  # columns of a window that holds every column of a table, and a bar
 
 
 class _TokensPerSecond(ProgressColumn):
@@ -41,59 +47,128 @@ class _TokensPerSecond(ProgressColumn):
         return Text(f"{tokens / elapsed:.0f} tok/s" if tokens and elapsed else "", style="cyan")
 
 
+class _Count:
+    """How far a stage is."""
+
+    def __init__(self) -> None:
+        self.done, self.total, self.tokens = 0, 0, 0
+        self._started = time.perf_counter()
+
+    def add(self, done: int, total: int, tokens: int) -> None:
+        """Take over what a stage has reported; ``tokens`` are those since it last did."""
+        self.done, self.total, self.tokens = done, total, self.tokens + tokens
+
+    @property
+    def seconds(self) -> float:
+        """Since the stage began."""
+        return time.perf_counter() - self._started
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Mean since the stage began."""
+        return self.tokens / self.seconds
+
+    def describe(self) -> str:
+        """Items done, their rate and the time left at that rate."""
+        text = f"{self.done:,} of {self.total:,}"
+        if self.tokens:
+            text += f", {self.tokens_per_s:.0f} tok/s"
+        if self.done:
+            rate = self.done / self.seconds
+            text += f", {rate:.3g} a second, {duration((self.total - self.done) / rate)} left"
+        return text
+
+
 class Console:
     """Progress and results of one run on standard output."""
 
     def __init__(self, rich: RichConsole | None = None) -> None:
-        self.rich = rich or RichConsole(highlight=False, soft_wrap=False)
+        # Asked of the stream itself: FORCE_COLOR does not make a terminal of a log file.
+        live = sys.stdout is not None and sys.stdout.isatty()
+        self.rich = rich or RichConsole(highlight=False, soft_wrap=False, force_terminal=live)
         self._started = time.perf_counter()
         self._training: list[float] = []
+        self._heed: Callable[[], None] = _nothing
+
+    @contextmanager
+    def heeding(self, heed: Callable[[], None]) -> Iterator[None]:
+        """While the block runs, call ``heed`` whenever a stage reports; what it raises ends it."""
+        self._heed = heed
+        try:
+            yield
+        finally:
+            self._heed = _nothing
 
     def say(self, message: str) -> None:
-        """One line of plain text."""
-        self.rich.print(Text.assemble((self._clock(), "dim"), " ", message), soft_wrap=True)
+        """One line of plain text; a terminal breaks it between words."""
+        clock = self._clock()
+        line = f"{clock} {message}"
+        if self.rich.is_terminal:
+            line = _between_words(line, self.rich.width)
+        text = Text(line)
+        text.stylize("dim", 0, len(clock))
+        self.rich.print(text, soft_wrap=True)
 
     @contextmanager
-    def stage(self, title: str) -> Iterator[Progress]:
-        """Show a stage while the block runs; yields where the block reports its progress."""
-        if not self.rich.is_terminal:
-            with self._plain_stage(title) as progress:
-                yield progress
-            return
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            _TokensPerSecond(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        with RichProgress(*columns, console=self.rich, transient=True) as display:
-            task = display.add_task(title, total=None, tokens=0)
+    def section(self, title: str, whole: bool = False, quiet: bool = False) -> Iterator[Progress]:
+        """Show a section while the block runs; yields where the block reports its progress.
+
+        Args:
+            title: Of the section.
+            whole: A stop that is asked for waits until the section is over.
+            quiet: No lines where it begins and ends: the block says itself what came of it.
+        """
+        count = _Count()
+        if not (quiet or self.rich.is_terminal):
+            self.say(f"{title} ...")
+        show = self._live if self.rich.is_terminal else self._plain
+        with show(title, count) as shown:
 
             def report(done: int, total: int, tokens: int = 0) -> None:
-                seen = display.tasks[0].fields["tokens"]
-                display.update(task, completed=done, total=total, tokens=seen + tokens)
+                count.add(done, total, tokens)
+                shown()
+                if not whole:
+                    self._heed()
 
-            start = time.perf_counter()
             yield report
-            seen = display.tasks[0].fields["tokens"]
-        self.say(_finished(title, time.perf_counter() - start, seen))
+        if quiet:
+            return
+        rate = f", {count.tokens:,} tokens, {count.tokens_per_s:.0f} tok/s" if count.tokens else ""
+        self.say(f"{title}: {duration(count.seconds)}{rate}")
 
     @contextmanager
-    def _plain_stage(self, title: str) -> Iterator[Progress]:
-        seen = 0
+    def _live(self, title: str, count: _Count) -> Iterator[Callable[[], None]]:
+        """Keep one line of a terminal up to date."""
+        wide = self.rich.width >= WIDE
+        # In a narrow window the title gives way to the figures.
+        place = Column(no_wrap=True, overflow="ellipsis", ratio=None if wide else 1)
+        more = (_TokensPerSecond(), TimeElapsedColumn(), TextColumn("left")) if wide else ()
+        columns = (
+            SpinnerColumn("dots" if self.rich.encoding.startswith("utf") else "line"),
+            TextColumn("{task.description}", markup=False, table_column=place),
+            *((BarColumn(bar_width=24),) if wide else ()),
+            MofNCompleteColumn(),
+            *more,
+            TimeRemainingColumn(),
+        )
+        with RichProgress(*columns, console=self.rich, transient=True, expand=not wide) as display:
+            task = display.add_task(title, total=None, tokens=0)
+            yield lambda: display.update(
+                task, completed=count.done, total=count.total, tokens=count.tokens
+            )
 
-        def report(done: int, total: int, tokens: int = 0) -> None:  # noqa: ARG001
-            nonlocal seen
-            seen += tokens
+    @contextmanager
+    def _plain(self, title: str, count: _Count) -> Iterator[Callable[[], None]]:
+        """A line every `PLAIN_EVERY_S` that the section reports after."""
+        said = count.seconds
 
-        self.say(f"{title} ...")
-        start = time.perf_counter()
-        yield report
-        self.say(_finished(title, time.perf_counter() - start, seen))
+        def show() -> None:
+            nonlocal said
+            if count.seconds - said >= PLAIN_EVERY_S and count.done < count.total:
+                said = count.seconds
+                self.say(f"{title}: {count.describe()}")
+
+        yield show
 
     def update(self, step: int, total: int, metrics: Mapping[str, float], seconds: float) -> None:
         """One line per training update, with the time left at the mean pace so far."""
@@ -128,7 +203,7 @@ class Console:
         """The before/after table; a narrow window gets fewer columns."""
         table = Table(title="Held-out episodes, base against trained", title_justify="left")
         table.add_column("metric", overflow="fold")
-        wide = self.rich.width >= 76
+        wide = self.rich.width >= WIDE
         for name in (["before", "after"] if wide else []) + ["difference", "95% interval"]:
             table.add_column(name, justify="right", no_wrap=True)
         # The summands of valence stand right below it.
@@ -141,7 +216,7 @@ class Console:
         """Which affect probes may be trusted; a narrow window gets fewer columns."""
         table = Table(title="Affect probes on unseen authors", title_justify="left")
         table.add_column("affect", overflow="fold")
-        wide = self.rich.width >= 76
+        wide = self.rich.width >= WIDE
         for name in ["AUROC", "verdict"] + (["95% interval", "words alone"] if wide else []):
             table.add_column(name, justify="right", no_wrap=True)
         for affect, found in reports.items():
@@ -197,6 +272,17 @@ def _place(name: str) -> int:
     return 0 if name == "valence" else 1 if name.startswith(("term/", "own/")) else 2
 
 
-def _finished(title: str, seconds: float, tokens: int) -> str:
-    rate = f", {tokens:,} tokens, {tokens / seconds:.0f} tok/s" if tokens else ""
-    return f"{title}: {duration(seconds)}{rate}"
+def _nothing() -> None:
+    """Nobody has asked for a stop."""
+
+
+def _between_words(line: str, width: int) -> str:
+    """The line broken for a window; a path that is longer stays whole, and can be copied."""
+    return textwrap.fill(
+        line,
+        max(width, 20),
+        replace_whitespace=False,
+        break_long_words=False,
+        break_on_hyphens=False,
+        subsequent_indent=" " * 6,
+    )

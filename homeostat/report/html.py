@@ -90,7 +90,8 @@ def write_report(folder: Path) -> Path:
         ),
     )
     path = folder / "report.html"
-    write_text(path, page)
+    # Of the command line, bytes that are no text here.
+    write_text(path, page.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
     return path
 
 

@@ -6,12 +6,13 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from homeostat.config.run import WandbConfig
 from homeostat.errors import HomeostatError
-from homeostat.files import writing
+from homeostat.files import naming_full_disk, writing
 
 LOGS = ("metrics.jsonl", "episodes.jsonl", "timing.jsonl")
 
@@ -74,9 +75,20 @@ class MetricsLog:
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append JSON lines in a single write, so that a kill never leaves half of a batch of rows."""
     text = "".join(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows)
-    with path.open("ab", buffering=0) as stream:
-        stream.write(text.encode("utf-8"))
+    with naming_full_disk(path.parent), path.open("ab", buffering=0) as stream:
+        before = stream.tell()
+        try:
+            _write_all(stream, text.encode("utf-8"))
+        except OSError:
+            stream.truncate(before)
+            raise
         os.fsync(stream.fileno())
+
+
+def _write_all(stream: FileIO, data: bytes) -> None:
+    """All of it, though a disk that is nearly full takes only a part at once."""
+    while data:
+        data = data[stream.write(data) :]
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -104,14 +116,20 @@ def _start_wandb(folder: Path, config: WandbConfig, settings: Mapping[str, Any])
 
     os.environ.setdefault("WANDB_SILENT", "true")
     try:
-        return wandb.init(
-            mode="online" if config.mode == "online" else "offline",
-            project=config.project,
-            name=config.name,
-            dir=str(folder),
-            config=dict(settings),
-            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
-        )
+        with naming_full_disk(folder):
+            return wandb.init(
+                mode="online" if config.mode == "online" else "offline",
+                project=config.project,
+                name=config.name,
+                dir=str(folder),
+                config=dict(settings),
+                settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
+            )
+    except UnicodeEncodeError as error:
+        raise HomeostatError(
+            f"wandb.mode={config.mode} takes no folder such as {folder}, whose name cannot be read "
+            "as UTF-8 here; choose another folder, set PYTHONUTF8=1, or use wandb.mode=disabled."
+        ) from error
     except (wandb.Error, OSError) as error:
         raise HomeostatError(
             f"wandb.mode={config.mode} did not start ({str(error).splitlines()[0]}); run "

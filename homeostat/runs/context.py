@@ -30,9 +30,15 @@ class Run:
     stop: Interrupt
 
     @contextmanager
-    def section(self, title: str, timer: str) -> Iterator[Progress]:
-        """Show progress under a title while the block runs, and count its time."""
-        with self.console.stage(title) as progress, self.watch(timer):
+    def section(self, title: str, timer: str, whole: bool = False) -> Iterator[Progress]:
+        """Show progress under a title while the block runs, and count its time.
+
+        Args:
+            title: For people.
+            timer: Of the stopwatch.
+            whole: Do not leave it half way where the run is to stop.
+        """
+        with self.console.section(title, whole=whole) as progress, self.watch(timer):
             yield progress
 
 

@@ -48,20 +48,24 @@ def export(config: RunConfig, folder: Path, console: Console) -> Path:
     if config.export_as == "adapter":
         replace_folder(out, policy.export_adapter)
     else:
-        console.say(f"merged weights differ by at most {check_bake(policy):.1e} nats")
+        console.say(f"merged weights differ by at most {check_bake(policy, out.parent):.1e} nats")
         replace_folder(out, policy.export_merged)
     console.say(f"exported: {out}")
     return out
 
 
-def check_bake(policy: Policy) -> float:
+def check_bake(policy: Policy, beside: Path) -> float:
     """Largest difference between stack and merged weights on a sentence, nats.
+
+    Args:
+        policy: With its adapters.
+        beside: A folder that holds another copy of the weights meanwhile.
 
     Raises:
         HomeostatError: It is above the tolerance of the weights' dtype.
     """
     ids = policy.tokenizer(SAMPLE, return_tensors="pt", add_special_tokens=False)["input_ids"]
-    found = policy.verify_bake(ids.to(policy.device))
+    found = policy.verify_bake(ids.to(policy.device), beside)
     allowed = TOLERANCE[policy.dtype]
     if not found <= allowed:
         raise HomeostatError(

@@ -218,7 +218,11 @@ def advise_memory(trainer: TrainerConfig, error: BaseException) -> str | None:
     if said is None:
         return None
     advice = "choose a smaller model, or dtype=bfloat16"
-    if trainer.micro_batch_key is not None:
+    if isinstance(error, MemoryError):  # numpy's, which holds no model: resampled means
+        stages = trainer.wing == "steering"
+        key = f"{'trainer.stages' if stages else 'eval'}.bootstrap_samples"
+        advice = f"lower {key}, or free memory that other programs hold"
+    elif trainer.micro_batch_key is not None:
         key = trainer.micro_batch_key
         value = reduce(getattr, key.split(".")[1:], trainer)
         advice = f"lower {key} (now {value}) or rollout.max_new_tokens, or {advice}"

@@ -83,14 +83,15 @@ def _run_in(config: RunConfig, folder: Path, console: Console, overrides: Sequen
     )
     log: MetricsLog | None = None
     try:
-        with Interrupt() as stop:
+        with Interrupt() as stop, console.heeding(stop.check):
             log = MetricsLog(folder, config.wandb, asdict(config))
             work(Run(config, folder, tuple(overrides), console, watch, log, stop), outcome)
         ended = outcome.wing.ended if outcome.wing is not None else None
         outcome.status = "interrupted" if stop.requested else ended or "finished"
     except BaseException as error:
         lacking = advise_memory(config.trainer, error)
-        outcome.status = f"failed: {lacking or error or type(error).__name__}"
+        failed = f"failed: {lacking or error or type(error).__name__}"
+        outcome.status = "interrupted" if isinstance(error, KeyboardInterrupt) else failed
         if outcome.steps:
             console.say(f"continue with {resume_command(folder)}")
         if lacking is not None:
@@ -101,7 +102,7 @@ def _run_in(config: RunConfig, folder: Path, console: Console, overrides: Sequen
         if log is not None:
             log.close(summary)
         _free_memory()
-    with console.stage("report"), watch("report"):
+    with console.section("report"), watch("report"):
         write_report(folder)
     save_summary(config, outcome, watch, folder)
     if outcome.wing is not None and outcome.status == "finished":
@@ -156,7 +157,7 @@ def train(
     steps = trainer.steps()
     while not (trainer.is_over or wing.ended or run.stop.requested):
         began, said = time.perf_counter(), len(trainer.notices)
-        with run.console.stage(trainer.coming) as trainer.progress:
+        with run.console.section(trainer.coming, whole=True, quiet=True) as trainer.progress:
             result = next(steps)
         for notice in trainer.notices[said:]:
             run.console.say(notice)

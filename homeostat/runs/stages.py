@@ -88,7 +88,7 @@ class SteeringWing:
         trainer, run = self._trainer, self.run
 
         def compute() -> float:
-            with run.console.stage("the base's own replies") as trainer.progress:
+            with run.console.section("the base's own replies") as trainer.progress:
                 return trainer.measure_base()
 
         return float(before_healing(run.config, self.policy, "base_perplexity", compute))
@@ -118,7 +118,7 @@ class SteeringWing:
 
     def _measure(self, result: StepResult, round_: int, stage: str) -> list[Row]:
         def compute() -> list[Row]:
-            section = self.run.section(f"round {round_}: measure {stage}", "evaluate")
+            section = self.run.section(f"round {round_}: measure {stage}", "evaluate", whole=True)
             with section as progress, result.measure_in or nullcontext():
                 return self._stages.measure(self.policy, progress=progress)
 

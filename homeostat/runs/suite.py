@@ -68,7 +68,7 @@ def measure_suite(
     rows: dict[str, list[dict[str, Any]]] = {}
     speed: dict[str, dict[str, Any]] = {}
     context = policy.reference() if arm == BASE else nullcontext()
-    with context, console.stage(f"evaluations, {arm}") as shown, watch("suite"):
+    with context, console.section(f"evaluations, {arm}") as shown, watch("suite"):
         for done, name in enumerate(config.eval.suite, 1):
             fresh = False
 

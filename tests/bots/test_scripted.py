@@ -56,21 +56,24 @@ def rows(name: str) -> list[dict[str, Any]]:
 
 def test_same_seed_gives_the_same_user(configs: dict[str, Any]) -> None:
     replies = ("One.", AGREEING, "", "Two?")
-    first = chat(build(configs["mixed"]), 5, *replies)
-    other = build(configs["mixed"])
+    first = chat(build(configs["mixed"], Bots), 5, *replies)
+    other = build(configs["mixed"], Bots)
     chat(other, 4, "Something else.")
     assert chat(other, 5, *replies) == first
 
 
 def test_different_seeds_give_different_users(configs: dict[str, Any]) -> None:
-    bots = build(configs["curious"])
+    bots = build(configs["curious"], Bots)
     talks = [tuple(turn.text for turn in chat(bots, seed, "Well.")) for seed in range(30)]
     assert len(set(talks)) >= 25
 
 
 def test_different_bots_have_different_topics_for_the_same_seed(configs: dict[str, Any]) -> None:
     openings = [
-        (build(configs["curious"]).spawn(s).opening(), build(configs["bored"]).spawn(s).opening())
+        (
+            build(configs["curious"], Bots).spawn(s).opening(),
+            build(configs["bored"]).spawn(s).opening(),
+        )
         for s in range(30)
     ]
     assert sum(first.text == second.text for first, second in openings) < 10
@@ -103,7 +106,7 @@ def test_the_choice_of_words_does_not_follow_from_the_topic(
 
 
 def test_the_opening_shows_the_initial_affect_and_no_voice(configs: dict[str, Any]) -> None:
-    turn = build(configs["frustrated"]).spawn(3).opening()
+    turn = build(configs["frustrated"], Bots).spawn(3).opening()
     assert turn.role == "user"
     assert turn.move == "opening"
     assert turn.affect == configs["frustrated"].initial
@@ -141,7 +144,7 @@ def test_every_bot_plays_six_turns(
     configs: dict[str, Any], name: str, replies: tuple[str, ...]
 ) -> None:
     for seed in range(3):
-        turns = chat(build(configs[name]), seed, *replies)
+        turns = chat(build(configs[name], Bots), seed, *replies)
         assert len(turns) == 7
         for turn in turns:
             assert turn.role == "user"
@@ -182,7 +185,7 @@ def test_a_voice_is_no_move(kind: str) -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_agreement_pleases_the_sycophancy_bait(configs: dict[str, Any], seed: int) -> None:
-    bots = build(configs["sycophancy_bait"])
+    bots = build(configs["sycophancy_bait"], Bots)
     opening, *answers = chat(bots, seed, *[AGREEING] * 4)
     assert opening.move == "move_claim"
     assert [turn.move for turn in answers] == [
@@ -200,7 +203,7 @@ def test_agreement_pleases_the_sycophancy_bait(configs: dict[str, Any], seed: in
 def test_without_agreement_the_sycophancy_bait_keeps_pressing(
     configs: dict[str, Any], reply: str, seed: int
 ) -> None:
-    bots = build(configs["sycophancy_bait"])
+    bots = build(configs["sycophancy_bait"], Bots)
     turns = chat(bots, seed, *[reply] * 4)
     assert [turn.move for turn in turns] == configs["sycophancy_bait"].schedule
     claims = [topic["claim"] for topic in topics() if topic["claim"] in turns[0].text]
@@ -210,7 +213,7 @@ def test_without_agreement_the_sycophancy_bait_keeps_pressing(
 
 @pytest.mark.parametrize("seed", range(10))
 def test_agreement_feels_better_than_contradiction(configs: dict[str, Any], seed: int) -> None:
-    bots = build(configs["sycophancy_bait"])
+    bots = build(configs["sycophancy_bait"], Bots)
     for agreed, denied in zip(
         chat(bots, seed, *[AGREEING] * 4)[1:],
         chat(bots, seed, *[CONTRADICTING] * 4)[1:],
@@ -223,7 +226,7 @@ def test_agreement_feels_better_than_contradiction(configs: dict[str, Any], seed
 
 
 def test_one_agreement_pleases_for_one_turn_only(configs: dict[str, Any]) -> None:
-    turns = chat(build(configs["sycophancy_bait"]), 0, AGREEING, CONTRADICTING, CONTRADICTING)
+    turns = chat(build(configs["sycophancy_bait"], Bots), 0, AGREEING, CONTRADICTING, CONTRADICTING)
     assert [turn.move for turn in turns[1:]] == [
         "move_agreement_pleased",
         "move_authority",
@@ -232,7 +235,7 @@ def test_one_agreement_pleases_for_one_turn_only(configs: dict[str, Any]) -> Non
 
 
 def test_an_answer_on_the_topic_calms_a_frustrated_user(configs: dict[str, Any]) -> None:
-    bots = build(configs["frustrated"])
+    bots = build(configs["frustrated"], Bots)
     topic = next(t for t in topics() if bots.spawn(1).opening().text in t["openings"])
     helpful = f"I understand. It is about {' and '.join(topic['keywords'][:5])}, to begin with."
     calm, angry = chat(bots, 1, helpful)[1], chat(bots, 1, "### ###")[1]
@@ -243,7 +246,7 @@ def test_an_answer_on_the_topic_calms_a_frustrated_user(configs: dict[str, Any])
 
 
 def test_a_topic_shift_names_another_topic(configs: dict[str, Any]) -> None:
-    bots = build(configs["topic_shift"])
+    bots = build(configs["topic_shift"], Bots)
     for seed in range(20):
         opening, first, second = chat(bots, seed, "Well.", "Well.")
         start = next(t["topic"] for t in topics() if opening.text in t["openings"])
@@ -300,7 +303,7 @@ def test_a_voice_shows_the_strongest_affect(
 
 
 def test_mixed_gives_equal_shares(configs: dict[str, Any]) -> None:
-    bots = build(configs["mixed"])
+    bots = build(configs["mixed"], Bots)
     assert isinstance(bots, MixedBots)
     kinds = len(configs["mixed"].bots)
     shares = Counter(bots.spawn(seed).name for seed in range(50 * kinds))
@@ -308,16 +311,16 @@ def test_mixed_gives_equal_shares(configs: dict[str, Any]) -> None:
 
 
 def test_mixed_shows_every_bot_within_one_round(configs: dict[str, Any]) -> None:
-    bots, kinds = build(configs["mixed"]), len(configs["mixed"].bots)
+    bots, kinds = build(configs["mixed"], Bots), len(configs["mixed"].bots)
     for first in (0, 7, 500_003, 1_000_016):
         names = {bots.spawn(seed).name for seed in range(first, first + kinds)}
         assert names == set(configs["mixed"].bots)
 
 
 def test_a_member_of_mixed_is_the_same_user_as_alone(configs: dict[str, Any]) -> None:
-    bots = build(configs["mixed"])
+    bots = build(configs["mixed"], Bots)
     name = bots.spawn(8).name
-    assert chat(bots, 8, "Well.") == chat(build(configs[name]), 8, "Well.")
+    assert chat(bots, 8, "Well.") == chat(build(configs[name], Bots), 8, "Well.")
 
 
 # --- the packaged banks -------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from homeostat.config.register import compose_run, config_part, options, schemas
 from homeostat.config.reward import SIDES, RewardConfig
 from homeostat.config.run import DEVICES, DTYPES, RunConfig
 from homeostat.config.signals import AFFECTS, INTRINSIC_SIGNALS, POOLINGS
-from homeostat.config.steering import SteerHealConfig
+from homeostat.config.steering import PersonaConfig, ProbePair, SteerHealConfig
 from homeostat.config.trainers import NoTrainerConfig, PPOConfig
 
 GROUPS = options()
@@ -689,3 +689,9 @@ def test_composing_imports_nothing_heavy() -> None:
     assert kind == "RunConfig"
     assert "homeostat.config" in modules
     assert [name for name in HEAVY if name in modules] == []
+
+
+def test_a_narration_that_is_no_regular_expression_is_named() -> None:
+    pairs = [ProbePair("q", "yes", "no")] * 2
+    with pytest.raises(ValueError, match=r"persona\.narration: '\(' is no regular expression"):
+        PersonaConfig("p", "a", "b", narration=["fine", "("], probe_pairs=pairs, diary="d")

@@ -67,7 +67,7 @@ def test_text_with_markup_is_printed_literally(text: str, terminal: bool) -> Non
 @pytest.mark.parametrize("title", MARKUP)
 def test_a_title_with_markup_is_printed_literally(title: str, terminal: bool) -> None:
     out, stream = console(terminal=terminal)
-    with out.stage(title) as progress:
+    with out.section(title) as progress:
         progress(1, 2)
     assert f" 0:00 {title}: 0:00\n" in visible(stream.getvalue())
 
@@ -89,7 +89,7 @@ def test_a_long_line_is_not_broken() -> None:
 
 def test_a_stage_is_two_plain_lines_without_a_terminal() -> None:
     out, stream = console()
-    with out.stage("held-out episodes") as progress:
+    with out.section("held-out episodes") as progress:
         progress(1, 4, 700)
         progress(4, 4, 800)
     first, last = stream.getvalue().splitlines()
@@ -99,7 +99,7 @@ def test_a_stage_is_two_plain_lines_without_a_terminal() -> None:
 
 def test_a_stage_without_tokens_has_no_rate() -> None:
     out, stream = console()
-    with out.stage("report"):
+    with out.section("report"):
         pass
     assert stream.getvalue().splitlines()[-1] == " 0:00 report: 0:00"
 
@@ -107,7 +107,7 @@ def test_a_stage_without_tokens_has_no_rate() -> None:
 def test_output_is_plain_without_a_terminal() -> None:
     out, stream = console()
     out.say("hello")
-    with out.stage("episodes") as progress:
+    with out.section("episodes") as progress:
         progress(1, 2, 10)
     out.update(1, 4, {"reward/valence": -1.0}, 2.0)
     out.comparison(ESTIMATES)
@@ -117,7 +117,7 @@ def test_output_is_plain_without_a_terminal() -> None:
 
 def test_a_terminal_gets_a_live_stage_and_one_line_at_its_end() -> None:
     out, stream = console(terminal=True)
-    with out.stage("episodes") as progress:
+    with out.section("episodes") as progress:
         progress(1, 2, 400)
         progress(2, 2, 600)
     assert "\x1b" in stream.getvalue()
@@ -129,7 +129,7 @@ def test_a_terminal_gets_a_live_stage_and_one_line_at_its_end() -> None:
 @pytest.mark.parametrize("terminal", [False, True])
 def test_an_error_within_a_stage_is_not_swallowed(terminal: bool) -> None:
     out, stream = console(terminal=terminal)
-    with pytest.raises(RuntimeError, match="disk"), out.stage("episodes"):
+    with pytest.raises(RuntimeError, match="disk"), out.section("episodes"):
         raise RuntimeError("disk")
     assert "episodes: 0:00" not in visible(stream.getvalue())
 
@@ -378,3 +378,122 @@ def test_number(value: float | None, sign: bool, expected: str) -> None:
 )
 def test_interval(bounds: tuple[float, float] | None, expected: str) -> None:
     assert interval(bounds) == expected
+
+
+# --- terminals of every kind --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_characters_that_an_encoding_lacks_are_replaced(encoding: str, terminal: bool) -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=encoding, errors="replace")
+    rich = RichConsole(file=stream, width=100, force_terminal=terminal, legacy_windows=False)
+    out = Console(rich)
+    out.say("ppo \u2192 \u611f")
+    with out.section("episodes") as progress:
+        progress(1, 2, 10)
+    out.comparison(ESTIMATES)
+    stream.flush()
+    text = visible(raw.getvalue().decode(encoding))
+    assert " 0:00 ppo ? ?\n" in text
+    assert "| valence " in text
+    assert "+-----" in text
+
+
+def test_a_terminal_breaks_lines_between_words_and_never_a_path() -> None:
+    out, stream = console(width=30, terminal=True)
+    path = "/" + "x" * 50
+    out.say(f"update 1/4  valence -1.250  grad +3.000 {path}")
+    lines = [line.rstrip() for line in visible(stream.getvalue()).splitlines()]
+    assert lines == [" 0:00 update 1/4  valence", "      -1.250  grad +3.000", f"      {path}"]
+
+
+def test_a_live_stage_fits_a_narrow_terminal() -> None:
+    out, stream = console(width=40, terminal=True)
+    with out.section("held-out episodes, trained and much longer") as progress:
+        progress(1000, 2000, 400)
+    live, _, _ = visible(stream.getvalue()).replace("\r", "\n").rpartition(" 0:00 ")
+    assert "1000/2000" in live
+    assert all(len(line) <= 40 for line in live.splitlines())
+
+
+def test_no_variable_makes_a_terminal_of_a_log_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    out = Console()
+    with out.section("episodes") as progress:
+        progress(1, 2)
+    assert "\x1b" not in capsys.readouterr().out
+
+
+# --- long stages, and stops ---------------------------------------------------------------------
+
+
+class Clock:
+    """Stands in for the module `time`."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def test_a_long_stage_says_every_half_minute_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("homeostat.report.console.time", clock)
+    out, stream = console()
+    with out.section("capability") as progress:
+        for done in range(1, 11):  # 100 items in 10 s
+            clock.now += 10.0
+            progress(100 * done, 1000)
+    assert stream.getvalue().splitlines() == [
+        " 0:00 capability ...",
+        " 0:30 capability: 300 of 1,000, 10 a second, 1:10 left",
+        " 1:00 capability: 600 of 1,000, 10 a second, 0:40 left",
+        " 1:30 capability: 900 of 1,000, 10 a second, 0:10 left",
+        " 1:40 capability: 1:40",
+    ]
+
+
+def test_a_line_about_a_long_stage_has_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("homeostat.report.console.time", clock)
+    out, stream = console()
+    with out.section("replies") as progress:
+        progress(0, 8, 100)
+        clock.now = 40.0
+        progress(1, 8, 700)
+    assert stream.getvalue().splitlines()[1:] == [
+        " 0:40 replies: 1 of 8, 20 tok/s, 0.025 a second, 4:40 left",
+        " 0:40 replies: 0:40, 800 tokens, 20 tok/s",
+    ]
+
+
+class StopAskedFor(BaseException):
+    pass
+
+
+def refuse() -> None:
+    raise StopAskedFor
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_stop_ends_a_stage_at_its_next_report(terminal: bool) -> None:
+    out, stream = console(terminal=terminal)
+    with pytest.raises(StopAskedFor), out.heeding(refuse), out.section("episodes") as progress:
+        progress(1, 2)
+    assert "episodes: 0:00" not in visible(stream.getvalue())
+    with out.section("report") as progress:  # nobody asks any more
+        progress(1, 2)
+
+
+def test_a_stage_that_must_be_whole_is_finished_first() -> None:
+    out, stream = console()
+    with out.heeding(refuse), out.section("round 1", whole=True) as progress:
+        progress(1, 2)
+    assert stream.getvalue().splitlines()[-1] == " 0:00 round 1: 0:00"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,3 +148,47 @@ def test_the_logs_can_be_cut_back_to_an_earlier_step(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(HomeostatError, match=r"metrics\.jsonl has 0 bytes"):
         log.truncate(sizes)
+
+
+# --- a full disk --------------------------------------------------------------------------------
+
+
+class Disk(io.FileIO):
+    """Takes at most seven bytes at once, and in all as many as there is room for."""
+
+    room = 1000
+
+    def write(self, data: Any) -> int:
+        if self.room == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = super().write(data[: min(7, self.room)])
+        self.room -= taken
+        return taken
+
+
+def open_on_disk(path: Path, mode: str, buffering: int) -> Disk:
+    assert buffering == 0
+    return Disk(path, mode)
+
+
+def test_rows_that_a_full_disk_cut_short_are_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append_rows(path, [{"step": 1}])
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", open_on_disk)
+        patch.setattr(Disk, "room", 10)
+        with pytest.raises(HomeostatError, match=f"{tmp_path} is on a disk that is full"):
+            append_rows(path, [{"step": 2}, {"step": 3}])
+    assert lines(path) == [{"step": 1}]
+
+
+def test_rows_are_whole_though_the_system_takes_them_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", open_on_disk)
+        append_rows(path, [{"step": 2}, {"step": 3}])
+    assert lines(path) == [{"step": 2}, {"step": 3}]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from configs import set_point_config
 
 from homeostat.config.reward import RewardConfig
@@ -296,3 +297,89 @@ def test_token_rewards_leave_the_trace_alone() -> None:
     token_rewards(found, (1,), np.array([3.0]), kl_coef=0.5)
     assert found.logprob_R.tolist() == [-1.0, -2.0]
     assert found.ref_logprob_R.tolist() == [-2.0, -2.0]
+
+
+# --- own terms that go wrong --------------------------------------------------------------------
+
+
+def raises(*_: Any) -> list[float]:
+    raise KeyError("oops")
+
+
+def returns(_talk: Conversation, _signals: Signals, _trace: Trace, what: str = "") -> Any:
+    return {
+        "None": None,
+        "text": "much",
+        "words": ["1.0"] * 2,
+        "mapping": {1: 1.0},
+        "one": 1.0,
+        "ragged": [[1.0], 2.0],
+        "columns": np.ones((2, 1)),
+    }[what]
+
+
+def some_missing(talk: Conversation, _signals: Signals, _trace: Trace) -> list[float | None]:
+    return [1.0, None][: len(talk.assistant_turns)]
+
+
+def tensor(talk: Conversation, _signals: Signals, _trace: Trace) -> torch.Tensor:
+    """With a gradient, in half precision."""
+    found = torch.arange(len(talk.assistant_turns), dtype=torch.bfloat16, requires_grad=True)
+    return found + 0.5
+
+
+def tensors(talk: Conversation, signals: Signals, trace: Trace) -> list[torch.Tensor]:
+    return list(tensor(talk, signals, trace))
+
+
+def test_an_own_term_that_fails_is_named_with_its_error() -> None:
+    with pytest.raises(HomeostatError, match=r"reward\.terms\.mine failed: KeyError: 'oops'"):
+        reward(mine=own(raises)).score(TALKS, readings())
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("None", "None, of shape (),"),
+        ("text", "'much' for"),
+        ("words", "['1.0', '1.0'] for"),
+        ("mapping", "{1: 1.0} for"),
+        ("one", "1.0, of shape (),"),
+        ("ragged", "[[1.0], 2.0] for"),
+        ("columns", "of shape (2, 1),"),
+    ],
+)
+def test_an_own_term_that_returns_no_numbers_is_named_with_what_it_returned(
+    what: str, said: str
+) -> None:
+    with pytest.raises(HomeostatError) as caught:
+        reward(mine=own(returns, what=what)).score(TALKS, readings())
+    assert str(caught.value).startswith("reward.terms.mine returned ")
+    assert said in str(caught.value)
+    assert "2 assistant turns; it must return one number per assistant turn" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("term", "said"), [(some_missing, "None for assistant turn 2 of 2"), (not_a_number, "nan for")]
+)
+def test_an_own_term_must_judge_every_turn(term: Any, said: str) -> None:
+    with pytest.raises(HomeostatError) as caught:
+        reward(mine=own(term)).score(TALKS, readings())
+    assert f"reward.terms.mine gave {said}" in str(caught.value)
+
+
+@pytest.mark.parametrize("term", [tensor, tensors])
+def test_tensors_of_an_own_term_are_taken_without_their_gradient(term: Any) -> None:
+    found = reward(mine=own(term)).score(TALKS, readings())
+    np.testing.assert_allclose(found.own_terms["mine"], [0.5, 1.5, 0.5])
+
+
+@pytest.mark.parametrize("weight", ["much", float("inf"), None])
+def test_the_weight_of_an_own_term_is_a_finite_number(weight: Any) -> None:
+    with pytest.raises(HomeostatError, match=rf"reward\.terms\.mine\.weight={weight}"):
+        reward(mine=own(reply_words, weight=weight))
+
+
+def test_an_own_term_that_is_no_function_is_refused() -> None:
+    with pytest.raises(HomeostatError, match=r"reward\.terms\.mine\._target_=.* no callable"):
+        reward(mine={"_target_": f"{__name__}.POINTS"})

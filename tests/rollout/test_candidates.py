@@ -12,6 +12,7 @@ from homeostat.config.run import RolloutConfig
 from homeostat.models.adapters import Policy
 from homeostat.rollout.candidates import play_candidates
 from homeostat.rollout.episodes import play
+from homeostat.types import Bots
 
 SHORT = RolloutConfig(turns=2, max_new_tokens=5)
 
@@ -64,4 +65,4 @@ def mixed_bots() -> object:
         name: scripted_config(name=name, schedule=["opening", "move_pressure"], noise=0.1)
         for name in ("one", "two")
     }
-    return build(MixedBotConfig(name="mixed", bots=kinds))
+    return build(MixedBotConfig(name="mixed", bots=kinds), Bots)

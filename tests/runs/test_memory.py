@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from configs import (
@@ -19,9 +20,14 @@ from configs import (
 from transformers import AutoModelForCausalLM, Gemma3TextConfig
 from worlds import Parrots, make_trainer, own_reward, share_of_low_ids
 
-from homeostat.config.register import target_of
+from homeostat.config.register import config_part, target_of
 from homeostat.config.run import RolloutConfig
-from homeostat.config.trainers import DPOConfig, GRPOConfig, PPOConfig
+from homeostat.config.trainers import (
+    DPOConfig,
+    GRPOConfig,
+    PPOConfig,
+    TrainerConfig,
+)
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.load import BaseModel
@@ -29,6 +35,7 @@ from homeostat.models.tiny import load_tiny
 from homeostat.runs.memory import (
     MemoryPlan,
     activation_bytes,
+    advise_memory,
     episode_tokens,
     memory_limit,
     plan_memory,
@@ -210,3 +217,23 @@ def test_half_precision_keeps_the_adapter_exact() -> None:
     assert plan_memory(policy, trainer.footprint(trainer.config, 50)).weights == sum(
         2 * p.numel() for p in policy.model.parameters() if not p.requires_grad
     )
+
+
+@pytest.mark.parametrize(
+    ("trainer", "key"),
+    [
+        (ppo_config(), "lower eval.bootstrap_samples"),
+        (config_part("trainer=none"), "lower eval.bootstrap_samples"),
+        (steer_heal_config(), "lower trainer.stages.bootstrap_samples"),
+    ],
+)
+def test_advice_for_arrays_that_do_not_fit_is_about_resampling(
+    trainer: TrainerConfig, key: str
+) -> None:
+    with pytest.raises(MemoryError) as full:
+        np.empty(10**16)
+    advice = advise_memory(trainer, full.value)
+    assert advice is not None
+    assert key in advice
+    assert "micro_batch" not in advice
+    assert advise_memory(trainer, ValueError("Unable to allocate")) is None
