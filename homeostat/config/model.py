@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from homeostat.config.checks import require, require_fraction, require_positive
+from homeostat.config.checks import require, require_positive
+
+
+TINY_STEP, TINY_WIDEST, TINY_DEEPEST = 8, 4096, 128
+HIGHEST_RANK = 1024  # of a LoRA: beyond it there is no low rank to speak of
 
 
 @dataclass
@@ -57,6 +61,15 @@ class TinyModelConfig(ModelConfig):
     num_layers: int = 4
     init_seed: int = 0
 
+    def __post_init__(self) -> None:
+        heads = f"model.hidden_size={self.hidden_size} must be a multiple of {TINY_STEP}"
+        fits = self.hidden_size % TINY_STEP == 0 and 0 < self.hidden_size <= TINY_WIDEST
+        require(fits, f"{heads} from {TINY_STEP} to {TINY_WIDEST}: it is shared by four heads.")
+        deep = 1 <= self.num_layers <= TINY_DEEPEST
+        require(deep, f"model.num_layers={self.num_layers} must be from 1 to {TINY_DEEPEST}.")
+        seeded = 0 <= self.init_seed < 2**32
+        require(seeded, f"model.init_seed={self.init_seed} must be from 0 to {2**32 - 1}.")
+
 
 @dataclass
 class LoraConfig:
@@ -72,8 +85,11 @@ class LoraConfig:
     layers: list[float] = field(default_factory=lambda: [0.0, 1.0])
 
     def __post_init__(self) -> None:
-        require_positive("lora", rank=self.rank, alpha=self.alpha)
-        require_fraction("lora", dropout=self.dropout)
+        require_positive("lora", alpha=self.alpha)
+        low_rank = 1 <= self.rank <= HIGHEST_RANK
+        require(low_rank, f"lora.rank={self.rank} must be from 1 to {HIGHEST_RANK}.")
+        some_is_left = 0 <= self.dropout < 1
+        require(some_is_left, f"lora.dropout={self.dropout} must be at least 0 and below 1.")
         low, high = (*self.layers, 0.0, 0.0)[:2]
         require(
             len(self.layers) == 2 and 0 <= low < high <= 1,
