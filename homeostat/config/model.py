@@ -8,7 +8,6 @@ from omegaconf import MISSING
 
 from homeostat.config.checks import require, require_positive
 
-
 TINY_STEP, TINY_WIDEST, TINY_DEEPEST = 8, 4096, 128
 HIGHEST_RANK = 1024  # of a LoRA: beyond it there is no low rank to speak of
 

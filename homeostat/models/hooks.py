@@ -36,7 +36,9 @@ def decoder_layers(trunk: nn.Module) -> nn.ModuleList:
         and "vision" not in name
     ]
     if not named:
-        raise ValueError(f"{type(trunk).__name__} has no decoder blocks named {' or '.join(BLOCKS)}.")
+        raise ValueError(
+            f"{type(trunk).__name__} has no decoder blocks named {' or '.join(BLOCKS)}."
+        )
     return max(named, key=len)
 
 

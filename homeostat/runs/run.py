@@ -30,6 +30,7 @@ from homeostat.errors import HomeostatError
 from homeostat.evals.homeostasis import Homeostasis, perception_validity
 from homeostat.files import alone_in, remove_leftovers, replace_folder, write_text
 from homeostat.models.adapters import Policy
+from homeostat.models.check import check_model, require_sound, save_findings
 from homeostat.models.load import resolve_device, resolve_dtype
 from homeostat.report.console import Console
 from homeostat.report.html import write_report
@@ -158,6 +159,7 @@ def _run_stages(
     check_items(config)
     seed_generators(config.seed)
     policy = load_policy(config, console, watch)
+    check_policy(policy, folder, console)
     base = measure_suite(config, policy, BASE, console, watch)
     outcome.suite = save_suite(config, base, NOTHING, folder)
     _learn(policy, config, folder, console, overrides, watch, outcome, log, stop)
@@ -271,6 +273,20 @@ def load_policy(config: RunConfig, console: Console, watch: Stopwatch) -> Policy
     console.say(f"loading {config.model.name} ({device}, {str(dtype).removeprefix('torch.')})")
     with watch("load"):
         return Policy(build(config.model, device=device, dtype=dtype), config.lora, config.seed)
+
+
+def check_policy(policy: Policy, folder: Path, console: Console) -> None:
+    """Check that the model is read here as it is; keeps what was found and says what to note.
+
+    Raises:
+        HomeostatError: It is not.
+    """
+    findings = check_model(policy)
+    save_findings(folder, findings)
+    require_sound(findings)
+    for finding in findings:
+        if finding.sentence is not None:
+            console.say(f"{finding.name}: {finding.sentence}")
 
 
 def check_memory(
