@@ -165,7 +165,7 @@ def _head(policy: Policy) -> str | None:
         return None
     return (
         f"the log-probabilities of {policy.base.name} ({_kind(policy)}) come out {off:.2g} nats "
-        "off here, because its head does more than multiply, scale or cap; choose another model."
+        "off here, because its head does something that is not known here; choose another model."
     )
 
 

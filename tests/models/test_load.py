@@ -10,7 +10,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNot
 
 from homeostat.config.model import PretrainedModelConfig, TinyModelConfig
 from homeostat.errors import HomeostatError
-from homeostat.models import load
+from homeostat.models import hub, load
 from homeostat.models.load import (
     BaseModel,
     fingerprint,
@@ -123,7 +123,7 @@ def test_unreachable_hub_is_one_sentence(error: Exception, monkeypatch: pytest.M
     def fail(*_args: Any, **_options: Any) -> str:
         raise error
 
-    monkeypatch.setattr("homeostat.models.load.hf_hub_download", fail)
+    monkeypatch.setattr("homeostat.models.hub.hf_hub_download", fail)
     message = refusal("some/model")
     assert "model mine (some/model) is not cached here and the hub cannot be reached" in message
 
@@ -138,7 +138,7 @@ def test_gated_model_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_args: Any, **_options: Any) -> str:
         raise hub_error(GatedRepoError, 403)
 
-    monkeypatch.setattr("homeostat.models.load.hf_hub_download", fail)
+    monkeypatch.setattr("homeostat.models.hub.hf_hub_download", fail)
     assert "model mine (some/model) is gated" in refusal("some/model")
 
 
@@ -146,7 +146,7 @@ def test_unknown_hub_model_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
     def fail(*_args: Any, **_options: Any) -> str:
         raise hub_error(HfHubHTTPError, 404)
 
-    monkeypatch.setattr("homeostat.models.load.hf_hub_download", fail)
+    monkeypatch.setattr("homeostat.models.hub.hf_hub_download", fail)
     assert "the hub has no model some/model for you" in refusal("some/model")
 
 
@@ -154,28 +154,32 @@ def test_impossible_hub_id_is_one_sentence() -> None:
     assert "the hub has no model not/a/hub/id for you" in refusal("not/a/hub/id")
 
 
-def test_hub_model_is_asked_for_in_its_revision(
-    saved: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("answers", [True, False])
+def test_hub_model_is_asked_for_in_its_revision_and_only_of_a_hub_that_answers(
+    answers: bool, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[Any, ...]] = []
     base = tiny()
 
-    def download(path: str, file: str, revision: str | None, **_options: Any) -> str:
+    def download(path: str, file: str, revision: str | None, **options: Any) -> str:
+        assert options["local_files_only"] is not answers
         asked.append((path, file, revision))
         return str(saved / file)
 
     def read_hub(
-        path: str, _dtype: torch.dtype, revision: str | None, quantization: object
-    ) -> tuple[Any, Any]:
+        path: str, _dtype: torch.dtype, revision: str | None, quantization: object, **options: bool
+    ) -> tuple[Any, Any, tuple[str, ...]]:
         assert quantization is None
-        asked.append((path, revision))
-        return base.model, base.tokenizer
+        asked.append((path, revision, options))
+        return base.model, base.tokenizer, ()
 
-    monkeypatch.setattr(load, "hf_hub_download", download)
+    monkeypatch.setattr(hub, "_hub_answers", lambda _config: answers)
+    monkeypatch.setattr(hub, "hf_hub_download", download)
     monkeypatch.setattr(load, "read_folder", read_hub)
     config = PretrainedModelConfig(name="mine", path="some/model", revision="v2")
     load_pretrained(config, CPU, torch.float32)
-    assert asked == [("some/model", "config.json", "v2"), ("some/model", "v2")]
+    cached_only = {"cached_only": not answers}
+    assert asked == [("some/model", "config.json", "v2"), ("some/model", "v2", cached_only)]
 
 
 def test_four_bit_needs_cuda(saved: Path) -> None:
@@ -197,9 +201,11 @@ def test_four_bit_is_asked_for_on_the_device_it_is_made_on(
     asked: dict[str, Any] = {}
     base = tiny()
 
-    def from_pretrained(_path: str, **options: Any) -> Any:
+    def from_pretrained(**options: Any) -> Any:
         asked.update(options)
-        return base.model
+        nothing: tuple[str, ...] = ()
+        kinds = ("missing_keys", "mismatched_keys", "unexpected_keys")
+        return base.model, dict.fromkeys(kinds, nothing)
 
     monkeypatch.setattr(load, "find_spec", lambda _name: object())
     monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", from_pretrained)
