@@ -122,7 +122,8 @@ class Policy:
         """Ids that end a reply."""
         ids = self.base.model.generation_config.eos_token_id
         ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
-        return tuple(dict.fromkeys([*ids, self.tokenizer.eos_token_id]))
+        own = self.tokenizer.eos_token_id
+        return tuple(dict.fromkeys(ids if own is None else [*ids, own]))
 
     @property
     def pad_id(self) -> int:

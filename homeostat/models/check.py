@@ -7,7 +7,7 @@ know is noted. Both are kept in the run folder.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,26 +45,26 @@ class Finding:
 
 
 def check_model(policy: Policy) -> list[Finding]:
-    """What every check finds, in order; those that need a sound model are left out without one.
+    """What the checks find, in order, up to the first that ends the run.
 
     Args:
         policy: Fresh; read with the adapter off.
     """
-    found = [
-        Finding(name, check(policy), fatal)
-        for name, check, fatal in (
-            ("weights", _unused_weights, False),
-            ("own code", _own_code, False),
-            ("end of turn", _end_of_turn, True),
-            ("padding", _padding_id, False),
-            ("vocabulary", _rowless_tokens, False),
-        )
-    ]
-    if any(finding.fatal and finding.sentence for finding in found):
-        return found
-    readings: Sequence[tuple[str, Callable[[Policy], str | None]]]
-    readings = (("head", _head), ("batches", _padded_batch))
-    return [*found, *(Finding(name, check(policy), True) for name, check in readings)]
+    checks = (
+        ("end of turn", _end_of_turn, True),
+        ("weights", _unused_weights, False),
+        ("own code", _own_code, False),
+        ("padding", _padding_id, False),
+        ("vocabulary", _rowless_tokens, False),
+        ("head", _head, True),
+        ("batches", _padded_batch, True),
+    )
+    found: list[Finding] = []
+    for name, check, fatal in checks:
+        found.append(Finding(name, check(policy), fatal))
+        if fatal and found[-1].sentence is not None:
+            break
+    return found
 
 
 def require_sound(findings: Sequence[Finding]) -> None:
@@ -106,13 +106,12 @@ def _rows(policy: Policy) -> int:
 
 
 def _end_of_turn(policy: Policy) -> str | None:
-    ids = [number for number in policy.eos_ids if number is not None]
-    if not ids:
+    if not policy.eos_ids:
         return (
             f"the tokenizer of {policy.base.name} has no eos token, so that no reply would end; "
             "set eos_token in its tokenizer_config.json to what the template writes after a turn."
         )
-    outside = [number for number in ids if number >= _rows(policy)]
+    outside = [number for number in policy.eos_ids if number >= _rows(policy)]
     if outside:
         return (
             f"{policy.base.name} ends replies with id {outside[0]}, which its embedding of "

@@ -36,6 +36,7 @@ from homeostat.models.hub import require_on_hub
 from homeostat.models.quiet import quiet
 from homeostat.models.suitable import (
     adapter_refusal,
+    forget_rowless_padding,
     require_architecture,
     require_readable,
     require_whole,
@@ -49,6 +50,7 @@ UNREADABLE = (
     LookupError,
     TypeError,
     AttributeError,
+    AssertionError,
     ArithmeticError,
     RuntimeError,
     struct.error,
@@ -173,9 +175,12 @@ def read_folder(
         options |= {"quantization_config": quantization, "device_map": {"": "cuda"}}
     with _reading(path):
         config = AutoConfig.from_pretrained(path, **where)
+        forget_rowless_padding(config)
         require_architecture(sketch(config, path), path)
         tokenizer = AutoTokenizer.from_pretrained(path, **where)
-        model, unused = _read_weights(path, pretrained_model_name_or_path=path, **options)
+        model, unused = _read_weights(
+            path, pretrained_model_name_or_path=path, config=config, **options
+        )
     return model, tokenizer, unused
 
 

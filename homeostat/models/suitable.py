@@ -59,6 +59,14 @@ def require_own_code(config_file: Path, path: str) -> None:
         )
 
 
+def forget_rowless_padding(config: Any) -> None:
+    """Unset a padding id without a row in the embedding; torch builds no model with one."""
+    for own in (config, config.get_text_config()):
+        rows, pad = getattr(own, "vocab_size", None), getattr(own, "pad_token_id", None)
+        if rows is not None and pad is not None and not 0 <= pad < rows:
+            own.pad_token_id = None
+
+
 def sketch(config: Any, path: str) -> Any:
     """The model of a config without any weights.
 
