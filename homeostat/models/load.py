@@ -198,7 +198,7 @@ def read_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any, tuple[str, ...]
         "gguf_file": path.name,
         "trust_remote_code": False,
     }
-    with _reading(str(path), "; a file that was not fetched whole must be fetched again"):
+    with _reading(str(path), "; if the file was cut short, fetch it again"):
         tokenizer = AutoTokenizer.from_pretrained(**where)
         model, unused = _read_weights(
             str(path), **where, dtype=dtype, quantization_config=GgufConfig(dequantize=True)
@@ -220,9 +220,10 @@ def _reading(path: str, advice: str = "") -> Iterator[None]:
     except UNREADABLE as error:
         if out_of_memory(error) is not None:
             raise
-        raise HomeostatError(
-            f"no model could be read from {path}: {first_sentence(error)}{advice}."
-        ) from error
+        said = first_sentence(error)
+        if not isinstance(error, OSError | ValueError):
+            said = f"it is damaged or incomplete ({said})"
+        raise HomeostatError(f"no model could be read from {path}: {said}{advice}.") from error
 
 
 def first_sentence(error: BaseException) -> str:

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from huggingface_hub.utils.tqdm import disable_progress_bars
 from transformers.utils import logging as transformers_logging
 
+from homeostat.errors import HomeostatError
+
 LOGGERS = ("transformers", "huggingface_hub")
 
 
@@ -39,6 +41,8 @@ def quiet() -> Iterator[None]:
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("default")
             yield
+    except HomeostatError:  # says by itself what is wrong
+        raise
     except BaseException:
         said = [*collector.lines, *dict.fromkeys(str(warning.message) for warning in warned)]
         print(*said, sep="\n", end="\n" if said else "", file=sys.stderr)

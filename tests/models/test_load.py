@@ -436,8 +436,8 @@ def test_gguf_that_ends_in_its_header_is_damaged(name: str, tmp_path: Path) -> N
     header = b"GGUF" + struct.pack("<IQQ", 3, 5, 3) + struct.pack("<Q", 20) + b"general.arch"
     (tmp_path / name).write_bytes(header)
     message = refusal(tmp_path / name)
-    assert f"no model could be read from {tmp_path / name}: " in message
-    assert message.endswith("a file that was not fetched whole must be fetched again.")
+    assert f"no model could be read from {tmp_path / name}: it is damaged or incomp" in message
+    assert message.endswith("; if the file was cut short, fetch it again.")
 
 
 def test_file_that_only_has_the_name_of_a_gguf_is_refused(tmp_path: Path) -> None:
