@@ -86,9 +86,9 @@ class LoraConfig:
     def __post_init__(self) -> None:
         require_positive("lora", alpha=self.alpha)
         low_rank = 1 <= self.rank <= HIGHEST_RANK
-        require(low_rank, f"lora.rank={self.rank} must be from 1 to {HIGHEST_RANK}.")
+        require(low_rank, f"lora.rank={self.rank} must be above 0 and at most {HIGHEST_RANK}.")
         some_is_left = 0 <= self.dropout < 1
-        require(some_is_left, f"lora.dropout={self.dropout} must be at least 0 and below 1.")
+        require(some_is_left, f"lora.dropout={self.dropout} must lie between 0 and 1, and below 1.")
         low, high = (*self.layers, 0.0, 0.0)[:2]
         require(
             len(self.layers) == 2 and 0 <= low < high <= 1,

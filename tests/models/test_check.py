@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from homeostat.config.model import LoraConfig
+from homeostat.config.model import LoraConfig, TinyModelConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.check import check_model, require_sound, save_findings
@@ -182,3 +182,17 @@ def test_what_was_found_is_in_the_run_folder(tmp_path: Path) -> None:
     kept = json.loads((tmp_path / "model_check.json").read_text())
     assert [row["name"] for row in kept] == [finding.name for finding in findings]
     assert set(kept[0]) == {"name", "sentence", "fatal"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"hidden_size": 0}, "model.hidden_size=0 must be a multiple of 8 from 8 to 4096"),
+        ({"hidden_size": 7}, "model.hidden_size=7 must be a multiple of 8"),
+        ({"num_layers": 0}, "model.num_layers=0 must be from 1 to 128"),
+        ({"init_seed": -1}, "model.init_seed=-1 must be from 0 to 4294967295"),
+    ],
+)
+def test_size_of_the_tiny_model_is_bounded(changes: dict[str, int], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        TinyModelConfig(name="tiny", **changes)  # type: ignore[arg-type]
