@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from homeostat.config.checks import require, require_date, require_fraction, require_positive
+from homeostat.config.checks import require, require_date, require_positive
 
 TEMPLATE_DATE = "2026-01-01"
 # What homeostat itself hands to a template.
 RENDERING = ("conversation", "messages", "chat_template", "tokenize", "add_generation_prompt")
+TINY_STEP, TINY_WIDEST, TINY_DEEPEST = 8, 4096, 128
+HIGHEST_RANK = 1024  # of a LoRA: beyond it there is no low rank to speak of
 
 
 @dataclass(kw_only=True)
@@ -79,6 +81,15 @@ class TinyModelConfig(ModelConfig):
     num_layers: int
     init_seed: int
 
+    def __post_init__(self) -> None:
+        heads = f"model.hidden_size={self.hidden_size} must be a multiple of {TINY_STEP}"
+        fits = self.hidden_size % TINY_STEP == 0 and 0 < self.hidden_size <= TINY_WIDEST
+        require(fits, f"{heads} from {TINY_STEP} to {TINY_WIDEST}: it is shared by four heads.")
+        deep = 1 <= self.num_layers <= TINY_DEEPEST
+        require(deep, f"model.num_layers={self.num_layers} must be from 1 to {TINY_DEEPEST}.")
+        seeded = 0 <= self.init_seed < 2**32
+        require(seeded, f"model.init_seed={self.init_seed} must be from 0 to {2**32 - 1}.")
+
 
 @dataclass(kw_only=True)
 class LoraConfig:
@@ -94,8 +105,11 @@ class LoraConfig:
     layers: list[float]
 
     def __post_init__(self) -> None:
-        require_positive("lora", rank=self.rank, alpha=self.alpha)
-        require_fraction("lora", dropout=self.dropout)
+        require_positive("lora", alpha=self.alpha)
+        low_rank = 1 <= self.rank <= HIGHEST_RANK
+        require(low_rank, f"lora.rank={self.rank} must be above 0 and at most {HIGHEST_RANK}.")
+        some_is_left = 0 <= self.dropout < 1
+        require(some_is_left, f"lora.dropout={self.dropout} must lie between 0 and 1, and below 1.")
         low, high = (*self.layers, 0.0, 0.0)[:2]
         require(
             len(self.layers) == 2 and 0 <= low < high <= 1,

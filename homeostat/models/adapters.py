@@ -24,12 +24,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.pytorch_utils import Conv1D
 
 from homeostat.config.model import LoraConfig
 from homeostat.errors import HomeostatError
 from homeostat.files import naming_full_disk
 from homeostat.models.chat import encode
-from homeostat.models.hooks import Steering, add_residual, decoder_layers
+from homeostat.models.hooks import BLOCKS, Steering, add_residual, decoder_layers
 from homeostat.models.load import BaseModel
 from homeostat.types import Conversation, TokenBlock, TokenStream
 
@@ -66,7 +67,12 @@ class Policy:
         """Float32 logits of final hidden states."""
         causal = self.model.get_base_model()
         logits: Float[Tensor, "*R V"] = causal.get_output_embeddings()(hidden).float()
-        cap = getattr(causal.config, "final_logit_softcapping", None)
+        config = causal.config.get_text_config()
+        if scale := getattr(config, "logit_scale", None):  # Cohere
+            logits = logits * scale
+        if scaling := getattr(config, "logits_scaling", None):  # Granite
+            logits = logits / scaling
+        cap = getattr(config, "final_logit_softcapping", None)  # Gemma
         return cap * torch.tanh(logits / cap) if cap else logits
 
     def hidden(
@@ -159,9 +165,10 @@ class Policy:
 
     @property
     def pad_id(self) -> int:
-        """Id that fills a padded batch; always masked."""
+        """Id that fills a padded batch; always masked, and always a row of the embedding."""
         pad: int | None = self.tokenizer.pad_token_id
-        return self.eos_ids[0] if pad is None else pad
+        rows = self.base.model.get_input_embeddings().num_embeddings
+        return self.eos_ids[0] if pad is None or pad >= rows else pad
 
     @property
     def text_config(self) -> Any:
@@ -398,14 +405,16 @@ def _peft_config(model: Any, lora: LoraConfig, blocks: int) -> PeftLoraConfig:
         {
             name.split(".")[-1]
             for name, module in decoder_layers(model).named_modules()
-            if isinstance(module, nn.Linear)
+            if isinstance(module, nn.Linear | Conv1D)
         }
     )
+    turned = any(isinstance(module, Conv1D) for module in decoder_layers(model).modules())
     numbers = "|".join(str(i) for i in range(first, last))
     return PeftLoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=rf"(?!.*vision).*\blayers\.({numbers})\..*\b({'|'.join(leaves)})",
+        fan_in_fan_out=turned,
+        target_modules=rf"(?!.*vision).*\b({'|'.join(BLOCKS)})\.({numbers})\..*\b({'|'.join(leaves)})",
     )

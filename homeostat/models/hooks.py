@@ -14,6 +14,10 @@ from torch import Tensor, nn
 OnLayer = Callable[[int, Tensor], None]
 
 
+# How architectures call their list of decoder blocks: most, GPT-2 and its kin.
+BLOCKS = ("layers", "h")
+
+
 class _Stop(Exception):
     """Leaves a forward pass whose remaining layers nobody reads."""
 
@@ -22,17 +26,19 @@ def decoder_layers(trunk: nn.Module) -> nn.ModuleList:
     """The decoder blocks of a language model, in order.
 
     Raises:
-        ValueError: The module has no list of blocks named ``layers``.
+        ValueError: The module has no list of blocks that is named as one of ``BLOCKS``.
     """
     named = [
         module
         for name, module in trunk.named_modules()
-        if name.split(".")[-1] == "layers"
+        if name.split(".")[-1] in BLOCKS
         and isinstance(module, nn.ModuleList)
         and "vision" not in name
     ]
     if not named:
-        raise ValueError(f"{type(trunk).__name__} has no decoder blocks named 'layers'.")
+        raise ValueError(
+            f"{type(trunk).__name__} has no decoder blocks named {' or '.join(BLOCKS)}."
+        )
     return max(named, key=len)
 
 

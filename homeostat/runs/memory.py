@@ -140,7 +140,9 @@ def cache_bytes_per_token(policy: Policy) -> int:
     """Keys and values of one token over all blocks; a sliding window would hold fewer."""
     config = policy.text_config
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_block = 2 * config.num_key_value_heads * head * policy.dtype.itemsize
+    # An architecture that does not tell the two apart has keys and values for every head.
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    per_block = 2 * heads * head * policy.dtype.itemsize
     return int(config.num_hidden_layers * per_block)
 
 
@@ -163,8 +165,15 @@ def activation_bytes(policy: Policy, tokens: int, width: int, checkpointing: boo
     if checkpointing:
         inputs = blocks * tokens * policy.hidden_size * policy.dtype.itemsize
         kept = inputs + kept / max(1, blocks)
-    intermediate = int(policy.text_config.intermediate_size)
-    return int(kept + WORK_COPIES * tokens * intermediate * policy.dtype.itemsize)
+    inner = inner_width(policy.text_config)
+    return int(kept + WORK_COPIES * tokens * inner * policy.dtype.itemsize)
+
+
+def inner_width(config: Any) -> int:
+    """Width of a block's feed-forward part, which architectures call by three names."""
+    names = ("intermediate_size", "ffn_dim", "n_inner")
+    found = next((size for name in names if (size := getattr(config, name, None))), None)
+    return int(found or 4 * config.hidden_size)  # GPT-2 leaves its own unsaid
 
 
 def saved_bytes(policy: Policy, rows: int, width: int) -> int:
@@ -175,11 +184,12 @@ def saved_bytes(policy: Policy, rows: int, width: int) -> int:
     own = {p.untyped_storage()._cdata for p in policy.model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}  # held on to, so that no address is used twice
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> None:
+        # Nothing is handed back: no backward pass follows, and a graph that held its own tensors
+        # through this hook would never be freed, nor the model with it.
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
             kept[storage._cdata] = storage
-        return tensor
 
     ids = torch.ones(rows, width, dtype=torch.long, device=policy.device)
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)

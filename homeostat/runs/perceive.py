@@ -20,7 +20,7 @@ from homeostat.evals.homeostasis import perception_validity
 from homeostat.evals.staleness import measure_staleness, stale
 from homeostat.files import write_text
 from homeostat.models.adapters import Policy
-from homeostat.models.cache import remembered
+from homeostat.models.cache import identity, remembered
 from homeostat.report.console import Console, number
 from homeostat.report.metrics import plain, write_rows
 from homeostat.reward.valence import resolve_one
@@ -149,9 +149,7 @@ def _remembered(config: RunConfig, policy: Policy, depends_on: Any, kind: str, c
     if not config.signals.cache:
         return compute()
     recipe = [
-        policy.base.fingerprint,
-        str(policy.dtype),
-        policy.device.type,
+        identity(policy),
         depends_on,
         what_is_measured(config.signals),
         *(asdict(part) for part in (config.bot, config.rollout)),

@@ -25,6 +25,7 @@ from homeostat.config.run import RunConfig
 from homeostat.errors import HomeostatError
 from homeostat.files import alone_in, replace_folder, write_text
 from homeostat.models.adapters import Policy
+from homeostat.models.check import check_model, require_sound, save_findings
 from homeostat.models.load import BaseModel, resolve_device, resolve_dtype
 from homeostat.report.console import Console
 from homeostat.report.html import write_report
@@ -119,6 +120,7 @@ def work(run: Run, outcome: Outcome) -> None:
     check_items(config)
     seed_generators(config.seed)
     policy = load_policy(config, run.console, run.watch)
+    check_policy(policy, run.folder, run.console)
     base = measure_suite(config, policy, BASE, run.console, run.watch)
     outcome.suite = save_suite(config, base, NOTHING, run.folder)
     seed_generators(config.seed)  # whatever the suite or its cache have drawn
@@ -178,6 +180,20 @@ def load_policy(config: RunConfig, console: Console, watch: Stopwatch) -> Policy
     with watch("load"):
         base = build(config.model, BaseModel, device=device, dtype=dtype)
         return Policy(base, config.lora, config.seed)
+
+
+def check_policy(policy: Policy, folder: Path, console: Console) -> None:
+    """Check that the model is read here as it is; keeps what was found and says what to note.
+
+    Raises:
+        HomeostatError: It is not.
+    """
+    findings = check_model(policy)
+    save_findings(folder, findings)
+    require_sound(findings)
+    for finding in findings:
+        if finding.sentence is not None:
+            console.say(f"{finding.name}: {finding.sentence}")
 
 
 def check_memory(run: Run, policy: Policy, length: int) -> int:

@@ -29,7 +29,7 @@ from homeostat.evals.stages import (
 )
 from homeostat.evals.verdicts import Verdict, judge_run
 from homeostat.models.adapters import Policy
-from homeostat.models.cache import file_sha256, remembered
+from homeostat.models.cache import file_sha256, identity, remembered
 from homeostat.report.metrics import write_rows
 from homeostat.rollout.replies import Sampling
 from homeostat.runs.context import Run
@@ -216,10 +216,9 @@ def before_healing(config: RunConfig, policy: Policy, what: str, compute: Callab
         return compute()
     later = ("lr", "max_steps", "gradient_checkpointing", "heal", "barrier")
     acting = {name: value for name, value in asdict(config.trainer).items() if name not in later}
-    base = (policy.base.fingerprint, str(policy.dtype), policy.device.type)
     path = acting["vector"]["contexts_path"]
     contexts = None if path is None else file_sha256(Path(path).expanduser())
-    recipe = [what, *base, config.seed, config.persona, acting, contexts]
+    recipe = [what, *identity(policy), config.seed, config.persona, acting, contexts]
     return remembered("stages", recipe, compute)
 
 

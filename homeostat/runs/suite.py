@@ -19,7 +19,7 @@ from homeostat.evals.praise import lexicon
 from homeostat.evals.subject import PolicySubject
 from homeostat.evals.suite import Suite, items_of, vignettes_of
 from homeostat.models.adapters import Policy
-from homeostat.models.cache import remembered
+from homeostat.models.cache import identity, remembered
 from homeostat.report.console import Console
 from homeostat.report.metrics import write_rows
 from homeostat.timing import Stopwatch
@@ -80,21 +80,12 @@ def measure_suite(
                 spent = {"time_s": seconds, "tokens": tokens, "tokens_per_s": tokens / seconds}
                 return {"rows": found, "speed": spent}
 
-            recipe = [*_of_model(policy), state, name, *_asked(config, name)]
+            recipe = [*identity(policy), state, name, *_asked(config, name)]
             found = remembered("suite", recipe, compute) if config.signals.cache else compute()
             rows[name] = [{"arm": arm} | row for row in found["rows"]]
             speed[name] = found["speed"] | {"cached": not fresh}
             shown(done, len(config.eval.suite))
     return Measured(rows, speed)
-
-
-def _of_model(policy: Policy) -> tuple[str, ...]:
-    """Weights, and how text becomes ids and ends."""
-    base, tokenizer = policy.base, policy.tokenizer
-    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
-    text = f"{vocabulary} {tokenizer.chat_template} {policy.eos_ids}"
-    words = hashlib.sha256(text.encode()).hexdigest()
-    return base.fingerprint, words, str(policy.dtype), policy.device.type
 
 
 def _asked(config: RunConfig, name: str) -> tuple[Any, ...]:

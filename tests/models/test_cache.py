@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import homeostat
 from homeostat.errors import HomeostatError
 from homeostat.models import cache as cache_module
-from homeostat.models.cache import cache_folder, code_digest, file_sha256, remembered
+from homeostat.models.adapters import Policy
+from homeostat.models.cache import cache_folder, code_digest, file_sha256, identity, remembered
 
 
 @pytest.fixture
@@ -61,7 +64,7 @@ def test_nothing_is_remembered_of_what_failed(counter: Callable[[], Any], cache:
 
     with pytest.raises(KeyboardInterrupt):
         remembered("kind", 1, fail)
-    assert not list((cache / "kind").iterdir())
+    assert not list(cache.rglob("*.json"))
     assert remembered("kind", 1, counter) == kept(1)
 
 
@@ -116,3 +119,87 @@ def test_cache_folder_that_cannot_be_made_is_named(cache: Path) -> None:
 def test_file_sha256(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     assert file_sha256(tmp_path / "abc").startswith("ba7816bf8f01cfea414140de5dae2223")
+
+
+def damage(folder: Path, pattern: str) -> list[Path]:
+    """Cut every file of a kind in its middle; returns them."""
+    found = list(folder.rglob(pattern))
+    for path in found:
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+    return found
+
+
+def test_damaged_entry_is_computed_and_kept_again(
+    counter: Callable[[], Any], cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remembered("kind", 1, counter)
+    (path,) = damage(cache, "*.json")
+    assert remembered("kind", 1, counter) == kept(2)
+    assert f"The cache entry {path} is damaged; computing it again." in capsys.readouterr().err
+    assert remembered("kind", 1, counter) == kept(2)
+
+
+def fail_to_write(_path: Path, _text: str) -> None:
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
+def test_what_cannot_be_kept_is_computed_and_said_once(
+    counter: Callable[[], Any],
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    remembered("kind", 0, counter)
+    monkeypatch.setattr(cache_module, "write_text", fail_to_write)
+    assert remembered("kind", 0, counter) == kept(1)
+    assert capsys.readouterr().err == ""
+    assert remembered("kind", 1, counter) == kept(2)
+    assert remembered("kind", 2, counter) == kept(3)
+    said = capsys.readouterr().err
+    assert said.count("cannot be written (Read-only file system)") == 1
+    assert str(cache) in said
+    assert len(list(cache.rglob("*.json"))) == 1
+
+
+def test_cache_folder_that_cannot_be_made_stops_no_computation(
+    counter: Callable[[], Any], cache: Path
+) -> None:
+    cache.write_text("a file is in the way")
+    assert remembered("kind", 1, counter) == kept(1)
+
+
+def other_template(policy: Policy) -> None:
+    policy.tokenizer.chat_template = "Answer tersely. " + policy.tokenizer.chat_template
+
+
+def other_end(policy: Policy) -> None:
+    policy.base.model.generation_config.eos_token_id = 5
+
+
+def other_words(policy: Policy) -> None:
+    policy.tokenizer.add_tokens(["homeostasis"])
+
+
+def other_dtype(policy: Policy) -> None:
+    policy.base.model.to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("change", [other_template, other_end, other_words, other_dtype])
+def test_identity_changes_with_all_that_the_model_reads_with(
+    change: Callable[[Policy], None], make_policy: Callable[..., Policy]
+) -> None:
+    before, policy = identity(make_policy()), make_policy()
+    assert identity(policy) == before
+    changed = make_policy()
+    change(changed)
+    assert identity(changed) != before
+
+
+def test_identity_does_not_follow_the_adapter(
+    make_policy: Callable[..., Policy], stir: Callable[[Policy], None]
+) -> None:
+    policy = make_policy()
+    before = identity(policy)
+    stir(policy)
+    assert identity(policy) == before

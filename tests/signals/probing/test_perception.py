@@ -184,6 +184,24 @@ def test_other_config_is_fitted_again(
     assert len(fits) == len(changes)
 
 
+@pytest.mark.parametrize("kind", ["report.json", "*.safetensors", "*.json"])
+def test_damaged_probes_are_fitted_and_kept_again(
+    kind: str,
+    make_policy: Callable[..., Policy],
+    settings: Callable[..., SignalsConfig],
+    fits: list[str],
+    cache: Path,
+) -> None:
+    obtain_perception(make_policy(), settings())
+    damaged = list(cache.glob(f"probes/*/{kind}"))
+    assert damaged
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:1])
+    obtain_perception(make_policy(), settings())
+    obtain_perception(make_policy(), settings())
+    assert len(fits) == 2
+
+
 def test_other_content_code_or_model_is_fitted_again(
     make_policy: Callable[..., Policy],
     settings: Callable[..., SignalsConfig],

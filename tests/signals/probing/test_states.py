@@ -164,3 +164,35 @@ def test_progress_counts_utterances_and_the_tokens_that_were_read(
     told.clear()
     utterance_states(policy, corpus, LAYERS, progress=progress)
     assert told == [(3, 7, 0), (6, 7, 0), (7, 7, 0)]
+
+
+def test_damaged_shard_is_read_again_and_the_others_are_not(
+    make_policy: Callable[..., Policy], readings: list[int], cache: Path
+) -> None:
+    whole = utterance_states(make_policy(), made_corpus(), LAYERS)
+    path = sorted(cache.glob("states/*/*"))[1]
+    path.write_bytes(path.read_bytes()[:100])
+    readings.clear()
+    again = utterance_states(make_policy(), made_corpus(), LAYERS)
+    assert np.array_equal(again, whole)
+    assert readings == [3]
+
+
+def test_states_of_another_template_are_read_anew(
+    make_policy: Callable[..., Policy], readings: list[int], cache: Path
+) -> None:
+    utterance_states(make_policy(), made_corpus(), LAYERS)
+    other = make_policy()
+    other.tokenizer.chat_template = "Be terse. " + other.tokenizer.chat_template
+    found = utterance_states(other, made_corpus(), LAYERS)
+    assert readings == 2 * [3, 3, 1]
+    assert np.array_equal(found, utterance_states(other, made_corpus(), LAYERS, cache=False))
+    assert len(list(cache.glob("states/*"))) == 2
+
+
+def test_without_the_cache_nothing_is_written(
+    make_policy: Callable[..., Policy], readings: list[int], cache: Path
+) -> None:
+    utterance_states(make_policy(), made_corpus(), LAYERS, cache=False)
+    assert readings == [3, 3, 1]
+    assert not cache.exists()
