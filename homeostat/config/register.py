@@ -15,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.utils import get_object
 
 from homeostat.config.bots import MixedBotConfig, ScriptedBotConfig
-from homeostat.config.evals import EvalConfig
+from homeostat.config.evals import EvalConfig, EvaluationConfig
 from homeostat.config.model import EmbeddedModelConfig, PretrainedModelConfig, TinyModelConfig
 from homeostat.config.reward import RewardConfig
 from homeostat.config.run import RunConfig
@@ -52,6 +52,7 @@ SCHEMAS: dict[str, type] = {
     "schema/bot/scripted": ScriptedBotConfig,
     "schema/bot/mixed": MixedBotConfig,
     "schema/eval/homeostasis": EvalConfig,
+    "schema/evaluation": EvaluationConfig,
     "schema/run": RunConfig,
 }
 

@@ -16,7 +16,7 @@ from homeostat.config.run import RunConfig
 from homeostat.config.signals import AFFECTS
 from homeostat.config.trainers import NoTrainerConfig
 from homeostat.errors import HomeostatError
-from homeostat.evals.failures import Failures, verdicts
+from homeostat.evals.failures import Failures, best_signals
 from homeostat.evals.homeostasis import perception_validity
 from homeostat.evals.staleness import measure_staleness, stale
 from homeostat.files import write_text
@@ -135,7 +135,7 @@ def validate_intrinsic(
     judged = {name: asdict(point) for name, point in points.items()}
     rows = _remembered(config, reader.policy, judged, "failures", compute)
     write_rows(folder / "evals" / "failures.jsonl", rows)
-    found = verdicts(rows)
+    found = best_signals(rows)
     console.failures(found)
     return found
 

@@ -52,7 +52,7 @@ from homeostat.runs.suite import (
     BASE,
     NOTHING,
     TRAINED,
-    check_items,
+    check_files,
     describe_speed,
     describe_suite,
     measure_suite,
@@ -155,7 +155,7 @@ def _run_stages(
     stop: Interrupt,
 ) -> None:
     """Load, evaluate the base, learn, evaluate what has been learnt."""
-    check_items(config)
+    check_files(config)
     seed_generators(config.seed)
     policy = load_policy(config, console, watch)
     base = measure_suite(config, policy, BASE, console, watch)

@@ -47,6 +47,24 @@ STEERED, HEALED = "steered", "healed"
 WINDOW = 8  # tokens in which a completion may go wrong, for backtracking
 
 
+def share_contexts(config: SteerHealConfig) -> tuple[list[Context], list[Context], list[Context]]:
+    """The contexts that measure, those that the vector is read from, and those to be steered on.
+
+    Raises:
+        HomeostatError: There are too few of them.
+    """
+    contexts = spread(read_contexts(config.vector.contexts_path), seed=0)
+    measured, read = config.stages.contexts, config.vector.contexts
+    steered_on = contexts[measured + read :]
+    if len(steered_on) < min(config.batch_size, 8):
+        raise HomeostatError(
+            f"{len(contexts)} contexts are too few: trainer.stages.contexts={measured} are for "
+            f"measuring and trainer.vector.contexts={read} for the vector; lower these, or give "
+            "more by trainer.vector.contexts_path."
+        )
+    return contexts[:measured], contexts[measured : measured + read], steered_on
+
+
 class SteerHeal:
     """The loop; yields twice per round, with the context to measure the policy in.
 
@@ -73,17 +91,7 @@ class SteerHeal:
         self.seed = seed
         self.watch = watch
         self.progress = progress
-        contexts = spread(read_contexts(config.vector.contexts_path), seed=0)
-        measured, read = config.stages.contexts, config.vector.contexts
-        self.held_out = contexts[:measured]
-        self.read_from = contexts[measured : measured + read]
-        self.steered_on = contexts[measured + read :]
-        if len(self.steered_on) < min(config.batch_size, 8):
-            raise HomeostatError(
-                f"{len(contexts)} contexts are too few: trainer.stages.contexts={measured} are for "
-                f"measuring and trainer.vector.contexts={read} for the vector; lower these, or "
-                "give more by trainer.vector.contexts_path."
-            )
+        self.held_out, self.read_from, self.steered_on = share_contexts(config)
         self.done = 0
         self.base_perplexity: float | None = None
         self.first_vector: PersonaVector | None = None
