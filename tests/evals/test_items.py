@@ -48,7 +48,10 @@ def test_a_bad_row_is_named_by_its_line(text: str, said: str, tmp_path: Path) ->
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(HomeostatError, match=r"nowhere\.jsonl: there is no such file"):
+    with pytest.raises(
+        HomeostatError,
+        match=r"nowhere\.jsonl cannot be read \(No such file or directory\); give a JSONL file",
+    ):
         read_items("nowhere.jsonl", "facts.jsonl", QUESTION)
 
 
