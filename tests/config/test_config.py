@@ -55,11 +55,13 @@ def chosen(group: str, name: str) -> DictConfig:
         return draft(
             "~scale", "bot=curious", f"signals=[{name}]", f"reward={REWARD_OF_FAMILY[name]}"
         )
+    if group == "evaluation":  # all are known; one more is added
+        return draft("~scale", f"+evaluation={name}")
     row = options(group).index(name)
     names = {
         other: options(other)[row % len(options(other))]
         for other in GROUPS
-        if other not in ("signals", "scale", "experiment")
+        if other not in ("signals", "scale", "experiment", "evaluation")
     }
     path = ["model.path=x"] if names["model"] == "local" else []
     return draft("~scale", *(f"{key}={value}" for key, value in names.items()), *path)
@@ -115,7 +117,7 @@ def test_every_option_composes_and_converts(group: str, name: str) -> None:
     for part in package.split("."):
         found = found[part]
     assert_holds(found, values, package)
-    if group != "reward":  # the schema is the one that the code behind it takes
+    if group not in ("reward", "evaluation"):  # the schema is the one that the code behind it takes
         assert_fits(getattr(config, group))
 
 
