@@ -77,10 +77,7 @@ def read_items(
     name = str(path or packaged)
     source = path or files("homeostat") / "data" / str(packaged)
     numbered = read_rows(source, name, "give a JSONL file of items")
-    items = {
-        number: _checked(row, f"{name}, line {number}", required, number)
-        for number, row in numbered
-    }
+    items = {n: _checked(row, f"{name}, line {n}", required, n) for n, row in numbered}
     if not items:
         raise HomeostatError(f"{name} holds no items.")
     _refuse_same_ids(items, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from scripted import EVALUATIONS, Scripted, agrees, copier, eval_config, knows, uniform
 
+from homeostat.config.evals import EvalConfig, EvaluationConfig
 from homeostat.errors import HomeostatError
 from homeostat.evals.stats import level
 from homeostat.evals.suite import Suite
@@ -85,3 +86,27 @@ def test_an_unknown_evaluation_is_named() -> None:
         eval_config(suite=["flattery"])
     with pytest.raises(ValueError, match="at least 2"):
         eval_config(items={"answer": 1})
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("nowhere.X", "cannot be imported: No module named 'nowhere'. Give the dotted path"),
+        ("homeostat.evals.answer.given", "is a function; it must be"),
+        ("homeostat.evals.perez.EVALUATION", "is the record of perez; give both the same name"),
+    ],
+)
+def test_a_target_that_is_no_record_of_that_name_is_named(target: str, said: str) -> None:
+    config = EvalConfig(evaluations={"answer": EvaluationConfig(target)}, suite=["answer"])
+    with pytest.raises(HomeostatError) as error:
+        Suite.of(config)
+    assert f"eval.evaluations.answer._target_={target}" in str(error.value)
+    assert said in str(error.value)
+
+
+def test_a_name_that_would_overwrite_other_rows_is_refused() -> None:
+    for name in ("homeostasis", "../up"):
+        with pytest.raises(ValueError, match="must be called by small letters"):
+            EvalConfig(evaluations={name: EvaluationConfig("x")})
+    with pytest.raises(ValueError, match="names an evaluation twice"):
+        eval_config(suite=["answer", "answer"])
