@@ -147,8 +147,8 @@ def load_evaluation(name: str, config: EvalConfig) -> Evaluation:
         record = get_object(target)
     except Exception as error:  # whatever a module of the user's raises when it is imported
         raise HomeostatError(
-            f"{key} cannot be imported: {error.__cause__ or error}. Give the dotted path of an Evaluation that is on "
-            "the Python path."
+            f"{key} cannot be imported: {error.__cause__ or error}. Give the dotted path of an "
+            "Evaluation that is on the Python path."
         ) from error
     if not isinstance(record, Evaluation):
         raise HomeostatError(
