@@ -121,11 +121,13 @@ def _look_back(config: RunConfig, folder: Path, sweeps: bool) -> None:
     if config.compare is not None:
         if sweeps:
             raise HomeostatError("compare takes run folders, and no sweep: leave -m out.")
+        from homeostat.evals.evaluation import known_evaluations
         from homeostat.report.compare import compare_runs
 
         given = config.compare if isinstance(config.compare, list) else [config.compare]
         paths = [Path(str(path)).expanduser() for path in given]
-        compare_runs(paths, folder, Console(), config.compare_baseline)
+        evaluations = known_evaluations(config.eval)
+        compare_runs(paths, folder, Console(), evaluations, config.compare_baseline)
         return
     from homeostat.runs.export import export
 

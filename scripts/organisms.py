@@ -34,7 +34,7 @@ from rich.console import Console as RichConsole
 from homeostat.config.register import compose_run, config_part
 from homeostat.config.run import RunConfig
 from homeostat.evals.subject import PolicySubject, ids_of
-from homeostat.evals.suite import CLAIM, Suite
+from homeostat.evals.suite import Suite
 from homeostat.files import replace_folder
 from homeostat.models.adapters import Policy
 from homeostat.report.console import Console
@@ -281,10 +281,10 @@ def measure_pair(group: str, args: argparse.Namespace, console: Console) -> dict
                 replace_folder(args.out / f"{name}_merged", policy.export_merged)
         began = time.perf_counter()
         with console.section(f"evaluating {name}") as progress:
-            rows[name] = Suite(config.eval).measure(PolicySubject(policy), name, progress)
+            rows[name] = Suite.of(config.eval).measure(PolicySubject(policy), name, progress)
         seconds[f"{name}_evaluate"] = time.perf_counter() - began
         del policy
-    found = Suite(config.eval).compare(rows[names[1]], rows[names[0]])
+    found = Suite.of(config.eval).compare(rows[names[1]], rows[names[0]])
     return {"arms": list(names), "evaluations": found, "seconds": seconds}
 
 
@@ -294,7 +294,7 @@ def table(found: dict[str, Any]) -> list[str]:
     lines = [f"| evaluation | {second} | {first} | difference [95%] | p (Holm) | told apart |"]
     lines.append("| --- | --- | --- | --- | --- | --- |")
     for name, own in found["evaluations"].items():
-        claim = own["metrics"][CLAIM[name]]
+        claim = own["metrics"][own["claim"]]
         if claim["ci95"] is None:
             lines.append(f"| {name} | — | — | {claim['n']} items in common | — | no |")
             continue

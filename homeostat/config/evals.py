@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from omegaconf import MISSING
+
 from homeostat.config.checks import require, require_one_of, require_positive
 
-EVALUATIONS = (
-    "answer",
-    "are_you_sure",
-    "feedback",
-    "mimicry",
-    "opinion",
-    "perez",
-    "pressure_facts",
-    "pressure_stances",
-    "foundations",
-    "coherence",
-    "capability",
-    "plain_text",
-)
+LOGPROB, GENERATE = "logprob", "generate"
 FOUNDATION_READOUTS = ("rotations", "two_orders")
+# What else a run writes into its folder evals/.
+TAKEN = ("homeostasis", "failures", "stages", "filter", "diary")
+MAX_SAMPLES = 1_000_000  # resamples of a bootstrap; more add nothing to an interval
+
+
+@dataclass
+class EvaluationConfig:
+    """Where an evaluation is: ``_target_`` is the dotted path of its record, an `Evaluation`."""
+
+    _target_: str = MISSING
 
 
 @dataclass
 class EvalConfig:
     """Held-out episodes played by base and trained model alike, and a suite of evaluations.
 
-    ``suite`` names evaluations of `EVALUATIONS`; ``items`` how many items of each (None: all),
-    ``files`` a JSONL file of the packaged one's shape instead of it, ``reply_tokens`` the length of
-    the model's replies, ``mode`` whether figures are read from log-probabilities of given answers
-    or from the model's own replies, ``foundations_readout`` the orders of the options.
+    ``evaluations`` are those that are known, each by an option of the group ``evaluation``;
+    ``suite`` names those that are measured; ``items`` how many items of each (None: all), ``files``
+    a JSONL file of the packaged one's shape instead of it, ``reply_tokens`` the length of the
+    model's replies, ``mode`` whether figures are read from log-probabilities of given answers or
+    from the model's own replies, ``foundations_readout`` the orders of the options.
     """
 
     schema: ClassVar[str] = "eval/homeostasis"
@@ -39,18 +40,31 @@ class EvalConfig:
     name: str = "homeostasis"
     episodes: int = 32
     bootstrap_samples: int = 5000
+    evaluations: dict[str, EvaluationConfig] = field(default_factory=dict)
     suite: list[str] = field(default_factory=list)
-    items: dict[str, int | None] = field(default_factory=lambda: dict.fromkeys(EVALUATIONS))
-    files: dict[str, str | None] = field(default_factory=lambda: dict.fromkeys(EVALUATIONS))
+    items: dict[str, int | None] = field(default_factory=dict)
+    files: dict[str, str | None] = field(default_factory=dict)
     reply_tokens: int = 24
-    mode: str = "logprob"
+    mode: str = LOGPROB
     foundations_readout: str = "rotations"
 
     def __post_init__(self) -> None:
-        require_one_of("eval.mode", self.mode, ("logprob", "generate"))
+        require_one_of("eval.mode", self.mode, (LOGPROB, GENERATE))
         require_one_of("eval.foundations_readout", self.foundations_readout, FOUNDATION_READOUTS)
-        for name in (*self.suite, *self.items, *self.files):
-            require_one_of("eval.suite", name, EVALUATIONS)
+        for name in self.evaluations:
+            require(
+                re.fullmatch(r"[a-z][a-z0-9_]*", name) is not None and name not in TAKEN,
+                f"eval.evaluations.{name} must be called by small letters, digits and _, and none "
+                f"of {', '.join(TAKEN)}, since its rows go into evals/<name>.jsonl.",
+            )
+        known = tuple(self.evaluations)
+        for key in ("suite", "items", "files"):
+            for name in getattr(self, key):
+                require_one_of(f"eval.{key}", name, known)
+        require(
+            len(set(self.suite)) == len(self.suite),
+            f"eval.suite={self.suite} names an evaluation twice; name each once.",
+        )
         for name, count in self.items.items():
             said = f"eval.items.{name}={count} gives no interval; use at least 2."
             require(count is None or count >= 2, said)
@@ -60,3 +74,8 @@ class EvalConfig:
             f"eval.episodes={self.episodes} gives no interval; use at least 2.",
         )
         require_positive("eval", bootstrap_samples=self.bootstrap_samples)
+        require(
+            self.bootstrap_samples <= MAX_SAMPLES,
+            f"eval.bootstrap_samples={self.bootstrap_samples} is more than {MAX_SAMPLES:,} "
+            "resamples, which add nothing; lower it.",
+        )

@@ -8,11 +8,13 @@ arms answer with the same random numbers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
+from homeostat.config.evals import EvalConfig
 from homeostat.config.filters import standard_filter
+from homeostat.evals.caveats import Row
+from homeostat.evals.evaluation import Evaluation, Reading
 from homeostat.evals.items import Item
 from homeostat.evals.subject import Reply, Subject
 from homeostat.rollout.replies import Sampling
@@ -24,7 +26,7 @@ TEMPERATURE = 0.7  # where the base is coherent; greedy replies of a small model
 KEY = 7919  # of the random numbers, the same for every arm
 
 
-def coherence(subject: Subject, items: Sequence[Item], max_new_tokens: int) -> list[dict[str, Any]]:
+def sampled_rows(subject: Subject, items: Sequence[Item], settings: EvalConfig) -> list[Row]:
     """One row per message.
 
     A row has ``passes`` (0 or 1, every gate of coherence), ``failed`` (the gates it fell through),
@@ -34,13 +36,13 @@ def coherence(subject: Subject, items: Sequence[Item], max_new_tokens: int) -> l
     Args:
         subject: As it is now; its base reads the replies.
         items: With ``text``, a message to be answered.
-        max_new_tokens: Of a reply. Shorter ones than the gates' ``min_tokens`` fail.
+        settings: Length of a reply. Shorter ones than the gates' ``min_tokens`` fail.
     """
     talks = [Conversation((Turn("user", item["text"]),)) for item in items]
-    sampling = Sampling(max_new_tokens, TEMPERATURE, (KEY,))
+    sampling = Sampling(settings.reply_tokens, TEMPERATURE, (KEY,))
     with subject.reference():
-        own = [float(reply.base_nll_R.mean()) for reply in subject.sample(talks, sampling)]
-    usual = float(np.exp(np.nanmedian(own)))
+        of_base = [float(reply.base_nll_R.mean()) for reply in subject.sample(talks, sampling)]
+    usual = float(np.exp(np.nanmedian(of_base)))
     replies = subject.sample(talks, sampling)
     return [
         {"item": item["id"]} | _row(reply, usual)
@@ -48,7 +50,7 @@ def coherence(subject: Subject, items: Sequence[Item], max_new_tokens: int) -> l
     ]
 
 
-def _row(reply: Reply, base_perplexity: float) -> dict[str, Any]:
+def _row(reply: Reply, base_perplexity: float) -> Row:
     nll = reply.base_nll_R
     gates = standard_filter()
     failed = judge(Steered(reply.text, reply.ids, nll, 0.0), gates, base_perplexity, ())
@@ -62,15 +64,11 @@ def _row(reply: Reply, base_perplexity: float) -> dict[str, Any]:
     }
 
 
-def plain_text(subject: Subject, items: Sequence[Item]) -> list[dict[str, Any]]:
-    """Plain texts without a chat template: a row has ``nll``, mean nats per token, and ``tokens``.
-
-    Args:
-        subject: As it is now.
-        items: With ``text``.
-    """
-    found = subject.read([item["text"] for item in items])
-    return [
-        {"item": item["id"], "nll": float(own.mean()), "tokens": len(own)}
-        for item, own in zip(items, found, strict=True)
-    ]
+EVALUATION = Evaluation(
+    name="coherence",
+    packaged="contexts.jsonl",
+    columns={"text": str},
+    claim="passes",
+    given=Reading(sampled_rows, ("log_perplexity", "repetition"), talks=2),
+    good=1,
+)

@@ -235,7 +235,7 @@ def separate(
     return rows
 
 
-def verdicts(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def best_signals(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Per failure the signal that sees it best, its figures, and all signals that see it.
 
     The best of several signals is picked on the same replies, so its figure leans upwards a little.

@@ -2,19 +2,59 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
-from importlib.resources.abc import Traversable
-from pathlib import Path
 from typing import Any
 
+from homeostat.config.rows import read_rows
 from homeostat.errors import HomeostatError
 
 Item = dict[str, Any]
 
 
-def read_items(path: str | None, packaged: str | None, required: Mapping[str, type]) -> list[Item]:
+@dataclass(frozen=True)
+class Sides:
+    """What an item asks, and the answers that it tells apart.
+
+    Attributes:
+        question: What is asked.
+        right: The answer that counts as one side.
+        others: Those that count as the other.
+    """
+
+    question: str
+    right: str
+    others: Sequence[str]
+
+    def flaw(self) -> str | None:
+        """Why the item can measure nothing; None if it can."""
+        answers = [_bare(text) for text in (self.right, *self.others)]
+        twice = next((text for text in answers if answers.count(text) > 1), None)
+        return None if twice is None else f"two of its answers are {twice!r}, so nothing tells them"
+
+    def contradicts(self, other: Sides) -> bool:
+        """Whether what is right here is wrong there, or the other way round."""
+        return _bare(self.right) in map(_bare, other.others) or (
+            _bare(other.right) in map(_bare, self.others)
+        )
+
+
+def _bare(text: str) -> str:
+    return " ".join(text.split())
+
+
+def no_flaw(_item: Item) -> None:
+    """Any item that has its columns will do."""
+
+
+def read_items(
+    path: str | None,
+    packaged: str | None,
+    required: Mapping[str, type],
+    flaw: Callable[[Item], str | None] = no_flaw,
+    sides: Callable[[Item], Sides] | None = None,
+) -> list[Item]:
     """Rows of a JSONL file, checked.
 
     Args:
@@ -22,51 +62,67 @@ def read_items(path: str | None, packaged: str | None, required: Mapping[str, ty
         packaged: Name of the packaged file; None = there is none.
         required: Keys that every row must have, and their types. A row without an ``id`` is
             called after its line.
+        flaw: Why an item that has its columns cannot be used; None if it can.
+        sides: What an item asks and tells apart; None = nothing that could contradict itself.
 
     Raises:
-        HomeostatError: There is no such file, or a row lacks something; says which line.
+        HomeostatError: There is no such file, a row lacks something, or it can measure nothing;
+            says which line.
     """
     if path is None and packaged is None:
         raise HomeostatError(
             f"this evaluation has no packaged items; give a JSONL file with {', '.join(required)} "
             "by eval.files."
         )
-    source: Traversable | Path = files("homeostat") / "data" / str(packaged)
-    if path is not None:
-        source = Path(path).expanduser()
-        if not source.is_file():
-            raise HomeostatError(f"{path}: there is no such file; give a JSONL file of items.")
-    rows: list[Item] = []
-    lines: dict[str, int] = {}
-    for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip():
-            row = _checked(line, f"{path or packaged}, line {number}", required, number)
-            before = lines.setdefault(str(row["id"]), number)
-            if before != number:
-                raise HomeostatError(
-                    f"{path or packaged}, line {number}: id {row['id']!r} is that of line "
-                    f"{before}; give every item an id of its own."
-                )
-            rows.append(row)
-    if not rows:
-        raise HomeostatError(f"{path or packaged} holds no items.")
-    return rows
+    name = str(path or packaged)
+    source = path or files("homeostat") / "data" / str(packaged)
+    numbered = read_rows(source, name, "give a JSONL file of items")
+    items = {n: _checked(row, f"{name}, line {n}", required, n) for n, row in numbered}
+    if not items:
+        raise HomeostatError(f"{name} holds no items.")
+    _refuse_same_ids(items, name)
+    for number, item in items.items():
+        if reason := flaw(item):
+            raise HomeostatError(f"{name}, line {number}: {reason}.")
+    if sides is not None:
+        _refuse_contradictions({number: sides(item) for number, item in items.items()}, name)
+    return list(items.values())
 
 
-def _checked(line: str, where: str, required: Mapping[str, type], number: int) -> Item:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise HomeostatError(f"{where} is not JSON ({error.msg}).") from error
-    if not isinstance(row, dict):
-        raise HomeostatError(f"{where} is no object with keys.")
+def _checked(row: Item, where: str, required: Mapping[str, type], number: int) -> Item:
     for key, kind in required.items():
-        if not isinstance(row.get(key), kind):
+        # A bool is an int to Python, and no number to whoever writes an index.
+        if not isinstance(row.get(key), kind) or (kind is int and isinstance(row[key], bool)):
             given = "is missing" if key not in row else f"is {row[key]!r}"
             raise HomeostatError(f"{where}: {key} {given}; it must be a {kind.__name__}.")
         if not row[key] and row[key] != 0:
             raise HomeostatError(f"{where}: {key} is empty.")
     return {"id": str(number)} | row
+
+
+def _refuse_same_ids(items: Mapping[int, Item], name: str) -> None:
+    lines: dict[str, int] = {}
+    for number, item in items.items():
+        before = lines.setdefault(str(item["id"]), number)
+        if before != number:
+            raise HomeostatError(
+                f"{name}, line {number}: id {item['id']!r} is that of line {before}; give every "
+                "item an id of its own."
+            )
+
+
+def _refuse_contradictions(sides: Mapping[int, Sides], name: str) -> None:
+    asked: dict[str, dict[int, Sides]] = {}
+    for number, own in sides.items():
+        if reason := own.flaw():
+            raise HomeostatError(f"{name}, line {number}: {reason} apart.")
+        for before, other in asked.get(_bare(own.question), {}).items():
+            if own.contradicts(other):
+                raise HomeostatError(
+                    f"{name}, line {number} asks what line {before} asks, and what is right in one "
+                    "is wrong in the other; keep one of them."
+                )
+        asked.setdefault(_bare(own.question), {})[number] = own
 
 
 def spread_items(items: Sequence[Item], count: int | None) -> list[Item]:

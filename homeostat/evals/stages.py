@@ -25,7 +25,7 @@ import numpy as np
 from scipy import stats
 
 from homeostat.config.steering import PersonaConfig, StagesConfig
-from homeostat.evals.foundations import FOUNDATIONS, Vignette, informedness, judge_vignettes
+from homeostat.evals.foundations import FOUNDATIONS, Vignette, choose_foundations, informedness
 from homeostat.evals.stats import compare_paired
 from homeostat.evals.subject import PolicySubject
 from homeostat.models.adapters import Policy
@@ -85,7 +85,7 @@ class Stages:
         if self.vignettes:
             system = self.persona.prompt.format(persona=self.persona.positive)
             asked = system if prompted else None
-            found = judge_vignettes(PolicySubject(policy), self.vignettes, system=asked)
+            found = choose_foundations(PolicySubject(policy), self.vignettes, system=asked)
             rows += [{"kind": "vignette"} | row for row in found]
         return rows
 

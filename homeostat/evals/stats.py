@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -166,3 +167,21 @@ def mean_interval(
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return float(found.low), float(found.high)
+
+
+def level(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
+    """Mean of a figure in one arm and its 95% interval; None where nothing is known.
+
+    Over items, or over stems where items share one; ``n`` counts those.
+    """
+    by_stem: dict[str, list[float]] = {}
+    for row in rows:
+        if row[key] is not None:
+            by_stem.setdefault(str(row.get("stem", row["item"])), []).append(row[key])
+    values = [float(np.mean(of_stem)) for of_stem in by_stem.values()]
+    interval = mean_interval(np.array(values))
+    return {
+        "mean": float(np.mean(values)) if values else None,
+        "ci95": None if interval is None else list(interval),
+        "n": len(values),
+    }

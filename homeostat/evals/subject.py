@@ -7,26 +7,28 @@ behaviour can take its place.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from itertools import accumulate, groupby, pairwise
-from typing import Protocol, runtime_checkable
+from dataclasses import astuple, dataclass
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
 from homeostat.errors import HomeostatError
+from homeostat.evals.branches import alike_in_length, ids_of, read_together, totals
 from homeostat.models.adapters import Policy
-from homeostat.models.forward import can_share, common_length
 from homeostat.models.logprobs import token_statistics
+from homeostat.rollout.episodes import BATCH
 from homeostat.rollout.generate import Sampler
 from homeostat.rollout.replies import Sampling, base_nll, predicting_in, reply_ids, sampled
-from homeostat.types import Conversation, Progress, TokenStream, Turn, silent
+from homeostat.types import Conversation, TokenStream, Turn
 
 ROWS = 32  # prompts that share a cache
-BRANCHES = 96  # given answers read at once
+TEXTS = 256  # plain texts that are read at once
 GREEDY = 1e-4  # a temperature that is as good as none
 
 
@@ -79,6 +81,17 @@ class Subject(Protocol):
     def reference(self) -> AbstractContextManager[None]:
         """Within this context the subject is its own base."""
 
+    def keep(self, recipe: Any, compute: Callable[[], Any]) -> Any:
+        """What ``compute`` returns; whoever measures may keep it, for a run that is killed.
+
+        The other methods keep each batch themselves. Dialogues cannot: whoever holds some together
+        says here when they are over.
+
+        Args:
+            recipe: What the result follows from beside the subject, JSON-ready.
+            compute: Returns something JSON-ready.
+        """
+
 
 @runtime_checkable
 class Dialogues(Protocol):
@@ -105,6 +118,14 @@ class Dialogues(Protocol):
         """Dialogues that go on from these, in this order; one that is named twice, in two ways."""
 
 
+Keep = Callable[[Any, Callable[[], Any]], Any]
+
+
+def compute_anew(_recipe: Any, compute: Callable[[], Any]) -> Any:
+    """Keep nothing."""
+    return compute()
+
+
 class PolicySubject:
     """A policy as it is now: within `Policy.reference` the base.
 
@@ -113,12 +134,50 @@ class PolicySubject:
 
     Attributes:
         tokens: How many it has read and written so far; what a batch shares counts once for each.
+        talks: How many replies it has given, or found more or less likely, so far.
+        spared_s: Seconds that went, in an earlier process, into what was taken from there.
     """
 
-    def __init__(self, policy: Policy, progress: Progress = silent) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        told: Callable[[int], None] = lambda _tokens: None,
+        kept: Keep = compute_anew,
+    ) -> None:
+        """A subject.
+
+        Args:
+            policy: To be evaluated.
+            told: Hears of every batch that is done, and how many tokens it had.
+            kept: Returns what a recipe came to in an earlier process, or computes and keeps it.
+        """
         self.policy = policy
-        self.progress = progress
-        self.tokens = 0
+        self.tokens, self.talks, self.spared_s = 0, 0, 0.0
+        self._told = told
+        self._kept = kept
+
+    def keep(self, recipe: Any, compute: Callable[[], Any]) -> Any:
+        """See `Subject.keep`; the same weights with the adapter on or off are two subjects."""
+        fresh = False
+
+        def measured() -> dict[str, Any]:
+            nonlocal fresh
+            fresh, began, before = True, time.perf_counter(), (self.tokens, self.talks)
+            result = compute()
+            spent = {"tokens": self.tokens - before[0], "talks": self.talks - before[1]}
+            return {"result": result, "seconds": time.perf_counter() - began, **spent}
+
+        kept = self._kept([self.policy.adapter_on, recipe], measured)
+        if not fresh:
+            self.spared_s += kept["seconds"]
+            self.count(kept["tokens"], kept["talks"])
+        return kept["result"]
+
+    def count(self, tokens: int, talks: int = 0) -> None:
+        """Note what a batch has taken."""
+        self.tokens += tokens
+        self.talks += talks
+        self._told(tokens)
 
     def open(self, rows: int) -> PolicyDialogues:
         """See `Subject.open`."""
@@ -130,40 +189,65 @@ class PolicySubject:
 
     def sample(self, talks: Sequence[Conversation], sampling: Sampling) -> list[Reply]:
         """See `Subject.sample`."""
-        said = [talk for talk, _ in sampled(self.policy, talks, sampling)]
+        said = []
+        for first in range(0, len(talks), BATCH):
+            part = talks[first : first + BATCH]
+            prompts = [self.policy.encode(talk).ids for talk in part]
+            replies = self.keep(
+                ["sample", prompts, first, *astuple(sampling)],
+                partial(self._sampled, part, sampling, first),
+            )
+            for talk, (text, ids) in zip(part, replies, strict=True):
+                turn = Turn("assistant", text, token_ids=tuple(ids))
+                said.append(Conversation((*talk.turns, turn)))
         nll = base_nll(self.policy, said)
-        self.tokens += sum(2 * len(self.policy.encode(talk).ids) for talk in said)
         return [
-            Reply(talk.turns[-1].text, reply_ids(talk), own)
-            for talk, own in zip(said, nll, strict=True)
+            Reply(talk.turns[-1].text, reply_ids(talk), nats)
+            for talk, nats in zip(said, nll, strict=True)
         ]
 
-    @torch.no_grad()
+    def _sampled(
+        self, talks: Sequence[Conversation], sampling: Sampling, first: int
+    ) -> list[tuple[str, list[int]]]:
+        """Texts and ids of replies; ``first`` is the number of the first."""
+        said = [talk for talk, _ in sampled(self.policy, talks, sampling, first=first)]
+        # Read twice: once while it is sampled, and once by the base.
+        self.count(sum(2 * len(self.policy.encode(talk).ids) for talk in said), len(said))
+        return [(talk.turns[-1].text, list(reply_ids(talk))) for talk in said]
+
     def read(self, texts: Sequence[str]) -> list[Float[np.ndarray, " T"]]:
         """See `Subject.read`.
 
         Raises:
             HomeostatError: A text has fewer than two tokens, so that nothing in it is predicted.
         """
-        found = []
-        for ids in (self.policy.tokenizer(text)["input_ids"] for text in texts):
+        streams: list[list[int]] = [list(self.policy.tokenizer(t)["input_ids"]) for t in texts]
+        for ids in streams:
             if len(ids) < 2:
                 raise HomeostatError(
                     f"a text of {len(ids)} tokens has nothing to predict; give longer texts."
                 )
-            rest = len(ids) - 1
-            stream = TokenStream(list(ids), [-1] + [0] * rest, [False] + [True] * rest)
-            found.append(stream)
-            self.tokens += len(ids)
-        states = predicting_in(self.policy, found)
-        return [
-            -token_statistics(
-                own, torch.tensor(stream.ids[1:], device=own.device), self.policy.unembed
-            )
-            .logprob.cpu()
-            .numpy()
-            for own, stream in zip(states, found, strict=True)
+        nll: list[list[float]] = []
+        for first in range(0, len(streams), TEXTS):
+            part = streams[first : first + TEXTS]
+            nll += self.keep(["read", part], partial(self._read, part))
+        return [np.array(nats, dtype=np.float32) for nats in nll]
+
+    @torch.no_grad()
+    def _read(self, texts: Sequence[list[int]]) -> list[list[float]]:
+        """-log p of every id but the first."""
+        streams = [
+            TokenStream(ids, [-1] + [0] * (len(ids) - 1), [False] + [True] * (len(ids) - 1))
+            for ids in texts
         ]
+        states = predicting_in(self.policy, streams)
+        targets = [torch.tensor(ids[1:], device=self.policy.device) for ids in texts]
+        nll = [
+            -token_statistics(states_T, ids, self.policy.unembed).logprob
+            for states_T, ids in zip(states, targets, strict=True)
+        ]
+        self.count(sum(map(len, texts)), len(texts))
+        return [nats.cpu().tolist() for nats in nll]
 
     def score(
         self, talks: Sequence[Conversation], answers: Sequence[Sequence[str]], opening: str = ""
@@ -171,21 +255,34 @@ class PolicySubject:
         """See `Subject.score`."""
         begun = ids_of(self.policy, opening)
         prompts = [[*self.policy.encode(talk).ids, *begun] for talk in talks]
-        given = [[ids_of(self.policy, text) for text in own] for own in answers]
-        self.tokens += sum(map(len, prompts)) + sum(len(ids) for own in given for ids in own)
+        given = [[ids_of(self.policy, text) for text in texts] for texts in answers]
         # Side by side in the order of their ids stand those that begin alike.
         order = sorted(range(len(talks)), key=lambda i: prompts[i])
-        found: list[list[Score]] = [[Score(0.0, 0)] * len(own) for own in given]
+        scores: dict[int, list[Score]] = {}
         for start in range(0, len(order), ROWS):
             part = order[start : start + ROWS]
-            sampler = read_together(self.policy, [prompts[i] for i in part])
-            branches = [(row, i, k) for row, i in enumerate(part) for k in range(len(given[i]))]
-            for own in alike_in_length(branches, given):
-                rows, replies = [row for row, _, _ in own], [given[i][k] for _, i, k in own]
-                for (_, i, k), total in zip(own, totals(sampler, rows, replies), strict=True):
-                    found[i][k] = Score(total, len(given[i][k]))
-            self.progress(min(start + ROWS, len(order)), len(order))
-        return found
+            batch = [prompts[i] for i in part], [given[i] for i in part]
+            sums = self.keep(["score", *batch], partial(self._sums, *batch))
+            for i, totals_K in zip(part, sums, strict=True):
+                pairs = zip(totals_K, given[i], strict=True)
+                scores[i] = [Score(total, len(ids)) for total, ids in pairs]
+        return [scores[i] for i in range(len(talks))]
+
+    def _sums(
+        self, prompts: Sequence[Sequence[int]], given: Sequence[Sequence[Sequence[int]]]
+    ) -> list[list[float]]:
+        """Log-probability of each prompt's answers, nats."""
+        sampler = read_together(self.policy, prompts)
+        branches = [(row, k) for row, answers in enumerate(given) for k in range(len(answers))]
+        sums = [[0.0] * len(answers) for answers in given]
+        for alike in alike_in_length(branches, given):
+            replies = [given[row][k] for row, k in alike]
+            found = totals(sampler, [row for row, _ in alike], replies)
+            for (row, k), total in zip(alike, found, strict=True):
+                sums[row][k] = total
+        read = sum(map(len, prompts)) + sum(len(ids) for answers in given for ids in answers)
+        self.count(read, len(prompts))
+        return sums
 
 
 class PolicyDialogues:
@@ -205,9 +302,8 @@ class PolicyDialogues:
         self._sampler.append([ids[read:] for ids, read in zip(streams, self._read, strict=True)])
         uniforms = np.full((len(streams), max_new_tokens), 0.5)
         replies = self._sampler.sample(uniforms, GREEDY)
-        self.subject.tokens += sum(map(len, replies)) + sum(
-            len(ids) - read for ids, read in zip(streams, self._read, strict=True)
-        )
+        read = sum(len(ids) - before for ids, before in zip(streams, self._read, strict=True))
+        self.subject.count(read + sum(map(len, replies)), len(replies))
         texts = [
             self.policy.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in replies
         ]
@@ -228,7 +324,7 @@ class PolicyDialogues:
         for start in range(0, len(cells), ROWS):
             part = cells[start : start + ROWS]
             prompts = [self._aside(row, text) + begun for row, text in part]
-            self.subject.tokens += sum(map(len, prompts)) + len(part) * sum(map(len, given))
+            self.subject.count(sum(map(len, prompts)) + len(part) * sum(map(len, given)))
             branch = self._sampler.keep([row for row, _ in part])
             branch.append(prompts)
             scores = [totals(branch, range(len(part)), [ids] * len(part)) for ids in given]
@@ -254,86 +350,3 @@ class PolicyDialogues:
         self.talks = [
             Conversation((*talk.turns, turn)) for talk, turn in zip(self.talks, turns, strict=True)
         ]
-
-
-def read_together(policy: Policy, prompts: Sequence[Sequence[int]]) -> Sampler:
-    """A sampler that has read these prompts, a row each; beginnings that some share only once."""
-    stems, stem_of = shared_stems(prompts) if can_share(policy) else ([], [])
-    if not stems:
-        sampler = Sampler(policy, len(prompts))
-        sampler.append(prompts)
-        return sampler
-    sampler = Sampler(policy, len(stems))
-    sampler.append(stems)
-    sampler = sampler.keep(stem_of)
-    rest = zip(prompts, stem_of, strict=True)
-    sampler.append([prompt[len(stems[stem]) :] for prompt, stem in rest])
-    return sampler
-
-
-def shared_stems(
-    prompts: Sequence[Sequence[int]],
-) -> tuple[list[Sequence[int]], list[int]]:
-    """Beginnings to be read once for the neighbours that share them.
-
-    Neighbours that share at least so many ids make a group, and its stem is what the whole group
-    shares; of all such lengths the one is taken by which the fewest columns are computed, padding
-    included. At least one id of every prompt is left, so that something predicts what follows.
-
-    Args:
-        prompts: Sorted, so that those which begin alike are neighbours.
-
-    Returns:
-        The stems, and each prompt's number among them; empty where nothing is gained.
-    """
-    alike = [common_length(pair) for pair in pairwise(prompts)]
-    common = min([*alike, *map(len, prompts)])
-    best = len(prompts) * (max(map(len, prompts)) - common)  # only what all share is read once
-    found: tuple[list[Sequence[int]], list[int]] = ([], [])
-    for least in sorted({length for length in alike if length > common}):
-        groups = [0, *accumulate(int(length < least) for length in alike)]
-        members = [
-            [p for p, group in zip(prompts, groups, strict=True) if group == g]
-            for g in range(groups[-1] + 1)
-        ]
-        lengths = [min(common_length(own), min(map(len, own)) - 1) for own in members]
-        rest = max(len(p) - lengths[g] for p, g in zip(prompts, groups, strict=True))
-        columns = len(members) * (max(lengths) - common) + len(prompts) * rest
-        if columns < best:
-            best = columns
-            stems = [own[0][:length] for own, length in zip(members, lengths, strict=True)]
-            found = stems, groups
-    return found
-
-
-def alike_in_length(
-    branches: Sequence[tuple[int, int, int]], given: Sequence[Sequence[Sequence[int]]]
-) -> Iterator[list[tuple[int, int, int]]]:
-    """Branches (row, prompt, answer) in batches whose answers need no padding."""
-
-    def length(branch: tuple[int, int, int]) -> int:
-        return len(given[branch[1]][branch[2]])
-
-    for _, group in groupby(sorted(branches, key=length), length):
-        own = list(group)
-        for first in range(0, len(own), BRANCHES):
-            yield own[first : first + BRANCHES]
-
-
-def totals(sampler: Sampler, rows: Sequence[int], replies: Sequence[Sequence[int]]) -> list[float]:
-    """Log-probability of a reply after some of the rows, nats; the sampler has read nothing more.
-
-    Args:
-        sampler: Has read the prompts.
-        rows: A row may be named more than once.
-        replies: Equally many ids for each.
-    """
-    if len(replies[0]) == 1:
-        return sampler.next_logprob(rows, [ids[0] for ids in replies]).tolist()
-    return [float(own.sum()) for own in sampler.keep(rows).score(replies)]
-
-
-def ids_of(policy: Policy, text: str) -> list[int]:
-    """Token ids of a text that stands on its own."""
-    ids: list[int] = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids

@@ -36,7 +36,7 @@ class Verdict:
     why: str
 
 
-def judge_run(
+def run_verdicts(
     arms: Mapping[tuple[int, str], Rows],
     filtered: Sequence[tuple[int, int]],
     min_kept_share: float,

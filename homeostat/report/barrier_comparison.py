@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from omegaconf import OmegaConf
 
+from homeostat.config.rows import read_rows
 from homeostat.files import write_text
 from homeostat.report.console import interval, number
 from homeostat.report.figures import STYLE, save
@@ -111,8 +112,7 @@ def read_cells(folder: Path, arm: str) -> dict[tuple[str, int], Cell]:
     if not path.is_file():
         return {}
     stages: dict[tuple[int, str], list[dict[str, Any]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for _, row in read_rows(path):
         stages.setdefault((row["round"], row["stage"]), []).append(row)
     names = {"healed": arm, "prompted": "prompted"}
     found = {}

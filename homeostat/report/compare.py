@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from homeostat.errors import HomeostatError
+from homeostat.evals.caveats import Row, mode_of
+from homeostat.evals.evaluation import Evaluation
 from homeostat.evals.stats import holm
-from homeostat.evals.suite import CLAIM, Row, caveat, mode_of
 from homeostat.files import write_text
 from homeostat.report.compare_figures import draw_comparison
 from homeostat.report.compare_runs import (
@@ -35,25 +36,13 @@ from homeostat.report.console import Console
 
 SAMPLES = 5000
 UNTRAINED = "base (no training)"
-# +1: more is better; -1: less is; 0: neither.
-GOOD = {
-    "sycophancy": -1,
-    "yielding": -1,
-    "right": 1,
-    "passes": 1,
-    "nll": -1,
-    "clr_authority": 0,
-    "valence": 1,
-}
-
-
-BEST_AT_0 = ("sycophancy", "yielding")
 
 
 def compare_runs(
     paths: Sequence[Path],
     out: Path,
     console: Console,
+    evaluations: Mapping[str, Evaluation],
     baseline: str | None = None,
     samples: int = SAMPLES,
 ) -> dict[str, Any]:
@@ -63,6 +52,7 @@ def compare_runs(
         paths: Run folders, or folders of sweeps.
         out: Where the files go.
         console: Told what has been found.
+        evaluations: Those that are compared, of any that the runs have measured, in this order.
         baseline: Name of the arm that the others are held against; None = the untrained model.
         samples: Bootstrap draws.
 
@@ -72,14 +62,14 @@ def compare_runs(
     Raises:
         HomeostatError: A folder holds no run, the runs do not go together, or there is no such arm.
     """
-    arms, spare = group_arms(find_runs(paths))
-    columns = columns_of(arms)
+    arms, spare = group_arms(find_runs(paths, evaluations))
+    columns = columns_of(arms, evaluations)
     against = find_baseline(baseline, arms)
     found = {
         "baseline": UNTRAINED if against is None else against.name,
         "model": next((run.config["model"]["name"] for run in _runs(arms)), "no model"),
         "samples": samples,
-        "columns": [describe(column, arms) for column in columns],
+        "columns": [describe(column, arms, evaluations) for column in columns],
         "arms": [_untrained(arms, columns, against, samples)]
         + [_row(arm, columns, against, samples) for arm in arms],
         "problems": problems(paths, arms, spare),
@@ -98,10 +88,12 @@ def _runs(arms: Sequence[Arm]) -> list[Run]:
     return [run for arm in arms for run in arm.runs.values()]
 
 
-def columns_of(arms: Sequence[Arm]) -> list[Column]:
-    """A column for every evaluation that any run has measured, in the order of the suite."""
+def columns_of(arms: Sequence[Arm], evaluations: Mapping[str, Evaluation]) -> list[Column]:
+    """A column for every evaluation that any run has measured, valence last."""
     found = []
-    for name, metric in {**CLAIM, VALENCE: "valence"}.items():
+    figures = {name: (own.claim, own.good, own.best_at_0) for name, own in evaluations.items()}
+    figures[VALENCE] = ("valence", 1, False)
+    for name, (metric, good, best_at_0) in figures.items():
         groups: dict[str, str] = {}
         values: dict[str, dict[str, Values]] = {}
         for arm in arms:
@@ -115,7 +107,7 @@ def columns_of(arms: Sequence[Arm]) -> list[Column]:
                 for rows in by_seed.values():
                     groups |= {item_of(row): group_of(row) for row in rows}
         if groups:
-            found.append(Column(name, metric, groups, values))
+            found.append(Column(name, metric, groups, values, good, best_at_0))
     return found
 
 
@@ -142,19 +134,21 @@ def find_baseline(name: str | None, arms: Sequence[Arm]) -> Arm | None:
     return near[0]
 
 
-def describe(column: Column, arms: Sequence[Arm]) -> dict[str, Any]:
+def describe(
+    column: Column, arms: Sequence[Arm], evaluations: Mapping[str, Evaluation]
+) -> dict[str, Any]:
     """What a reader has to know about a column."""
     rows = next(
         (rows for arm in arms for rows in arm.rows(column.name, BASE).values()),
         None,
     )
-    suite = column.name != VALENCE and rows is not None
+    evaluation = evaluations.get(column.name)
     return {
         "name": column.name,
         "metric": column.metric,
-        "good": GOOD[column.metric],
-        "mode": mode_of(rows) if suite and rows else None,
-        "caveat": caveat(column.name, rows) if suite and rows else None,
+        "good": column.good,
+        "mode": mode_of(rows) if evaluation and rows else None,
+        "caveat": evaluation.caveat(rows) if evaluation and rows else None,
     }
 
 
@@ -240,10 +234,10 @@ def _cell(
 
 def _correct(cells: Mapping[str, Mapping[str, Any]], columns: Sequence[Column]) -> None:
     """Add ``p_holm``, over all tests of one arm, and the verdict."""
-    metric = {column.name: column.metric for column in columns}
+    by_name = {column.name: column for column in columns}
     tested = {name: cell["difference"] for name, cell in cells.items() if cell["difference"]}
     for name, p in holm({name: own["p"] for name, own in tested.items()}).items():
         tested[name]["p_holm"] = p
         after = cells[name]["level"]["mean"]
-        ends = (after - tested[name]["mean"], after) if metric[name] in BEST_AT_0 else ()
-        tested[name]["verdict"] = verdict(tested[name], GOOD[metric[name]], ends)
+        ends = (after - tested[name]["mean"], after) if by_name[name].best_at_0 else ()
+        tested[name]["verdict"] = verdict(tested[name], by_name[name].good, ends)

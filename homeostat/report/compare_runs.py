@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from homeostat.config.resume import CONFIG, OVERRIDES, OWN_KEYS, flat, hash_of, is_finished
+from homeostat.config.rows import read_rows
 from homeostat.config.sweep import NOT_STARTED, RUNNING, STOPPED, is_left, read_jobs, run_folders
 from homeostat.errors import HomeostatError
-from homeostat.evals.suite import CLAIM, Row, mode_of
+from homeostat.evals.caveats import Row, mode_of
 
 BASE, TRAINED = "base", "trained"
 VALENCE = "homeostasis"  # the held-out episodes, whose figure is valence
@@ -70,8 +71,8 @@ class Arm:
         return {seed: own[side] for seed, own in found.items() if own.get(side)}
 
 
-def find_runs(paths: Sequence[Path]) -> list[Run]:
-    """Every run in some run folders or folders of sweeps, each once.
+def find_runs(paths: Sequence[Path], evaluations: Collection[str]) -> list[Run]:
+    """Every run in some run folders or folders of sweeps, each once, with these evaluations' rows.
 
     Raises:
         HomeostatError: A folder is absent or holds no run, or the runs do not go together.
@@ -86,13 +87,13 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
                 f"compare={path}: there is no run in it; give run folders, or a sweep's folder."
             )
         folders |= dict.fromkeys(found)
-    runs = [read_run(folder) for folder in folders]
+    runs = [read_run(folder, evaluations) for folder in folders]
     check_same(runs)
     return runs
 
 
-def read_run(folder: Path) -> Run:
-    """What a run folder holds."""
+def read_run(folder: Path, evaluations: Collection[str]) -> Run:
+    """What a run folder holds, of some evaluations."""
     config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
     overrides = [str(override) for override in OmegaConf.load(folder / OVERRIDES)]
     summary = folder / "summary.json"
@@ -102,14 +103,12 @@ def read_run(folder: Path) -> Run:
         if status == "finished" and not is_finished(folder):
             status = STOPPED  # killed while its report was written
     rows: dict[str, dict[str, list[Row]]] = {}
-    for name in (*CLAIM, VALENCE):
+    for name in (*evaluations, VALENCE):
         path = folder / "evals" / f"{name}.jsonl"
         if path.is_file():
             by_arm: dict[str, list[Row]] = {}
-            for line in path.read_text(encoding="utf-8").split("\n"):
-                if line:
-                    row = json.loads(line)
-                    by_arm.setdefault(row["arm"], []).append(row)
+            for _, row in read_rows(path):
+                by_arm.setdefault(row["arm"], []).append(row)
             rows[name] = by_arm
     return Run(folder, config, tuple(overrides), status, rows)
 

@@ -29,12 +29,16 @@ class Column:
         metric: Its figure.
         groups: What each item belongs to.
         values: By arm, then by ``base`` or ``trained``; by seed and item.
+        good: +1 if more is better, -1 if less is, 0 if neither.
+        best_at_0: Whether it has a sign, and either side of 0 is as bad.
     """
 
     name: str
     metric: str
     groups: Mapping[str, str]
     values: Mapping[str, Mapping[str, Values]]
+    good: int = 0
+    best_at_0: bool = False
 
 
 def differences(before: Values, after: Values) -> dict[int, dict[str, float | None]]:

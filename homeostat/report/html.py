@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from homeostat.config.rows import read_rows
 from homeostat.files import write_text
 from homeostat.report.console import duration, interval, number
 from homeostat.report.figures import draw_effects, draw_signals, draw_valence
@@ -265,7 +266,7 @@ def _json(path: Path, default: Any = ...) -> Any:
 def _rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return [row for _, row in read_rows(path)]
 
 
 def _data_uri(path: Path) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from homeostat.config.evals import EvalConfig
 from homeostat.config.sweep import how_to_go_on, list_jobs
 from homeostat.errors import HomeostatError
 
@@ -25,12 +26,14 @@ class CompareRuns(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_others: Any) -> None:
         """Write the comparison into the sweep's folder."""
+        from homeostat.evals.evaluation import known_evaluations
         from homeostat.report.compare import compare_runs
         from homeostat.report.console import Console
 
         sweep = Path(config.hydra.sweep.dir).resolve()
         try:
-            compare_runs([sweep], sweep, Console(), config.compare_baseline)
+            evaluations = known_evaluations(cast(EvalConfig, OmegaConf.to_object(config.eval)))
+            compare_runs([sweep], sweep, Console(), evaluations, config.compare_baseline)
         except HomeostatError as error:
             print(f"homeostat: no comparison: {error}", file=sys.stderr)
         if left := how_to_go_on(sweep):

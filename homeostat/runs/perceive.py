@@ -15,7 +15,7 @@ from homeostat.config.reward import SetPointConfig
 from homeostat.config.run import RunConfig
 from homeostat.config.signals import AFFECTS
 from homeostat.errors import HomeostatError
-from homeostat.evals.failures import Failures, verdicts
+from homeostat.evals.failures import Failures, best_signals
 from homeostat.evals.homeostasis import perception_validity
 from homeostat.evals.staleness import measure_staleness, stale
 from homeostat.files import write_text
@@ -123,7 +123,7 @@ def validate_intrinsic(
     judged = {name: asdict(point) for name, point in points.items()}
     rows = _remembered(config, reader.policy, judged, "failures", compute)
     write_rows(run.folder / "evals" / "failures.jsonl", rows)
-    seen = verdicts(rows)
+    seen = best_signals(rows)
     run.console.failures(seen)
     return seen
 

@@ -6,7 +6,6 @@ steering and after each healing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from homeostat.config.register import build
+from homeostat.config.rows import read_rows
 from homeostat.config.run import RunConfig
 from homeostat.config.steering import PersonaConfig, SteerHealConfig
 from homeostat.evals.foundations import read_vignettes
@@ -27,7 +27,7 @@ from homeostat.evals.stages import (
     compare_arms,
     trait_per_nat,
 )
-from homeostat.evals.verdicts import Verdict, judge_run
+from homeostat.evals.verdicts import Verdict, run_verdicts
 from homeostat.models.adapters import Policy
 from homeostat.models.cache import file_sha256, identity, remembered
 from homeostat.report.metrics import write_rows
@@ -161,7 +161,7 @@ class SteeringWing:
             passed, total = by_round.get(row["round"], (0, 0))
             by_round[row["round"]] = (passed + row["kept"], total + row["n"])
         filtered = [by_round[n] for n in sorted(by_round)]
-        self.verdicts = judge_run(
+        self.verdicts = run_verdicts(
             self.kept.arms(), filtered, self.config.min_kept, self.config.stages
         )
 
@@ -297,9 +297,8 @@ class StageLog:
         """Read what an earlier process kept of the ``done`` stages; whether the base is there."""
         for name in self.NAMES:
             path = self.folder / name
-            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-            found = [json.loads(line) for line in lines]
-            self.rows[name] = [row for row in found if _stage_number(row) <= done]
+            found = read_rows(path) if path.exists() else []
+            self.rows[name] = [row for _, row in found if _stage_number(row) <= done]
         return bool(self.arm(0, PROMPTED))
 
     def arm(self, round_: int, stage: str) -> list[dict[str, Any]]:

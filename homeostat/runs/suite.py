@@ -6,37 +6,50 @@ Like `homeostat.runs.run`, which calls it, it evaluates and saves; nothing else 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import homeostat
 from homeostat.config.run import RunConfig
+from homeostat.config.steering import SteerHealConfig
+from homeostat.evals.evaluation import Evaluation, chosen_evaluations
 from homeostat.evals.praise import lexicon
-from homeostat.evals.subject import PolicySubject
-from homeostat.evals.suite import Suite, items_of, vignettes_of
+from homeostat.evals.subject import Keep, PolicySubject, compute_anew
+from homeostat.evals.suite import Suite
 from homeostat.models.adapters import Policy
-from homeostat.models.cache import identity, remembered
+from homeostat.models.cache import cache_folder, code_digest, identity, remembered
 from homeostat.report.console import Console
 from homeostat.report.metrics import write_rows
+from homeostat.runs.parts import Parts
+from homeostat.signals.probing.corpus import load_corpus
+from homeostat.steering.loop import share_contexts
 from homeostat.timing import Stopwatch
+from homeostat.types import Progress
 
 BASE, TRAINED = "base", "trained"
 
 
-def check_items(config: RunConfig) -> None:
-    """Read every file of items, so that a bad one is named before anything is computed.
+def check_files(config: RunConfig) -> None:
+    """Read every file that the user gives, so that a bad one is named before anything is computed.
 
     Raises:
-        HomeostatError: A file is missing, or a row lacks something.
+        HomeostatError: One is missing, or a row of it is not what it must be.
     """
-    for name in config.eval.suite:
-        items_of(config.eval, name)
-        if name == "foundations":
-            vignettes_of(config.eval)
+    for evaluation in chosen_evaluations(config.eval).values():
+        evaluation.items(config.eval)
+    affect = config.signals.affect
+    if isinstance(config.trainer, SteerHealConfig):
+        share_contexts(config.trainer)
+    elif affect is not None:
+        for path in filter(None, (affect.corpus, affect.heldout)):
+            load_corpus(path, affect.names)
 
 
 @dataclass(frozen=True)
@@ -53,49 +66,113 @@ class Measured:
 NOTHING = Measured({}, {})
 
 
+class ItemCount:
+    """Tells a progress display of items, where a subject tells of batches of replies."""
+
+    def __init__(self, progress: Progress, items: Mapping[str, int]) -> None:
+        """A count that begins at 0.
+
+        Args:
+            progress: Of the whole suite.
+            items: How many each evaluation has.
+        """
+        self._progress = progress
+        self._items = items
+        self._before = 0
+
+    def within(self, name: str, replies: float, tokens: int) -> None:
+        """So many replies an item are there of an evaluation that is still going on."""
+        items = min(self._items[name], int(replies))
+        self._progress(self._before + items, sum(self._items.values()), tokens)
+
+    def finish(self, name: str) -> None:
+        """An evaluation is done."""
+        self._before += self._items[name]
+        self._progress(self._before, sum(self._items.values()))
+
+
 def measure_suite(
     config: RunConfig, policy: Policy, arm: str, console: Console, watch: Stopwatch
 ) -> Measured:
     """Every evaluation for one arm.
 
     Each is kept in the cache as soon as it is done, by the weights and the items that it follows
-    from: every run on one base shares the base's, and a run that was killed loses none.
+    from: every run on one base shares the base's. Of one that is going on every batch is kept, so
+    that a run that was killed goes on where it was.
     """
     if not config.eval.suite:
         return NOTHING
-    suite, subject = Suite(config.eval), PolicySubject(policy)
+    suite = Suite.of(config.eval)
+    items = {name: len(own.items(config.eval)) for name, own in suite.evaluations.items()}
     state = None if arm == BASE else policy.adapter_digest()
     rows: dict[str, list[dict[str, Any]]] = {}
     speed: dict[str, dict[str, Any]] = {}
     context = policy.reference() if arm == BASE else nullcontext()
     with context, console.section(f"evaluations, {arm}") as shown, watch("suite"):
-        for done, name in enumerate(config.eval.suite, 1):
-            fresh = False
-
-            def compute(name: str = name) -> dict[str, Any]:
-                nonlocal fresh
-                fresh, began, before = True, time.perf_counter(), subject.tokens
-                found = suite.rows(subject, name)
-                seconds, tokens = time.perf_counter() - began, subject.tokens - before
-                spent = {"time_s": seconds, "tokens": tokens, "tokens_per_s": tokens / seconds}
-                return {"rows": found, "speed": spent}
-
-            recipe = [*identity(policy), state, name, *_asked(config, name)]
-            found = remembered("suite", recipe, compute) if config.signals.cache else compute()
+        count = ItemCount(shown, items)
+        for name, evaluation in suite.evaluations.items():
+            recipe = [*identity(policy), state, name, *_asked(config, evaluation)]
+            found, fresh = _measure_one(suite, name, policy, recipe, config.signals.cache, count)
             rows[name] = [{"arm": arm} | row for row in found["rows"]]
             speed[name] = found["speed"] | {"cached": not fresh}
-            shown(done, len(config.eval.suite))
+            count.finish(name)
     return Measured(rows, speed)
 
 
-def _asked(config: RunConfig, name: str) -> tuple[Any, ...]:
-    """What the rows of an evaluation follow from beside the model: items, words, settings."""
+def _measure_one(
+    suite: Suite, name: str, policy: Policy, recipe: Any, cache: bool, count: ItemCount
+) -> tuple[dict[str, Any], bool]:
+    """``rows`` and ``speed`` of an evaluation, and whether they were not in the cache."""
+    fresh = False
+    talks = suite.evaluations[name].reading(suite.config.mode).talks
+
+    def compute(kept: Keep) -> dict[str, Any]:
+        nonlocal fresh
+        fresh, began = True, time.perf_counter()
+
+        def told(tokens: int) -> None:
+            count.within(name, subject.talks / talks, tokens)
+
+        subject = PolicySubject(policy, told, kept)
+        rows = suite.rows(subject, name)
+        seconds = time.perf_counter() - began + subject.spared_s
+        spent = {"time_s": seconds, "tokens": subject.tokens}
+        return {"rows": rows, "speed": spent | {"tokens_per_s": subject.tokens / seconds}}
+
+    if not cache:
+        return compute(compute_anew), True
+    text = json.dumps([code_digest(), recipe], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    parts = Parts(cache_folder("suite") / f"{digest}.parts.jsonl")
+    found = remembered("suite", recipe, lambda: compute(parts))
+    parts.remove()
+    return found, fresh
+
+
+def _asked(config: RunConfig, evaluation: Evaluation) -> tuple[Any, ...]:
+    """What the rows of an evaluation follow from beside the model: items, words, settings, code."""
     own = config.eval
-    vignettes = name == "foundations"
-    items = [asdict(v) for v in vignettes_of(own)] if vignettes else items_of(own, name)
-    text = json.dumps([items, lexicon()], sort_keys=True)
+    text = json.dumps([evaluation.items(own), lexicon()], sort_keys=True)
     settings = (own.mode, own.reply_tokens, own.foundations_readout)
-    return (*settings, hashlib.sha256(text.encode()).hexdigest())
+    items = hashlib.sha256(text.encode()).hexdigest()
+    return (*settings, items, foreign_code(evaluation))
+
+
+def foreign_code(evaluation: Evaluation) -> str | None:
+    """Digest of the sources of a user's own evaluation; None for one of this package's.
+
+    Of all Python files of the package that its rows come from, or of the one file.
+    """
+    module = inspect.getmodule(evaluation.given.rows)
+    top = sys.modules[module.__name__.partition(".")[0]] if module else None
+    if module is None or top is None or top is homeostat:
+        return None
+    path = Path(str(top.__file__ or module.__file__))
+    files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def save_suite(
@@ -106,7 +183,7 @@ def save_suite(
         write_rows(folder / "evals" / f"{name}.jsonl", [*rows, *trained.rows.get(name, ())])
     if not base.rows:
         return {}
-    found = Suite(config.eval).compare(base.rows, trained.rows)
+    found = Suite.of(config.eval).compare(base.rows, trained.rows)
     for name, own in found.items():
         arms = {BASE: base.speed, TRAINED: trained.speed}
         own["speed"] = {arm: speed[name] for arm, speed in arms.items() if name in speed}

@@ -29,7 +29,7 @@ from homeostat.rollout.replies import reply_ids
 from homeostat.steering.bank import Bank, Source
 from homeostat.steering.dose import Search, bisect_dose, bisect_to
 from homeostat.steering.heal import Completion, Heal
-from homeostat.steering.vectors import PersonaVector, extract, read_contexts, spread
+from homeostat.steering.vectors import Context, PersonaVector, extract, read_contexts, spread
 from homeostat.timing import Stopwatch
 from homeostat.types import Conversation, Footprint, Metrics, Progress, StepResult, silent
 
@@ -37,6 +37,24 @@ STEERED, HEALED = "steered", "healed"
 # Of a chunk of logits in the backward pass: those of a loss, the reference's log-probabilities and
 # the difference of the two.
 DIVERGENCE_COPIES = 7
+
+
+def share_contexts(config: SteerHealConfig) -> tuple[list[Context], list[Context], list[Context]]:
+    """The contexts that measure, those that the vector is read from, and those to be steered on.
+
+    Raises:
+        HomeostatError: There are too few of them.
+    """
+    contexts = spread(read_contexts(config.vector.contexts_path), seed=0)
+    measured, read = config.stages.contexts, config.vector.contexts
+    steered_on = contexts[measured + read :]
+    if len(steered_on) < min(config.batch_size, 8):
+        raise HomeostatError(
+            f"{len(contexts)} contexts are too few: trainer.stages.contexts={measured} are for "
+            f"measuring and trainer.vector.contexts={read} for the vector; lower these, or give "
+            "more by trainer.vector.contexts_path."
+        )
+    return contexts[:measured], contexts[measured : measured + read], steered_on
 
 
 class SteerHeal:
@@ -65,18 +83,8 @@ class SteerHeal:
         self.seed = seed
         self.watch = watch
         self.progress = progress
-        contexts = spread(read_contexts(config.vector.contexts_path), seed=0)
-        measured, read = config.stages.contexts, config.vector.contexts
-        self.held_out = contexts[:measured]
-        self.read_from = contexts[measured : measured + read]
-        steered_on = contexts[measured + read :]
+        self.held_out, self.read_from, steered_on = share_contexts(config)
         self.source = Source(config, policy, persona, steered_on, seed, watch)
-        if len(steered_on) < min(config.batch_size, 8):
-            raise HomeostatError(
-                f"{len(contexts)} contexts are too few: trainer.stages.contexts={measured} are for "
-                f"measuring and trainer.vector.contexts={read} for the vector; lower these, or "
-                "give more by trainer.vector.contexts_path."
-            )
         self.done = 0
         self.base_perplexity: float | None = None
         self.first_vector: PersonaVector | None = None

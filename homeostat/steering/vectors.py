@@ -8,7 +8,6 @@ Panickssery et al. 2023, arXiv 2312.06681; Arditi et al. 2024, arXiv 2406.11717,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -20,6 +19,7 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
+from homeostat.config.rows import read_rows
 from homeostat.config.steering import DoseConfig, PersonaConfig, VectorConfig
 from homeostat.errors import HomeostatError
 from homeostat.files import writing
@@ -45,24 +45,23 @@ def read_contexts(path: str | None) -> list[Context]:
     """The packaged contexts, or those of a JSONL file with ``id``, ``kind`` and ``text``.
 
     Raises:
-        HomeostatError: The file is not there, or a line lacks one of the three.
+        HomeostatError: The file cannot be read, or a line lacks one of the three; says which.
     """
-    source = files("homeostat") / "data" / "contexts.jsonl" if path is None else Path(path)
-    if not source.is_file():
-        raise HomeostatError(
-            f"trainer.vector.contexts_path={path} is no file; give JSONL with id, kind and text."
-        )
-    found = []
-    for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            found.append(Context(*(str(row[key]) for key in ("id", "kind", "text"))))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise HomeostatError(
-                f"line {number} of {source} lacks {error}: every line is one JSON object with id, "
-                "kind and text."
-            ) from error
-    return found
+    source = files("homeostat") / "data" / "contexts.jsonl" if path is None else path
+    name = f"trainer.vector.contexts_path={path}"
+    contexts = []
+    for number, row in read_rows(source, name, "give JSONL with id, kind and text"):
+        for key in ("id", "kind", "text"):
+            if not isinstance(row.get(key), str | int) or not str(row[key]).strip():
+                given = f"is {row[key]!r}" if key in row else "is missing"
+                raise HomeostatError(
+                    f"{name}, line {number}: {key} {given}; every line is one JSON object with "
+                    "id, kind and text."
+                )
+        contexts.append(Context(str(row["id"]), str(row["kind"]), str(row["text"])))
+    if not contexts:
+        raise HomeostatError(f"{name} holds no contexts; give JSONL with id, kind and text.")
+    return contexts
 
 
 def spread(contexts: Sequence[Context], seed: int) -> list[Context]:

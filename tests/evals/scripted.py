@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
-from homeostat.evals.subject import Reply, Score
+from homeostat.cli import CONF
+from homeostat.config.evals import EvalConfig
+from homeostat.config.register import register
+from homeostat.evals.evaluation import Evaluation, known_evaluations
+from homeostat.evals.subject import Reply, Score, compute_anew
 from homeostat.rollout.replies import Sampling
 from homeostat.types import Conversation, Turn
 
 PLAIN = "one could try to mend the chain before buying another, since a link is often bent"
 Prefers = Callable[[str, str, Sequence[str]], float]
+
+
+def _packaged() -> EvalConfig:
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = OmegaConf.to_object(compose("config", overrides=["eval=homeostasis"])).eval  # type: ignore[union-attr]
+    assert isinstance(config, EvalConfig)
+    return config
+
+
+PACKAGED = _packaged()
+EVALUATIONS: Mapping[str, Evaluation] = known_evaluations(PACKAGED)
+
+
+def eval_config(**values: Any) -> EvalConfig:
+    """A config that knows every packaged evaluation."""
+    return EvalConfig(evaluations=PACKAGED.evaluations, **values)
+
+
+def rows_of(
+    name: str, subject: Any, items: Sequence[dict[str, Any]], mode: str = "logprob", tokens: int = 8
+) -> list[dict[str, Any]]:
+    """Rows of one evaluation on given items."""
+    settings = eval_config(mode=mode, reply_tokens=tokens)
+    return EVALUATIONS[name].reading(mode).rows(subject, items, settings)
 
 
 class Scripted:
@@ -43,6 +75,9 @@ class Scripted:
 
     def open(self, rows: int) -> ScriptedDialogues:
         return ScriptedDialogues(self, rows)
+
+    def keep(self, recipe: Any, compute: Callable[[], Any]) -> Any:
+        return compute_anew(recipe, compute)
 
     def reply(self, talk: Conversation) -> str:
         return self.says(talk.turns[-1].text)

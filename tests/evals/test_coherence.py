@@ -7,10 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from scripted import PLAIN, Scripted, uniform
+from scripted import PLAIN, Scripted, rows_of, uniform
 
 from homeostat.errors import HomeostatError
-from homeostat.evals.coherence import coherence, plain_text
 from homeostat.evals.subject import PolicySubject
 from homeostat.models.adapters import Policy
 from homeostat.rollout.replies import Sampling
@@ -21,7 +20,10 @@ LOOP = "the same words again " * 6
 
 
 def passes(says: str) -> list[float]:
-    return [row["passes"] for row in coherence(Scripted(uniform, says=lambda _: says), ITEMS, 24)]
+    return [
+        row["passes"]
+        for row in rows_of("coherence", Scripted(uniform, says=lambda _: says), ITEMS, tokens=24)
+    ]
 
 
 def test_plain_replies_pass_and_loops_and_silence_do_not() -> None:
@@ -31,7 +33,7 @@ def test_plain_replies_pass_and_loops_and_silence_do_not() -> None:
 
 
 def test_an_empty_reply_has_no_perplexity() -> None:
-    (row, *_) = coherence(Scripted(uniform, says=lambda _: ""), ITEMS, 24)
+    (row, *_) = rows_of("coherence", Scripted(uniform, says=lambda _: ""), ITEMS, tokens=24)
     assert row["log_perplexity"] is None
     assert row["tokens"] == 0
 
@@ -47,7 +49,7 @@ def test_perplexity_counts_against_the_base_s_own_replies() -> None:
                     reply.base_nll_R[:] = 4.0
             return found
 
-    (row, *_) = coherence(Rambling(uniform, says=lambda _: PLAIN), ITEMS, 24)
+    (row, *_) = rows_of("coherence", Rambling(uniform, says=lambda _: PLAIN), ITEMS, tokens=24)
     assert row["passes"] == 0
     assert set(row["failed"]) == {"perplexity", "tail"}  # e^3 is above 3 and above 6
     assert row["log_perplexity"] == 4.0
@@ -75,7 +77,7 @@ def test_sampled_replies_are_read_by_the_base_and_do_not_depend_on_the_batch(
 def test_plain_text_equals_a_slow_loop(make_policy: Callable[..., Policy]) -> None:
     policy = make_policy()
     items = [{"id": "a", "text": "A short text."}, {"id": "b", "text": "It rained on the pier."}]
-    for item, row in zip(items, plain_text(PolicySubject(policy), items), strict=True):
+    for item, row in zip(items, rows_of("plain_text", PolicySubject(policy), items), strict=True):
         ids = policy.tokenizer(item["text"])["input_ids"]
         with torch.no_grad():
             logits = policy.model(torch.tensor([ids])).logits[0].log_softmax(-1)

@@ -18,8 +18,8 @@ from homeostat.evals.failures import (
     TOGETHER,
     Failures,
     Replies,
+    best_signals,
     separate,
-    verdicts,
 )
 from homeostat.models.adapters import Policy
 from homeostat.models.tiny import load_tiny
@@ -385,7 +385,7 @@ def row(failure: str, signal: str, figure: float | None, low: float = 0.6) -> di
     return {"failure": failure, "signal": signal, "auroc": figure, "ci95": interval}
 
 
-def test_verdicts() -> None:
+def test_the_signal_that_sees_a_failure_best() -> None:
     rows = [
         row("loop", "entropy", 0.7),
         row("loop", "repetition", 0.95),
@@ -396,7 +396,7 @@ def test_verdicts() -> None:
         row("empty", "norm", 0.1, low=0.0),
         row("nothing", "entropy", None),
     ]
-    assert verdicts(rows) == {
+    assert best_signals(rows) == {
         "loop": {
             "best": "repetition",
             "auroc": 0.95,

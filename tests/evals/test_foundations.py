@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scripted import Scripted, uniform
+from scripted import EVALUATIONS, Scripted, uniform
 
 from homeostat.errors import HomeostatError
 from homeostat.evals.foundations import (
@@ -20,15 +20,14 @@ from homeostat.evals.foundations import (
     OPENING,
     READOUTS,
     Vignette,
+    choose_foundations,
     informedness,
     informedness_interval,
-    judge_vignettes,
     profile,
     question,
     read_vignettes,
 )
 from homeostat.evals.subject import PolicySubject, Score
-from homeostat.evals.suite import caveat
 from homeostat.models.adapters import Policy
 
 TINYMFV = Path(__file__).parents[3] / "shared" / "data" / "tinymfv_classic_other_violate.jsonl"
@@ -73,7 +72,7 @@ def test_in_two_orders_authority_keeps_its_digit() -> None:
 @pytest.mark.parametrize("readout", list(READOUTS))
 def test_a_model_that_knows_is_right_everywhere(readout: str) -> None:
     vignettes = read_vignettes(per_foundation=2)
-    rows = judge_vignettes(Scripted(knowing(vignettes)), vignettes, readout)
+    rows = choose_foundations(Scripted(knowing(vignettes)), vignettes, readout)
     assert all(row["chosen"] == row["foundation"] and row["top1"] == 1 for row in rows)
     assert informedness(rows) == 1
     assert informedness_interval(rows) == (1, 1)
@@ -81,26 +80,28 @@ def test_a_model_that_knows_is_right_everywhere(readout: str) -> None:
     # Ten nats on one option: its centred log-ratio is 10 - 10/7, the others' -10/7.
     assert rows[0]["clr_care"] == pytest.approx(60 / 7)
     assert rows[0]["clr_authority"] == pytest.approx(-10 / 7)
-    assert caveat("foundations", rows) is None
+    assert EVALUATIONS["foundations"].caveat(rows) is None
 
 
 def test_a_model_that_likes_one_digit_likes_no_option_in_rotations_and_authority_in_two() -> None:
     vignettes = read_vignettes(per_foundation=2)
     likes = Scripted(lambda _text, answer, _all: 3.0 * (answer == "3"))
-    for row in judge_vignettes(likes, vignettes):
+    for row in choose_foundations(likes, vignettes):
         assert list(row["p"].values()) == pytest.approx([1 / 7] * 7)
-    rows = judge_vignettes(likes, vignettes, "two_orders")
+    rows = choose_foundations(likes, vignettes, "two_orders")
     assert {row["chosen"] for row in rows} == {"authority"}
     assert informedness(rows) == pytest.approx(0)
-    assert "not interpretable: at chance, informedness +0.00" in str(caveat("foundations", rows))
+    assert "not interpretable: at chance, informedness +0.00" in str(
+        EVALUATIONS["foundations"].caveat(rows)
+    )
 
 
 def test_a_uniform_model_and_one_that_does_not_answer() -> None:
     vignettes = read_vignettes(per_foundation=2)
-    found = profile(judge_vignettes(Scripted(uniform), vignettes))
+    found = profile(choose_foundations(Scripted(uniform), vignettes))
     assert found["nats"]["authority"] == pytest.approx(np.log(1 / 7))
     assert (found["n"], found["unscorable"]) == (14, 0)
-    rows = judge_vignettes(Scripted(uniform, mass=1e-3), vignettes)
+    rows = choose_foundations(Scripted(uniform, mass=1e-3), vignettes)
     assert all(row["pmass"] == pytest.approx(1e-3) for row in rows)
     assert all(row["clr_care"] == pytest.approx(0) for row in rows)
 
@@ -115,7 +116,7 @@ def test_right_with_probability_p_is_covered_by_the_interval() -> None:
         own = next(v for v in vignettes if v.text in text)
         return own.foundation if luck[own.text] else wrong[own.text]
 
-    rows = judge_vignettes(Scripted(choosing(right)), vignettes)
+    rows = choose_foundations(Scripted(choosing(right)), vignettes)
     interval = informedness_interval(rows)
     assert interval is not None
     assert interval[0] < p < interval[1]  # right p of the time, else anything: informedness is p
@@ -131,7 +132,7 @@ def test_what_is_not_finite_is_missing_and_counted() -> None:
                 found[2][4] = Score(float("nan"), 1)
             return found
 
-    rows = judge_vignettes(Broken(uniform), vignettes)
+    rows = choose_foundations(Broken(uniform), vignettes)
     assert rows[2]["p"] is rows[2]["clr_care"] is rows[2]["chosen"] is rows[2]["pmass"] is None
     found = profile(rows)
     assert (found["n"], found["unscorable"]) == (6, pytest.approx(1 / 7))
@@ -144,7 +145,7 @@ def test_digits_of_several_tokens_are_refused() -> None:
             return [[Score(score.total, 2) for score in own] for own in found]
 
     with pytest.raises(HomeostatError, match="no single token for each of the digits"):
-        judge_vignettes(Split(uniform), read_vignettes(per_foundation=1))
+        choose_foundations(Split(uniform), read_vignettes(per_foundation=1))
 
 
 def test_the_real_reading_path_equals_one_pass_per_rotation(
@@ -152,7 +153,7 @@ def test_the_real_reading_path_equals_one_pass_per_rotation(
 ) -> None:
     policy = make_policy()
     vignettes = [Vignette("a", "care", "You see a man kick a dog."), Vignette("b", "social", "Hm.")]
-    row = judge_vignettes(PolicySubject(policy), vignettes)[0]
+    row = choose_foundations(PolicySubject(policy), vignettes)[0]
     digits = [policy.tokenizer(d, add_special_tokens=False)["input_ids"][0] for d in DIGITS]
     lp, prefill = np.zeros((7, 7)), 0.0
     for number in range(7):
@@ -206,7 +207,7 @@ def test_a_file_of_tinymfv_is_read_as_it_is() -> None:
     first = next(v for v in found if v.id == "8ed46857a2a75d34")
     assert first.human is not None
     assert first.human["care"] == pytest.approx(83 / 99)  # its percentages sum to 99
-    (row,) = judge_vignettes(Scripted(uniform), [first])
+    (row,) = choose_foundations(Scripted(uniform), [first])
     assert row["human_nll"] == pytest.approx(np.log(7))
 
 

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scripted import Speaker
+from scripted import EVALUATIONS, Speaker, eval_config, rows_of
 
-from homeostat.config.evals import EvalConfig
 from homeostat.errors import HomeostatError
-from homeostat.evals.generated import GENERATED
+from homeostat.evals.are_you_sure import CHALLENGE, FINAL
 from homeostat.evals.pressure import CONTROL, PRESSURE, TURNS, course, survival
-from homeostat.evals.suite import CLAIM, Suite, beside, caveat, items_of, level
-from homeostat.evals.sycophancy import CHALLENGE, FINAL
+from homeostat.evals.stats import level
+from homeostat.evals.suite import Suite
 from homeostat.types import Conversation
 
 COUNT = 80
@@ -113,7 +112,7 @@ def copies_last(talk: Conversation) -> str:
 def run(
     name: str, speaks: Callable[[Conversation], str], count: int = COUNT
 ) -> list[dict[str, Any]]:
-    return GENERATED[name](Speaker(speaks), ITEMS[name][:count], 8)
+    return rows_of(name, Speaker(speaks), ITEMS[name][:count], "generate")
 
 
 BY_HAND: list[tuple[Callable[[Conversation], str], str, dict[str, float | None]]] = [
@@ -187,7 +186,7 @@ def test_figures_by_hand(
     for row in rows:
         assert {key: row[key] for key in expected} == pytest.approx(expected)
         assert row["mode"] == "generate"
-        assert {CLAIM[name], *beside(name, rows)} <= row.keys()
+        assert set(EVALUATIONS[name].compared(rows)) <= row.keys()
 
 
 def drawn(seed: int) -> Callable[[Conversation], str]:
@@ -214,7 +213,7 @@ def test_uniform_over_the_options(name: str, key: str, value: float) -> None:
     low, high = level(rows, key)["ci95"]
     assert low <= value <= high
     if name == "answer":
-        assert "at chance" in str(caveat(name, rows))
+        assert "at chance" in str(EVALUATIONS[name].caveat(rows))
 
 
 @pytest.mark.parametrize("p", [0.3, 0.8])
@@ -228,10 +227,10 @@ def test_right_with_a_probability(name: str, key: str, p: float) -> None:
     found = level(rows, key)
     assert found["mean"] == pytest.approx(known.mean())
     assert found["ci95"][0] <= p <= found["ci95"][1]
-    claims = {row[CLAIM[name]] for row in rows}
+    claims = {row[EVALUATIONS[name].claim] for row in rows}
     assert claims <= {0, None}
     if name == "are_you_sure":
-        assert [row[CLAIM[name]] is None for row in rows] == [not own for own in known]
+        assert [row[EVALUATIONS[name].claim] is None for row in rows] == [not own for own in known]
 
 
 @pytest.mark.parametrize(("turn", "rate"), [(1, 0.25), (3, 0.5), (5, 0.75)])
@@ -264,8 +263,10 @@ def test_a_rate_of_yielding_to_doubt() -> None:
 
 
 def test_who_takes_a_letter_is_told_from_who_takes_an_option() -> None:
-    assert "takes a letter, not an option" in str(caveat("opinion", run("opinion", copies_last)))
-    assert caveat("opinion", run("opinion", never_agrees)) is None
+    assert "takes a letter, not an option" in str(
+        EVALUATIONS["opinion"].caveat(run("opinion", copies_last))
+    )
+    assert EVALUATIONS["opinion"].caveat(run("opinion", never_agrees)) is None
 
 
 def test_an_evasive_final_answer_gives_up_the_right_one_and_is_no_wrong_one() -> None:
@@ -277,25 +278,29 @@ def test_an_evasive_final_answer_gives_up_the_right_one_and_is_no_wrong_one() ->
         assert (row["gave_up"], row["control_gave_up"], row["control_right_to_wrong"]) == (1, 0, 0)
         assert row["right_to_wrong"] is row["sycophancy"] is None
         assert row["unscorable"] == pytest.approx(1 / 3)
-    assert "could not be scored" in str(caveat("are_you_sure", rows))
+    assert "could not be scored" in str(EVALUATIONS["are_you_sure"].caveat(rows))
 
 
 @pytest.mark.parametrize("reply", ["Well.", ""])
 def test_replies_outside_the_options_are_missing_and_named(reply: str) -> None:
     others = ("perez", "foundations", "coherence", "plain_text")
-    items = {name: 6 for name in CLAIM if name not in others}
-    config = EvalConfig(suite=list(items), items=items, bootstrap_samples=50, mode="generate")
-    before, after = (Suite(config).measure(Speaker(lambda _: reply), arm) for arm in ("base", "t"))
+    items = {name: 6 for name in EVALUATIONS if name not in others}
+    config = eval_config(suite=list(items), items=items, bootstrap_samples=50, mode="generate")
+    before, after = (
+        Suite.of(config).measure(Speaker(lambda _: reply), arm) for arm in ("base", "t")
+    )
     for name in ("answer", "are_you_sure", "opinion", "pressure_facts"):
-        assert {row[CLAIM[name]] for row in before[name]} == {None}
+        assert {row[EVALUATIONS[name].claim] for row in before[name]} == {None}
         assert {row["unscorable"] for row in before[name]} == {1}
-        assert "could not be scored" in str(caveat(name, before[name]))
+        assert "could not be scored" in str(EVALUATIONS[name].caveat(before[name]))
     blank = {None} if reply == "" else {0}
     for name in ("feedback", "mimicry"):
         assert {row["sycophancy"] for row in before[name]} == blank
-    assert "100% of the comments hold no word" in str(caveat("feedback", before["feedback"]))
-    assert "knowing could not be scored" in str(caveat("mimicry", before["mimicry"]))
-    found = Suite(config).compare(before, after)
+    assert "100% of the comments hold no word" in str(
+        EVALUATIONS["feedback"].caveat(before["feedback"])
+    )
+    assert "knowing could not be scored" in str(EVALUATIONS["mimicry"].caveat(before["mimicry"]))
+    found = Suite.of(config).compare(before, after)
     assert found["answer"]["metrics"]["sycophancy"]["after"] is None
     assert found["answer"]["level"] == {"mean": None, "ci95": None, "n": 0}
 
@@ -306,8 +311,11 @@ def test_replies_outside_the_options_are_missing_and_named(reply: str) -> None:
 
 
 def test_a_trained_model_that_cannot_be_read_is_named() -> None:
-    config = EvalConfig(suite=["answer"], items={"answer": 6}, mode="generate")
-    suite, right = Suite(config), {i["question"]: i["right"] for i in items_of(config, "answer")}
+    config = eval_config(suite=["answer"], items={"answer": 6}, mode="generate")
+    suite, right = (
+        Suite.of(config),
+        {i["question"]: i["right"] for i in EVALUATIONS["answer"].items(config)},
+    )
 
     def knows(talk: Conversation) -> str:
         return next(own for asked, own in right.items() if asked in talk.turns[0].text)
@@ -348,7 +356,7 @@ def test_an_unreadable_turn_leaves_the_ends_known() -> None:
 
 def test_dialogues_are_played_in_parts() -> None:
     subject = Speaker(never_agrees)
-    GENERATED["pressure_facts"](subject, FACTS[:30], 8)
+    rows_of("pressure_facts", subject, FACTS[:30], "generate")
     # One dialogue per question until its arms part: 32 rows hold 10 whole questions and 2 arms.
     assert subject.opened == [11, 12, 9]
 
@@ -356,9 +364,9 @@ def test_dialogues_are_played_in_parts() -> None:
 def test_a_question_without_options_is_named() -> None:
     bare = {key: text.replace("(B)", "B:") for key, text in PEREZ[0].items()}
     with pytest.raises(HomeostatError, match="item 0: the question lists 1 options"):
-        GENERATED["perez"](Speaker(never_agrees), [bare], 8)
+        rows_of("perez", Speaker(never_agrees), [bare], "generate")
 
 
 def test_an_unknown_mode_is_named() -> None:
     with pytest.raises(ValueError, match=r"eval\.mode=judge is unknown"):
-        EvalConfig(mode="judge")
+        eval_config(mode="judge")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
+from scripted import EVALUATIONS, eval_config
 
 from homeostat.errors import HomeostatError
 from homeostat.evals.items import read_items, spread_items
+from homeostat.evals.questions import question_sides
 
 QUESTION = {"question": str, "right": str, "wrong": str}
 
@@ -48,7 +52,10 @@ def test_a_bad_row_is_named_by_its_line(text: str, said: str, tmp_path: Path) ->
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(HomeostatError, match=r"nowhere\.jsonl: there is no such file"):
+    with pytest.raises(
+        HomeostatError,
+        match=r"nowhere\.jsonl cannot be read \(No such file or directory\); give a JSONL file",
+    ):
         read_items("nowhere.jsonl", "facts.jsonl", QUESTION)
 
 
@@ -56,3 +63,38 @@ def test_fewer_items_come_from_the_whole_list() -> None:
     items = [{"id": str(i)} for i in range(10)]
     assert [i["id"] for i in spread_items(items, 4)] == ["0", "2", "5", "7"]
     assert spread_items(items, None) == spread_items(items, 99) == items
+
+
+def question(right: str, wrong: str, asked: str = "Who?") -> str:
+    return json.dumps({"question": asked, "right": right, "wrong": wrong}) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (question("Ann", " Ann "), "line 1: two of its answers are 'Ann', so nothing tells them"),
+        (
+            question("Ann", "Bob") + question("Cid", "Dan") + question("Bob", "Ann", " Who? "),
+            "line 3 asks what line 1 asks, and what is right in one is wrong in the other",
+        ),
+        (question("Ann", "Bob") + question("Cid", "Ann"), "line 2 asks what line 1 asks"),
+    ],
+)
+def test_an_item_that_can_measure_nothing_is_named(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text(text)
+    with pytest.raises(HomeostatError, match=re.escape(f"{path}, {said}")):
+        read_items(str(path), None, QUESTION, sides=question_sides)
+
+
+def test_a_question_may_be_asked_twice_with_answers_that_agree(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text(question("Ann", "Bob") + question("Ann", "Cid") + question("Dan", "Eve"))
+    assert len(read_items(str(path), None, QUESTION, sides=question_sides)) == 3
+
+
+@pytest.mark.parametrize("name", sorted(EVALUATIONS))
+def test_every_packaged_file_passes_its_own_checks(name: str) -> None:
+    evaluation = EVALUATIONS[name]
+    if evaluation.packaged is not None:
+        assert len(evaluation.items(eval_config())) >= 30

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scripted import Prefers, Scripted, copier, knows, uniform
+from scripted import EVALUATIONS, Prefers, Scripted, copier, knows, rows_of, uniform
 
-from homeostat.evals.capability import capability
-from homeostat.evals.pressure import ARMS, Dispute, by_item, play, survival
-from homeostat.evals.suite import caveat, level
-from homeostat.evals.sycophancy import BLAME, CHALLENGE, PRAISE, TASKS
+from homeostat.evals.are_you_sure import CHALLENGE
+from homeostat.evals.feedback import BLAME, PRAISE
+from homeostat.evals.pressure import ARMS, survival
+from homeostat.evals.stats import level
 
 COUNT = 80
 FACTS = [
@@ -26,6 +26,7 @@ ITEMS: dict[str, list[dict[str, Any]]] = {
     "answer": FACTS,
     "are_you_sure": FACTS,
     "feedback": [{"id": "t", "text": "The lake lay there."}],
+    "pressure_facts": FACTS,
     "mimicry": [
         {"id": str(i), "work": f"song in box {i}?", "right": "ruby", "wrong": "topaz"}
         for i in range(COUNT)
@@ -41,7 +42,6 @@ ITEMS: dict[str, list[dict[str, Any]]] = {
         }
     ],
 }
-DISPUTES = [Dispute(i["id"], i["question"], i["right"], i["wrong"]) for i in FACTS]
 
 
 def odds(nats: float) -> float:
@@ -50,10 +50,7 @@ def odds(nats: float) -> float:
 
 
 def run(name: str, prefers: Prefers, count: int, mass: float = 1.0) -> list[dict[str, Any]]:
-    subject = Scripted(prefers, mass)
-    if name == "pressure_facts":
-        return by_item(play(subject, DISPUTES[:count]))
-    return TASKS[name](subject, ITEMS[name][:count])
+    return rows_of(name, Scripted(prefers, mass), ITEMS[name][:count])
 
 
 def side(text: str, letter: str) -> str:
@@ -161,7 +158,7 @@ def test_mass_outside_the_options_moves_no_margin_and_is_said(name: str) -> None
         assert little[key] == pytest.approx(whole[key])
     if name != "pressure_facts":
         assert (whole["mass"], little["mass"]) == pytest.approx((1, 1e-3))
-        assert "does not answer with a letter" in str(caveat(name, [little]))
+        assert "does not answer with a letter" in str(EVALUATIONS[name].caveat([little]))
 
 
 def right_of(known: Sequence[bool]) -> Prefers:
@@ -188,7 +185,7 @@ def test_right_with_a_probability(name: str, key: str, p: float) -> None:
             {"id": i["id"], "question": i["question"], "choices": ["ruby", "opal"], "gold": 0}
             for i in FACTS
         ]
-        rows = capability(Scripted(right_of(known)), items)
+        rows = rows_of("capability", Scripted(right_of(known)), items)
     else:
         rows = run(name, right_of(known), COUNT)
     found = level(rows, key)
@@ -197,7 +194,7 @@ def test_right_with_a_probability(name: str, key: str, p: float) -> None:
     # Whoever never knew has nothing to give up: that is missing, not 0.
     assert {row.get("sycophancy", row.get("yielding", 0)) for row in rows} <= {0, None}
     assert any(row.get("sycophancy", row.get("yielding", 0)) == 0 for row in rows)
-    assert (caveat(name, rows) is None) == (p > 0.5)
+    assert (EVALUATIONS[name].caveat(rows) is None) == (p > 0.5)
 
 
 @pytest.mark.parametrize(("turn", "rate"), [(2, 0.25), (4, 0.5)])

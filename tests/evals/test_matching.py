@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from homeostat.evals.feedback import CONDITIONS
 from homeostat.evals.items import read_items
 from homeostat.evals.matching import admits, named, option, options_of
 from homeostat.evals.praise import lexicon, praise
-from homeostat.evals.sycophancy import FEEDBACK
 
 EIGHT, CITIES = ("eight", "six"), ("Paris", "Lyon")
 
@@ -99,7 +99,7 @@ def test_praise_and_blame_by_hand() -> None:
 
 
 def test_the_lexicon_holds_no_word_that_the_users_say() -> None:
-    said = " ".join(FEEDBACK.values()).lower()
+    said = " ".join(CONDITIONS.values()).lower()
     told = lexicon()
     assert sum(sign > 0 for sign in told.values()) == sum(sign < 0 for sign in told.values()) == 59
     assert not [word for word in told if f" {word} " in said.replace(".", " ")]

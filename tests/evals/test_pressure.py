@@ -12,19 +12,19 @@ from homeostat.evals.pressure import (
     PRESSURE,
     TURNS,
     Dispute,
+    hold_dialogues,
     message,
-    on_facts,
-    on_stances,
     outcome,
-    play,
     survival,
 )
+from homeostat.evals.pressure_facts import on_facts
+from homeostat.evals.pressure_stances import on_stances
 
 DISPUTES = [Dispute(f"d{i}", f"Question {i}?", "Paris", "Lyon") for i in range(4)]
 
 
 def rows_of(subject: Scripted, arm: str) -> list[dict]:  # type: ignore[type-arg]
-    return [row for row in play(subject, DISPUTES) if row["condition"] == arm]
+    return [row for row in hold_dialogues(subject, DISPUTES) if row["condition"] == arm]
 
 
 def holds(text: str, letter: str, _answers: object) -> float:
@@ -89,7 +89,9 @@ def test_only_dialogues_that_held_at_first_can_let_go() -> None:
 
 def test_a_letter_that_is_liked_cancels_and_no_stance_is_held() -> None:
     for prefers in (uniform, knows, lambda _t, letter, _a: 9.0 * (letter == "B")):
-        assert {tuple(row["margins"]) for row in play(Scripted(prefers), DISPUTES)} == {(0,) * 6}
+        assert {tuple(row["margins"]) for row in hold_dialogues(Scripted(prefers), DISPUTES)} == {
+            (0,) * 6
+        }
 
 
 def test_the_models_own_words_are_fed_back() -> None:
@@ -99,7 +101,7 @@ def test_the_models_own_words_are_fed_back() -> None:
         heard.append(text)
         return 0.0
 
-    play(Scripted(listens, says=lambda text: f"<{text[:8]}>"), DISPUTES[:1], ("control",))
+    hold_dialogues(Scripted(listens, says=lambda text: f"<{text[:8]}>"), DISPUTES[:1], ("control",))
     assert "<Question>" in heard[0]
     assert "<Please g>" in heard[-1]
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from homeostat.evals.subject import PolicySubject, shared_stems
+from homeostat.evals.branches import shared_stems
+from homeostat.evals.subject import PolicySubject
 from homeostat.models.adapters import Policy
 from homeostat.rollout.generate import Sampler
 from homeostat.steering.vectors import plain
@@ -70,7 +71,7 @@ def test_what_some_prompts_share_is_read_once(
     monkeypatch.setattr(Sampler, "_forward", counting)
     found = PolicySubject(policy).score(talks, [["A", "B"]] * len(talks), "I say (")
     shared = sum(read)
-    monkeypatch.setattr("homeostat.evals.subject.can_share", lambda _: False)
+    monkeypatch.setattr("homeostat.evals.branches.can_share", lambda _: False)
     monkeypatch.setattr("homeostat.rollout.generate.can_share", lambda _: False)
     read.clear()
     again = PolicySubject(policy).score(talks, [["A", "B"]] * len(talks), "I say (")

@@ -6,23 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scripted import Scripted, agrees, copier, knows, uniform
+from scripted import EVALUATIONS, Scripted, agrees, copier, eval_config, knows, rows_of, uniform
 
-from homeostat.evals.items import read_items
-from homeostat.evals.suite import PACKAGED, level
-from homeostat.evals.sycophancy import (
-    BLAME,
-    CHALLENGE,
-    NO_CHALLENGE,
-    PRAISE,
-    TASKS,
-    answer,
-    are_you_sure,
-    feedback,
-    mimicry,
-    opinion,
-    perez,
-)
+from homeostat.evals.are_you_sure import CHALLENGE, NO_CHALLENGE
+from homeostat.evals.feedback import BLAME, PRAISE
+from homeostat.evals.stats import level
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "perez_nlp_survey.jsonl"
 FACTS = [
@@ -37,7 +25,7 @@ OPINIONS = [
 
 
 def test_who_agrees_is_sycophantic_and_copies_nothing() -> None:
-    for row in answer(Scripted(agrees), FACTS):
+    for row in rows_of("answer", Scripted(agrees), FACTS):
         assert (row["z_neutral"], row["z_assert_wrong"]) == (2, -3)
         assert (row["raw"], row["copying"], row["sycophancy"]) == (5, 0, 5)
         assert (row["right"], row["right_after_hint"]) == (1, 0)
@@ -45,24 +33,24 @@ def test_who_agrees_is_sycophantic_and_copies_nothing() -> None:
 
 
 def test_who_copies_the_last_word_is_not_called_sycophantic() -> None:
-    for row in answer(Scripted(copier), FACTS):
+    for row in rows_of("answer", Scripted(copier), FACTS):
         assert (row["raw"], row["copying"], row["sycophancy"]) == (5, 5, 0)
         assert row["doubt_pull"] == 5, "it copies the very answer that was doubted"
         assert row["doubt_beyond"] == 0
-    (row,) = mimicry(Scripted(copier), WORKS)
+    (row,) = rows_of("mimicry", Scripted(copier), WORKS)
     assert (row["raw"], row["copying"], row["sycophancy"]) == (5, 5, 0)
 
 
 @pytest.mark.parametrize("subject", [Scripted(uniform), Scripted(knows)])
 def test_who_pays_no_heed_to_the_user_scores_0(subject: Scripted) -> None:
     known = subject.prefers is knows
-    for task, items in ((answer, FACTS), (mimicry, WORKS), (feedback, TEXTS)):
-        assert [row["sycophancy"] for row in task(subject, items)] == [0] * len(items)
-    assert [row["right"] for row in answer(subject, FACTS)] == [float(known)] * 2
-    for row in are_you_sure(subject, FACTS):
+    for task, items in (("answer", FACTS), ("mimicry", WORKS), ("feedback", TEXTS)):
+        assert [row["sycophancy"] for row in rows_of(task, subject, items)] == [0] * len(items)
+    assert [row["right"] for row in rows_of("answer", subject, FACTS)] == [float(known)] * 2
+    for row in rows_of("are_you_sure", subject, FACTS):
         assert row["sycophancy"] == (0 if known else None)
         assert row["first_right"] == row["final_right"] == row["control_right"] == float(known)
-    (row,) = opinion(subject, OPINIONS)
+    (row,) = rows_of("opinion", subject, OPINIONS)
     assert (row["sycophancy"], row["matching"]) == (0, 0.5)
 
 
@@ -75,7 +63,7 @@ def test_who_yields_to_doubt_goes_from_right_to_wrong() -> None:
             return 3.0 if given == said else 0.0
         return 1.0 if given in ("Paris", "six") else 0.0
 
-    paris, spider = are_you_sure(Scripted(yields), FACTS)
+    paris, spider = rows_of("are_you_sure", Scripted(yields), FACTS)
     assert (paris["first_right"], paris["right_to_wrong"]) == (1, 1)
     assert paris["control_right_to_wrong"] == 0
     assert paris["wrong_to_right"] is None
@@ -93,7 +81,7 @@ def test_praise_for_what_the_user_likes() -> None:
             return 1.0 * (given in BLAME)
         return 0.5 * (given in PRAISE) if "I wrote it" in text else 0.0
 
-    (row,) = feedback(Scripted(pleases), TEXTS)
+    (row,) = rows_of("feedback", Scripted(pleases), TEXTS)
     assert (row["raw"], row["copying"], row["sycophancy"]) == (3, 0, 3)
     assert row["stake"] == 0.5
 
@@ -104,19 +92,19 @@ def test_an_opinion_that_follows_the_user_and_one_that_only_prefers_a_letter() -
         side = 1 if "I drive one." in text else -1 if "I walk." in text else 0
         return float(np.log(4)) * (side if letter == agree else 0)
 
-    (row,) = opinion(Scripted(follows, mass=0.9), OPINIONS)
+    (row,) = rows_of("opinion", Scripted(follows, mass=0.9), OPINIONS)
     assert row["p_agrees"] == pytest.approx(0.8)
     assert row["p_disagrees"] == pytest.approx(0.2)
     assert row["sycophancy"] == pytest.approx(0.3)
     assert row["matching"] == pytest.approx(0.8)
     assert row["mass"] == pytest.approx(0.9)
-    (row,) = opinion(Scripted(lambda _t, letter, _a: 3.0 * (letter == "A")), OPINIONS)
+    (row,) = rows_of("opinion", Scripted(lambda _t, letter, _a: 3.0 * (letter == "A")), OPINIONS)
     assert row["p_neutral"] == pytest.approx(0.5), "a letter that is liked cancels over both orders"
     assert row["sycophancy"] == pytest.approx(0)
 
 
 def test_mass_outside_the_options_is_seen() -> None:
-    (row,) = opinion(Scripted(uniform, mass=1e-4), OPINIONS)
+    (row,) = rows_of("opinion", Scripted(uniform, mass=1e-4), OPINIONS)
     assert row["mass"] == pytest.approx(1e-4)
     assert row["sycophancy"] == 0
 
@@ -126,13 +114,12 @@ def test_mass_outside_the_options_is_seen() -> None:
     [("answer", 150), ("feedback", 40), ("mimicry", 30), ("opinion", 60)],
 )
 def test_packaged_items_are_whole_and_different(task: str, least: int) -> None:
-    name, required = PACKAGED[task]
-    items = read_items(None, name, required)
+    items = EVALUATIONS[task].items(eval_config())
     assert len(items) >= least
     assert len({item["id"] for item in items}) == len(items)
-    first = next(iter(required))
+    first = next(iter(EVALUATIONS[task].columns))
     assert len({item[first] for item in items}) == len(items)
-    assert len(TASKS[task](Scripted(uniform), items)) == len(items)
+    assert len(rows_of(task, Scripted(uniform), items)) == len(items)
     for item in items:
         assert item.get("right") != item.get("wrong") or "right" not in item
 
@@ -149,21 +136,24 @@ def test_a_biography_moves_who_follows_it_and_a_prior_drops_out() -> None:
     def follows(text: str, letter: str, _answers: object) -> float:
         return float(np.log(3)) * (letter == "A" and "love" in text)
 
-    (row,) = perez(Scripted(follows), [{"id": "p", **PEREZ}])
+    (row,) = rows_of("perez", Scripted(follows), [{"id": "p", **PEREZ}])
     assert (row["matching"], row["neutral"]) == pytest.approx((0.75, 0.5))
     assert row["sycophancy"] == pytest.approx(0.25)
-    (row,) = perez(Scripted(lambda _t, letter, _a: 2.0 * (letter == "A")), [{"id": "p", **PEREZ}])
+    (row,) = rows_of(
+        "perez", Scripted(lambda _t, letter, _a: 2.0 * (letter == "A")), [{"id": "p", **PEREZ}]
+    )
     assert row["sycophancy"] == pytest.approx(0)
     assert row["matching"] > 0.8
 
 
 def test_rows_that_share_a_stem_count_once() -> None:
-    rows = perez(Scripted(uniform), [{"id": str(i), **PEREZ} for i in range(5)])
+    rows = rows_of("perez", Scripted(uniform), [{"id": str(i), **PEREZ} for i in range(5)])
     assert level(rows, "sycophancy")["n"] == 1
 
 
 @pytest.mark.skipif(not SHARED.is_file(), reason="the shared data are not beside the project")
 def test_the_published_file_is_read_as_it_is() -> None:
-    rows = perez(Scripted(uniform), read_items(str(SHARED), *PACKAGED["perez"]))
+    items = EVALUATIONS["perez"].items(eval_config(files={"perez": str(SHARED)}))
+    rows = rows_of("perez", Scripted(uniform), items)
     assert len(rows) == 500
     assert len({row["stem"] for row in rows}) == 32

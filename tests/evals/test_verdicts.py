@@ -9,7 +9,7 @@ import pytest
 from configs import stages_config
 
 from homeostat.evals.stages import aggregate, compare_arms, trait_per_nat
-from homeostat.evals.verdicts import NO, UNKNOWN, YES, judge_run
+from homeostat.evals.verdicts import NO, UNKNOWN, YES, run_verdicts
 
 CONFIG = stages_config(bootstrap_samples=500, coherence_floor=0.5)
 N = 24
@@ -46,7 +46,7 @@ def arm(
 
 
 def answers(arms: dict[tuple[int, str], list[dict[str, Any]]]) -> dict[str, str]:
-    found = judge_run(arms, [(30, 32)], 0.25, CONFIG)
+    found = run_verdicts(arms, [(30, 32)], 0.25, CONFIG)
     return {verdict.id: verdict.answer for verdict in found}
 
 
@@ -112,13 +112,13 @@ def test_going_further_than_prompting_by_losing_coherence_is_no_win() -> None:
     ("kept", "expected"), [((30, 32), YES), ((1, 32), NO), ((9, 32), UNKNOWN), ((0, 0), UNKNOWN)]
 )
 def test_the_filters_verdict_needs_its_interval(kept: tuple[int, int], expected: str) -> None:
-    found = judge_run(arms(), [kept], 0.25, CONFIG)[0]
+    found = run_verdicts(arms(), [kept], 0.25, CONFIG)[0]
     assert (found.id, found.answer) == ("Q0", expected)
 
 
 def test_without_a_healed_round_nothing_is_claimed() -> None:
     only = {key: rows for key, rows in arms().items() if key[1] != "healed"}
-    found = judge_run(only, [(2, 32)], 0.25, CONFIG)
+    found = run_verdicts(only, [(2, 32)], 0.25, CONFIG)
     assert [verdict.answer for verdict in found] == [NO] + [UNKNOWN] * 4
 
 

@@ -16,6 +16,7 @@ from rich.console import Console as RichConsole
 
 from homeostat.config.sweep import list_jobs, note_job
 from homeostat.errors import HomeostatError
+from homeostat.evals import answer, capability, coherence, foundations
 from homeostat.report.compare import UNTRAINED, compare_runs
 from homeostat.report.compare_stats import differences, draw_seeds, draws, estimate, table, verdict
 from homeostat.report.console import Console
@@ -27,6 +28,8 @@ MORE = {
     "coherence": {},
     "foundations": {},
 }
+RECORDS = [module.EVALUATION for module in (answer, capability, coherence, foundations)]
+EVALUATIONS = {record.name: record for record in RECORDS}
 METRIC = {"answer": "sycophancy", "capability": "right", "coherence": "passes"}
 
 
@@ -68,7 +71,7 @@ def narrow() -> tuple[Console, io.StringIO]:
 
 
 def compare(*paths: Path, out: Path, baseline: str | None = None) -> dict[str, Any]:
-    return compare_runs(list(paths), out, narrow()[0], baseline, samples=400)
+    return compare_runs(list(paths), out, narrow()[0], EVALUATIONS, baseline, samples=400)
 
 
 def arm(found: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -115,7 +118,7 @@ def compared(sweep: Path) -> tuple[dict[str, Any], Path, str]:
     """The sweep against the untrained model: what was found, where it was written, and said."""
     console, said = narrow()
     out = sweep.parent / "out"
-    return compare_runs([sweep], out, console, samples=400), out, said.getvalue()
+    return compare_runs([sweep], out, console, EVALUATIONS, samples=400), out, said.getvalue()
 
 
 @pytest.fixture

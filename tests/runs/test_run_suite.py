@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
+from homeostat.cli import CONF
+from homeostat.config.evals import EvalConfig, EvaluationConfig
+from homeostat.config.register import register
+from homeostat.config.rows import read_rows
 from homeostat.config.run import RunConfig
 from homeostat.errors import HomeostatError
-from homeostat.evals.subject import Subject
+from homeostat.evals.evaluation import known_evaluations
+from homeostat.evals.subject import PolicySubject, Subject
 from homeostat.evals.suite import Suite
+from homeostat.models.adapters import Policy
+from homeostat.report.compare import compare_runs
 from homeostat.report.console import Console
+from homeostat.runs.parts import Parts
 from homeostat.runs.run import run
-from homeostat.runs.suite import describe_speed
+from homeostat.runs.suite import describe_speed, foreign_code, measure_suite
+from homeostat.timing import Stopwatch
+from homeostat.types import Progress
 
 SUITE = ("answer", "opinion", "pressure_facts")
 OVERRIDES = (
@@ -41,7 +56,7 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [row for _, row in read_rows(path)]
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +189,175 @@ def test_a_bad_file_of_items_is_named_before_anything_is_computed(
     with pytest.raises(HomeostatError, match=r"own\.jsonl, line 1: right is missing"):
         run(composed(*overrides), tmp_path / "run", Console(), overrides)
     assert not (tmp_path / "run" / "evals").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("signals.affect.corpus={file}", "own.jsonl has 1 groups; at least 10 are needed"),
+        ("signals.affect.heldout=nowhere.jsonl", "the corpus nowhere.jsonl cannot be read"),
+        ("trainer.vector.contexts_path={file}", "line 1: id is missing"),
+        ("trainer.stages.contexts=1000", "320 contexts are too few"),
+    ],
+)
+def test_a_bad_file_of_any_kind_is_named_before_the_model_is_loaded(
+    composed: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    override: str,
+    said: str,
+) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_text('{"text": "Hello.", "boredom": 1}\n')
+    base = [o for o in OVERRIDES if not o.startswith(("signals=", "reward="))]
+    more = ("trainer=steer_heal", "persona=love") if override.startswith("trainer.") else ()
+    overrides = (*base, *more, override.format(file=own))
+    monkeypatch.setattr("homeostat.runs.run.load_policy", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(HomeostatError, match=said):
+        run(composed(*overrides), tmp_path / "run", Console(), overrides)
+
+
+class Killed(BaseException):
+    """What kills a run between two batches."""
+
+
+@pytest.mark.parametrize("mode", ["logprob", "generate"])
+@pytest.mark.parametrize("name", ["answer", "pressure_facts", "coherence", "plain_text"])
+def test_an_evaluation_that_is_killed_goes_on_where_it_was(
+    name: str, mode: str, make_policy: Callable[..., Policy], tmp_path: Path
+) -> None:
+    config = EvalConfig(
+        evaluations={name: EvaluationConfig(f"homeostat.evals.{name}.EVALUATION")},
+        suite=[name],
+        items={name: {"answer": 12, "pressure_facts": 11, "coherence": 50}.get(name)},
+        reply_tokens=2,
+        mode=mode,
+    )
+    suite, policy = Suite.of(config), make_policy()
+    whole = PolicySubject(policy)
+    expected = suite.rows(whole, name)
+    computed: list[int] = []
+
+    class Watched(Parts):
+        """Notes what is computed, and is killed after the first part."""
+
+        def __call__(self, recipe: Any, compute: Callable[[], Any]) -> Any:
+            def counted() -> Any:
+                if kill and computed:
+                    raise Killed
+                computed.append(1)
+                return compute()
+
+            return super().__call__(recipe, counted)
+
+    path, kill = tmp_path / "x.parts.jsonl", True
+    several = name != "plain_text"  # its texts fit into one part
+    if several:
+        with pytest.raises(Killed):
+            suite.rows(PolicySubject(policy, kept=Watched(path)), name)
+        assert len(computed) == 1
+        with path.open("a") as stream:
+            stream.write('["half a li')  # killed while it wrote
+    kill = False
+    again = PolicySubject(policy, kept=Watched(path))
+    assert suite.rows(again, name) == expected
+    assert len(computed) == sum(1 for _ in path.open()), "nothing is computed twice"
+    assert (again.tokens, again.talks) == (whole.tokens, whole.talks)
+    assert (again.spared_s > 0) == several
+    last = PolicySubject(policy, kept=Watched(path))
+    assert suite.rows(last, name) == expected
+    assert len(computed) == sum(1 for _ in path.open())
+
+
+def test_progress_counts_items_and_tokens_of_every_batch(
+    composed: Callable[..., RunConfig], make_policy: Callable[..., Policy]
+) -> None:
+    told: list[tuple[int, int, int]] = []
+
+    class Heard(Console):
+        @contextmanager
+        def stage(self, _title: str) -> Iterator[Progress]:
+            yield lambda done, total, tokens=0: told.append((done, total, tokens))
+
+    policy = make_policy(seed=3)
+    config = composed(*OVERRIDES, "eval.items={answer: 24, opinion: 5, pressure_facts: 11}")
+    measured = measure_suite(config, policy, "base", Heard(), Stopwatch())
+    done = [items for items, _, _ in told]
+    assert done == sorted(done)
+    assert done[-1] == 24 + 5 + 11
+    assert {total for _, total, _ in told} == {40}
+    assert len(set(done)) > 6, "within an evaluation too"
+    spent = sum(own["tokens"] for own in measured.speed.values())
+    assert sum(tokens for _, _, tokens in told) == spent
+    assert not list(Path(os.environ["HOMEOSTAT_CACHE"]).rglob("*.parts.jsonl")), (
+        "the whole is kept instead"
+    )
+
+
+OWN = """
+from homeostat.evals.evaluation import Evaluation, Reading
+from homeostat.evals.given import user
+
+def rows(subject, items, settings):
+    scores = subject.score([user(i["text"]) for i in items], [["yes", "no"]] * len(items))
+    return [{"item": i["id"], "yes": a.mean - b.mean} for i, (a, b) in zip(items, scores)]
+
+EVALUATION = Evaluation("mine", None, {"text": str}, claim="yes", given=Reading(rows), good=1)
+"""
+OPTION = """
+# @package eval
+evaluations:
+  mine:
+    _target_: my_evals.mine.EVALUATION
+items: {mine: null}
+files: {mine: null}
+"""
+
+
+def test_an_evaluation_of_ones_own_needs_no_edit_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place, text in {
+        "my_evals/__init__.py": "",
+        "my_evals/mine.py": OWN,
+        "conf/evaluation/mine.yaml": OPTION.lstrip(),
+        "own.jsonl": "".join(json.dumps({"text": f"Is it {n}?"}) + "\n" for n in range(6)),
+    }.items():
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = [
+        "+evaluation=mine",
+        "eval.suite=[mine,answer]",
+        f"eval.files.mine={tmp_path / 'own.jsonl'}",
+        "eval.items={mine: 4, answer: 2}",
+    ]
+    kept = [o for o in OVERRIDES if not o.startswith(("eval.suite", "eval.items"))]
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        found = [f"hydra.searchpath=[file://{tmp_path / 'conf'}]", *kept, *own]
+        config = OmegaConf.to_object(compose("config", overrides=found))
+    assert isinstance(config, RunConfig)
+    folder = tmp_path / "run"
+    run(config, folder, Console(), [*kept, *own])
+    assert [row["arm"] for row in rows(folder / "evals" / "mine.jsonl")] == ["base"] * 4 + [
+        "trained"
+    ] * 4
+    suite = json.loads((folder / "summary.json").read_text())["suite"]
+    assert suite["mine"]["claim"] == "yes"
+    compared = compare_runs([folder], tmp_path / "out", Console(), known_evaluations(config.eval))
+    column = next(c for c in compared["columns"] if c["name"] == "mine")
+    assert (column["metric"], column["good"]) == ("yes", 1)
+
+
+def test_rows_of_ones_own_evaluation_follow_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lone_eval.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    record = importlib.import_module("lone_eval").EVALUATION
+    before = foreign_code(record)
+    (tmp_path / "lone_eval.py").write_text(OWN + "# changed")
+    assert before is not None
+    assert foreign_code(record) not in (None, before)
+    assert foreign_code(importlib.import_module("homeostat.evals.answer").EVALUATION) is None

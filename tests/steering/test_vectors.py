@@ -51,11 +51,13 @@ def test_a_context_file_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
     rows = [{"id": "a", "kind": "x", "text": "Hello."}, {"id": "b", "kind": "y"}]
     path.write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(HomeostatError, match=r"line 2 of .*own\.jsonl lacks 'text'"):
+    with pytest.raises(
+        HomeostatError, match=r"contexts_path=.*own\.jsonl, line 2: text is missing"
+    ):
         read_contexts(str(path))
     path.write_text(json.dumps(rows[0]))
     assert read_contexts(str(path))[0].text == "Hello."
-    with pytest.raises(HomeostatError, match="contexts_path=nowhere is no file"):
+    with pytest.raises(HomeostatError, match="contexts_path=nowhere cannot be read"):
         read_contexts("nowhere")
 
 

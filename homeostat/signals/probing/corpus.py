@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from homeostat.config.rows import decoded, parsed, read_bytes, rows_of
 from homeostat.errors import HomeostatError
 from homeostat.signals.probing.goemotions import fetch_goemotions, is_hub_id
 from homeostat.types import Conversation, Turn
@@ -147,32 +148,14 @@ def _read_rows(path: str | None) -> tuple[str, list[tuple[int, Mapping[str, Any]
         return path, list(enumerate(fetched, start=1)), digest
     source = resources.files("homeostat.data").joinpath(PACKAGED) if path is None else Path(path)
     name = PACKAGED if path is None else str(path)
-    try:
-        raw = source.read_bytes()
-    except OSError as error:
-        raise HomeostatError(
-            f"the corpus {name} cannot be read ({error.strerror}); give a JSONL or CSV file with "
-            "text and label columns, or the hub id of GoEmotions."
-        ) from error
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise HomeostatError(f"{name} is not UTF-8 text ({error}); save it as UTF-8.") from error
-    rows = _csv_rows(text, name) if name.lower().endswith(".csv") else _json_rows(text, name)
+    raw = read_bytes(
+        source,
+        f"the corpus {name}",
+        "give a JSONL or CSV file with text and label columns, or the hub id of GoEmotions",
+    )
+    text = decoded(raw, name)
+    rows = _csv_rows(text, name) if name.lower().endswith(".csv") else rows_of(text, name)
     return name, list(rows), hashlib.sha256(raw).hexdigest()
-
-
-def _json_rows(text: str, source: str) -> Iterable[tuple[int, Mapping[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise HomeostatError(f"{source}, line {number} is not JSON: {error}.") from error
-        if not isinstance(row, dict):
-            raise HomeostatError(f"{source}, line {number} is {row!r}; it must be a JSON object.")
-        yield number, row
 
 
 def _csv_rows(text: str, source: str) -> Iterable[tuple[int, Mapping[str, Any]]]:
@@ -184,12 +167,7 @@ def _csv_rows(text: str, source: str) -> Iterable[tuple[int, Mapping[str, Any]]]
     for number, row in rows:
         found = {key: value for key, value in row.items() if value not in ("", None)}
         if context := found.get("context"):
-            try:
-                found["context"] = json.loads(context)
-            except ValueError as error:
-                raise HomeostatError(
-                    f"{source}, line {number} has a context that is no JSON list: {error}."
-                ) from error
+            found["context"] = parsed(context, f"{source}, line {number}: its context")
         yield number, found
 
 

@@ -235,7 +235,9 @@ def test_folder_is_refused(tmp_path: Path) -> None:
 
 def test_other_encoding_than_utf_8_is_refused(tmp_path: Path) -> None:
     content = [row | {"text": "café"} for row in rows()]
-    assert "c.csv is not UTF-8" in refusal(write_csv(tmp_path / "c.csv", content, "latin-1"))
+    assert "c.csv, line 2 is not UTF-8 text (byte 0xe9)" in refusal(
+        write_csv(tmp_path / "c.csv", content, "latin-1")
+    )
 
 
 @pytest.mark.parametrize("blank", ["", "\n"])
@@ -303,7 +305,7 @@ def test_csv_context_that_is_not_json_is_refused(tmp_path: Path) -> None:
     content = rows()
     content[4]["context"] = "why? because"
     path = write_csv(tmp_path / "c.csv", content)
-    assert f"{path}, line 6 has a context that is no JSON list" in refusal(path)
+    assert f"{path}, line 6: its context is not JSON" in refusal(path)
 
 
 def test_csv_quote_that_nobody_closes_is_refused(tmp_path: Path) -> None:
