@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 
 def require(condition: bool, message: str) -> None:
@@ -31,6 +35,40 @@ def require_fraction(owner: str, **values: int | float) -> None:
 def require_one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise a ValueError that lists ``allowed`` unless ``value`` is among them."""
     require(value in allowed, f"{key}={value} is unknown; choose one of {', '.join(allowed)}.")
+
+
+def require_at_most(owner: str, most: int, **values: int) -> None:
+    """Raise a ValueError that names the first value above ``most``."""
+    for name, value in values.items():
+        require(value <= most, f"{owner}.{name}={value} is too much; use at most {most}.")
+
+
+def as_object(composed: DictConfig) -> Any:
+    """The composed config as its dataclasses.
+
+    Raises:
+        ValueError: A schema refuses a value; the message says where in the config that is.
+    """
+    try:
+        return OmegaConf.to_object(composed)
+    except OmegaConfBaseException:
+        raise
+    except ValueError as error:
+        place = ".".join(_refused(composed))
+        named = "" if place in str(error) else f"{place}: "
+        raise ValueError(f"{named}{error}") from error
+
+
+def _refused(node: Any) -> list[str]:
+    """The way to the innermost part of a config that its schema refuses."""
+    for key in node if isinstance(node, Mapping) else ():
+        if OmegaConf.is_missing(node, key) or not isinstance(node[key], Mapping):
+            continue
+        try:
+            OmegaConf.to_object(node[key])
+        except ValueError:
+            return [str(key), *_refused(node[key])]
+    return []
 
 
 def refuse_unknown_keys(config: Any, path: str = "") -> None:

@@ -89,6 +89,11 @@ class RunConfig:
         require_one_of("device", self.device, DEVICES)
         require_one_of("dtype", self.dtype, DTYPES)
         require_one_of("export_as", self.export_as, EXPORTS)
+        chosen = [key for key in ("resume", "export", "compare") if getattr(self, key) is not None]
+        require(
+            len(chosen) <= 1,
+            f"{' and '.join(chosen)} exclude each other; choose one, and do the other after it.",
+        )
         given = self.compare if isinstance(self.compare, list) else [self.compare]
         require(
             self.compare is None or (given != [] and all(isinstance(f, str | int) for f in given)),

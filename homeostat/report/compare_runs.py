@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from homeostat.config.resume import CONFIG, OVERRIDES, OWN_KEYS, flat, hash_of, is_finished
+from homeostat.config.resume import (
+    OWN_KEYS,
+    flat,
+    hash_of,
+    is_finished,
+    kept_overrides,
+    read_config,
+)
 from homeostat.config.sweep import NOT_STARTED, RUNNING, STOPPED, is_left, read_jobs, run_folders
 from homeostat.errors import HomeostatError
 from homeostat.evals.suite import CLAIM, Row, mode_of
+from homeostat.files import read_json, read_rows
 
 BASE, TRAINED = "base", "trained"
 VALENCE = "homeostasis"  # the held-out episodes, whose figure is valence
@@ -93,12 +98,10 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
 
 def read_run(folder: Path) -> Run:
     """What a run folder holds."""
-    config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
-    overrides = [str(override) for override in OmegaConf.load(folder / OVERRIDES)]
     summary = folder / "summary.json"
     status = STOPPED
     if summary.is_file():
-        status = str(json.loads(summary.read_text(encoding="utf-8"))["status"])
+        status = str(read_json(summary)["status"])
         if status == "finished" and not is_finished(folder):
             status = STOPPED  # killed while its report was written
     rows: dict[str, dict[str, list[Row]]] = {}
@@ -106,12 +109,10 @@ def read_run(folder: Path) -> Run:
         path = folder / "evals" / f"{name}.jsonl"
         if path.is_file():
             by_arm: dict[str, list[Row]] = {}
-            for line in path.read_text(encoding="utf-8").split("\n"):
-                if line:
-                    row = json.loads(line)
-                    by_arm.setdefault(row["arm"], []).append(row)
+            for row in read_rows(path):
+                by_arm.setdefault(row["arm"], []).append(row)
             rows[name] = by_arm
-    return Run(folder, config, tuple(overrides), status, rows)
+    return Run(folder, read_config(folder), tuple(kept_overrides(folder)), status, rows)
 
 
 def check_same(runs: Sequence[Run]) -> None:

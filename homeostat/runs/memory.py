@@ -106,8 +106,8 @@ class MemoryPlan:
         held.pop("kv_cache" if self.kv_cache < self.activations + self.logits else "activations")
         largest = max(held, key=held.__getitem__)
         raise HomeostatError(
-            f"this run needs about {self.total / 1e9:.1f} GB, {held[largest] / 1e9:.1f} of it for "
-            f"{largest.replace('_', ' ')}, and memory.limit_gb is {limit / 1e9:.1f}; "
+            f"this run needs about {self.total / 1e9:.3g} GB, {held[largest] / 1e9:.3g} of it for "
+            f"{largest.replace('_', ' ')}, and memory.limit_gb is {limit / 1e9:.3g}; "
             f"{ADVICE[largest].format(micro=micro)}."
         )
 
