@@ -233,10 +233,10 @@ def _explain_config(error: BaseException) -> str:
     override = re.match(r"Could not override '([^']+)'", text)
     if override and isinstance(cause, ConfigAttributeError | ConfigKeyError):
         return _explain_unknown_key(override.group(1), cause)
-    if whole := re.search(r"Error merging override \+*(\S+?)=\{.*is not a subclass", text, re.S):
+    if entry := re.search(r"merging override (\S+?)=.*dict is not a subclass", text, re.S):
         return (
-            f"{whole[1]} cannot be added as a whole; add its values one by one, such as "
-            f"+{whole[1]}.<key>=<value>."
+            f"{entry[1]} cannot be added by an override, which changes only what homeostat --cfg "
+            "job shows; write it into an option of your own, in a folder that --config-dir names."
         )
     key = re.search(r"full_key: (\S+)", text)
     lines = [line.strip() for line in text.splitlines()]

@@ -39,7 +39,7 @@ def upgraded(config: Values) -> dict[str, Any]:
     Args:
         config: As it lies in the run's folder; without interpolations resolved.
     """
-    moved = _moved(config)
+    moved: dict[str, Any] = _moved(config)
     try:
         typed: Any = OmegaConf.merge(_schema(moved), moved)
     except OmegaConfBaseException:
@@ -50,7 +50,7 @@ def upgraded(config: Values) -> dict[str, Any]:
         if OmegaConf.is_dict(node) and name in node and OmegaConf.is_missing(node, name):
             node[name] = value(moved)
     plain: Any = OmegaConf.to_container(typed)
-    return dict(plain)
+    return {str(key): value for key, value in plain.items()}
 
 
 def varies(group: str, node: Any) -> bool:
