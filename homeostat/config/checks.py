@@ -37,6 +37,12 @@ def require_one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     require(value in allowed, f"{key}={value} is unknown; choose one of {', '.join(allowed)}.")
 
 
+# Most that a count may be: above it a run would hang or die of it, and nobody has such a use.
+MOST_TOKENS = 100_000  # of one reply
+MOST_SAMPLES = 1_000_000  # of a bootstrap
+MOST = 1_000_000  # episodes, replies, epochs
+
+
 def require_at_most(owner: str, most: int, **values: int) -> None:
     """Raise a ValueError that names the first value above ``most``."""
     for name, value in values.items():

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from homeostat.config.checks import require, require_one_of, require_positive
+from homeostat.config.checks import (
+    MOST,
+    MOST_SAMPLES,
+    MOST_TOKENS,
+    require,
+    require_at_most,
+    require_one_of,
+    require_positive,
+)
 
 EVALUATIONS = (
     "answer",
@@ -58,3 +66,6 @@ class EvalConfig:
             f"eval.episodes={self.episodes} gives no interval; use at least 2.",
         )
         require_positive("eval", bootstrap_samples=self.bootstrap_samples)
+        require_at_most("eval", MOST_SAMPLES, bootstrap_samples=self.bootstrap_samples)
+        require_at_most("eval", MOST_TOKENS, reply_tokens=self.reply_tokens)
+        require_at_most("eval", MOST, episodes=self.episodes)

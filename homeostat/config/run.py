@@ -8,7 +8,14 @@ from typing import Any
 from omegaconf import MISSING
 
 from homeostat.config.bots import BotConfig
-from homeostat.config.checks import require, require_one_of, require_positive
+from homeostat.config.checks import (
+    MOST,
+    MOST_TOKENS,
+    require,
+    require_at_most,
+    require_one_of,
+    require_positive,
+)
 from homeostat.config.evals import EvalConfig
 from homeostat.config.model import LoraConfig, ModelConfig
 from homeostat.config.reward import RewardConfig
@@ -29,6 +36,8 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         require_positive("rollout", turns=self.turns, max_new_tokens=self.max_new_tokens)
+        require_at_most("rollout", MOST, turns=self.turns)
+        require_at_most("rollout", MOST_TOKENS, max_new_tokens=self.max_new_tokens)
 
 
 @dataclass

@@ -18,9 +18,9 @@ from jaxtyping import Float
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
-from omegaconf import OmegaConf
 
-from homeostat.files import write_text
+from homeostat.config.resume import read_config
+from homeostat.files import read_json, read_rows, write_text
 from homeostat.report.console import interval, number
 from homeostat.report.figures import STYLE, save
 
@@ -60,12 +60,12 @@ def write_comparison(folders: Sequence[Path], out: Path, samples: int = 2000) ->
     runs: list[dict[str, Any]] = []
     cells: dict[tuple[str, int], dict[int, Cell]] = {}
     for folder in sorted(folders):
-        config = OmegaConf.load(folder / "config.yaml")
-        arm, seed = arm_of(config.trainer.barrier), int(config.seed)
+        config = read_config(folder)
+        arm, seed = arm_of(config["trainer"]["barrier"]), int(config["seed"])
         summary = folder / "summary.json"
         status = "not finished"
         if summary.is_file():
-            status = json.loads(summary.read_text(encoding="utf-8"))["status"]
+            status = read_json(summary)["status"]
         runs.append({"folder": folder.name, "arm": arm, "seed": seed, "status": status})
         for key, cell in read_cells(folder, arm).items():
             cells.setdefault(key, {})[seed] = cell
@@ -111,8 +111,7 @@ def read_cells(folder: Path, arm: str) -> dict[tuple[str, int], Cell]:
     if not path.is_file():
         return {}
     stages: dict[tuple[int, str], list[dict[str, Any]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_rows(path):
         stages.setdefault((row["round"], row["stage"]), []).append(row)
     names = {"healed": arm, "prompted": "prompted"}
     found = {}

@@ -5,7 +5,6 @@ Like `homeostat.runs.run`, which calls it, it logs, evaluates and saves; nothing
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -27,7 +26,7 @@ from homeostat.evals.stages import (
     trait_per_nat,
 )
 from homeostat.evals.verdicts import Verdict, judge_run
-from homeostat.files import replace_folder
+from homeostat.files import LOST, read_rows, replace_folder
 from homeostat.models.adapters import Policy
 from homeostat.models.cache import file_sha256, remembered
 from homeostat.report.console import Console
@@ -66,8 +65,7 @@ class StageLog:
         """Read what an earlier process kept of the ``done`` stages; whether the base is there."""
         for name in self.NAMES:
             path = self.folder / name
-            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-            found = [json.loads(line) for line in lines]
+            found = read_rows(path, LOST) if path.exists() else []
             self.rows[name] = [row for row in found if _stage_number(row) <= done]
         return bool(self.arm(0, PROMPTED))
 
