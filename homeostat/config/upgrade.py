@@ -47,7 +47,7 @@ def upgraded(config: Values) -> dict[str, Any]:
     for key, value in ADDED.items():
         parent, _, name = key.rpartition(".")
         node = OmegaConf.select(typed, parent) if parent else typed
-        if OmegaConf.is_dict(node) and name in node and OmegaConf.is_missing(node, name):
+        if OmegaConf.is_dict(node) and OmegaConf.is_missing(node, name):
             node[name] = value(moved)
     plain: Any = OmegaConf.to_container(typed)
     return {str(key): value for key, value in plain.items()}
