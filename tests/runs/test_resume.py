@@ -393,15 +393,12 @@ def test_what_is_typed_beside_a_resume_comes_on_top(
     }
     # What the run was started with says nothing new; another option takes the place of its group.
     assert changed_values(composed_again(*SMOKE, asked, "reward=full"), tmp_path) == {}
-    other = composed_again(asked, "signals=[intrinsic]", "reward=intrinsic_only", "bot=bored")
-    for group in ("signals", "reward", "bot"):
-        assert getattr(other, group) == getattr(
-            composed("signals=[intrinsic]", "reward=intrinsic_only", "bot=bored"), group
-        )
-    assert (
-        composed_again(asked, "scale=gpu12").trainer.max_steps
-        == composed("scale=gpu12").trainer.max_steps
-    )
+    options = ("signals=[intrinsic]", "reward=intrinsic_only", "bot=bored")
+    other, chosen = composed_again(asked, *options), composed(*options)
+    assert other.signals.affect is None
+    assert (other.reward, other.bot) == (chosen.reward, chosen.bot)
+    larger = composed_again(asked, "scale=gpu12"), composed("scale=gpu12")
+    assert larger[0].trainer.max_steps == larger[1].trainer.max_steps
 
 
 def test_a_mistyped_key_beside_a_resume_gets_the_keys(
