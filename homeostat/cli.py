@@ -5,21 +5,32 @@ from __future__ import annotations
 import os
 import re
 import sys
+import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import hydra
 from hydra.conf import HydraConf
-from hydra.core.global_hydra import GlobalHydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from homeostat.config.checks import refuse_unknown_keys
+from homeostat.config.checks import as_object, refuse_unknown_keys
 from homeostat.config.register import CONF, options, register
-from homeostat.config.resume import is_finished, refuse_changes, with_kept_overrides
+from homeostat.config.resume import (
+    asked_run,
+    is_finished,
+    kept_overrides,
+    not_an_override,
+    refuse_changes,
+    resumed_arguments,
+    resumed_config,
+    started_in,
+)
 from homeostat.config.run import RunConfig
 from homeostat.config.sweep import RUNNING, SKIPPED, how_to_go_on, note_job, plan_job
 from homeostat.errors import HomeostatError, out_of_disk
@@ -27,6 +38,11 @@ from homeostat.report.streams import libraries_to, prepare_process
 from homeostat.runs.interrupt import stop_on_signals
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+# Hydra's flags that take the argument behind them.
+TAKES_VALUE = (
+    *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p"),
+    *("--cfg", "-c", "--info", "-i", "--experimental-rerun"),
+)
 WANTS_TRACEBACK = os.environ.get(FULL_ERROR) == "1"
 INTERRUPTED = 130
 
@@ -50,7 +66,6 @@ Hydra's own flags: --hydra-help."""
 _failures: list[str] = []
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _job(composed: DictConfig) -> None:
     """One run of the composed config; a sweep goes on with its next job when one has failed."""
     prepare_process()  # a launcher's worker does not come here by way of main
@@ -72,7 +87,7 @@ def _job(composed: DictConfig) -> None:
         return
     _note(job, status, folder)
     if status == "interrupted":
-        if job.mode == RunMode.MULTIRUN and (left := how_to_go_on(Path(job.sweep.dir).resolve())):
+        if job.mode == RunMode.MULTIRUN and (left := how_to_go_on(_sweep_folder(job))):
             print(left)
         sys.exit(INTERRUPTED)
 
@@ -80,38 +95,45 @@ def _job(composed: DictConfig) -> None:
 def _note(job: HydraConf, status: str, folder: Path) -> None:
     """Keep what a job of a sweep has come to; a single run is no job."""
     if job.mode == RunMode.MULTIRUN:
-        note_job(
-            Path(job.sweep.dir).resolve(), job.job.num, list(job.overrides.task), status, folder
-        )
+        note_job(_sweep_folder(job), job.job.num, list(job.overrides.task), status, folder)
+
+
+def _sweep_folder(job: HydraConf) -> Path:
+    """The folder of a sweep, which stands where it was typed if a job changes its own."""
+    return Path(job.runtime.cwd, job.sweep.dir).resolve()
 
 
 def _run(composed: DictConfig) -> tuple[str, Path]:
     """Do what the config asks for; returns what has come of it, and the folder that holds it."""
-    config = OmegaConf.to_object(composed)
+    config = as_object(composed)
     if not isinstance(config, RunConfig):
         raise HomeostatError("the config was composed without its schema; start with config.yaml.")
     refuse_unknown_keys(config)
     job = HydraConfig.get()
-    folder = Path(job.runtime.output_dir)
+    folder, overrides = Path(job.runtime.output_dir), list(job.overrides.task)
+    if (config.resume or config.export) and (before := started_in(folder)) is not None:
+        os.chdir(before)
     if config.export or config.compare is not None:
         _look_back(config, folder, job.mode == RunMode.MULTIRUN)
         return "finished", folder
     if job.mode == RunMode.MULTIRUN:
-        plan = plan_job(config, Path(job.sweep.dir).resolve(), folder)
+        plan = plan_job(config, _sweep_folder(job), folder)
         if plan.done is not None:
             print(f"job {job.job.num} is done already: {plan.done}")
             return SKIPPED, plan.done
         if plan.resume is not None:
             folder, config = plan.resume, replace(config, resume=str(plan.resume))
             print(f"job {job.job.num} goes on from its checkpoint: {folder}")
-    elif config.resume and not refuse_changes(config, folder) and is_finished(folder):
-        print(f"The run in {folder} is finished; nothing is left to resume.")
-        return "finished", folder
+    elif config.resume:
+        if not refuse_changes(config, folder) and is_finished(folder):
+            print(f"The run in {folder} is finished; nothing is left to resume.")
+            return "finished", folder
+        overrides = [*kept_overrides(folder), *overrides]
     from homeostat.report.console import Console
     from homeostat.runs.run import run
 
     with libraries_to(folder / "warnings.log"):
-        return run(config, folder, Console(), list(job.overrides.task)), folder
+        return run(config, folder, Console(), overrides), folder
 
 
 def _look_back(config: RunConfig, folder: Path, sweeps: bool) -> None:
@@ -144,13 +166,11 @@ def main() -> None:
         return
     register()
     if WANTS_TRACEBACK:
-        sys.argv[1:] = with_kept_overrides(sys.argv[1:])
-        _job()
+        _start(sys.argv[1:])
         return
     os.environ[FULL_ERROR] = "1"  # makes Hydra raise instead of printing a traceback of its own
     try:
-        sys.argv[1:] = with_kept_overrides(sys.argv[1:])
-        _job()
+        _start(sys.argv[1:])
     except KeyboardInterrupt:
         print("homeostat: stopped.", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -158,6 +178,31 @@ def main() -> None:
         _failures.append(explain(error))
         print(f"homeostat: {_failures[-1]}", file=sys.stderr)
     sys.exit(1 if _failures else 0)
+
+
+def _start(arguments: Sequence[str]) -> None:
+    """Let Hydra compose the config and do its jobs; a run that goes on brings its own config."""
+    arguments = flags_first(arguments)
+    asked, name = asked_run(arguments), "config"
+    if asked is not None:
+        arguments, name = resumed_arguments(arguments, *asked), "resumed"
+        kept = resumed_config(CONF / "config.yaml", asked[1], arguments)
+        ConfigStore.instance().store(name, kept)
+    sys.argv[1:] = arguments
+    # Hydra 1.4 says what 1.5 will ask for; both hold for the callbacks of conf/ and for 1.3.
+    for known in ("The version_base parameter", r"hydra\.utils\.instantiate\(\) resolved"):
+        warnings.filterwarnings("ignore", known)
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(_job)()
+
+
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """The command line in the order that Hydra reads: it takes no flag between overrides."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    for argument in arguments:
+        is_value = bool(flags) and flags[-1] in TAKES_VALUE
+        (flags if is_value or argument.startswith("-") else overrides).append(argument)
+    return [*flags, *overrides]
 
 
 def help_text() -> str:
@@ -190,11 +235,18 @@ def explain(error: BaseException) -> str:
 
 def _explain_config(error: BaseException) -> str:
     """Hydra's and OmegaConf's own message, with the key in front and without their layout."""
+    if isinstance(error, OverrideParseException):
+        return not_an_override(error.override)
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
     text = str(error) if cause is None else f"{error}\n{cause}"
     override = re.match(r"Could not override '([^']+)'", text)
-    if override and re.search(r"is not in struct|not in '", text):
-        return _explain_unknown_key(override.group(1))
+    if override and isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        return _explain_unknown_key(override.group(1), cause)
+    if entry := re.search(r"merging override (\S+?)=.*dict is not a subclass", text, re.S):
+        return (
+            f"{entry[1]} cannot be added by an override, which changes only what homeostat --cfg "
+            "job shows; write it into an option of your own, in a folder that --config-dir names."
+        )
     key = re.search(r"full_key: (\S+)", text)
     lines = [line.strip() for line in text.splitlines()]
     kept = [
@@ -205,24 +257,12 @@ def _explain_config(error: BaseException) -> str:
     return f"{named}{message}{'' if message.endswith('.') else '.'} See homeostat --cfg job."
 
 
-def _explain_unknown_key(key: str) -> str:
+def _explain_unknown_key(key: str, cause: ConfigAttributeError | ConfigKeyError) -> str:
     """Which keys stand where an override named one that is not there."""
-    chosen = [
-        argument
-        for argument in sys.argv[1:]
-        if (CONF / argument.partition("=")[0]).is_dir() and "," not in argument
-    ]
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        node = hydra.compose("config", overrides=chosen)
-    path = []
-    for part in key.split("."):
-        if not OmegaConf.is_dict(node) or part not in node:
-            break
-        path.append(part)
-        node = node[part]
-    known = ", ".join(map(str, node)) if OmegaConf.is_dict(node) else "nothing"
-    where = f" of {'.'.join(path)}" if path else ""
+    path = str(cause.full_key).rpartition(".")[0]
+    if not (known := ", ".join(map(str, cause.parent_node or ()))):
+        return f"{key} is no key of this run, and {path} has none; add it with +{key}=<value>."
+    where = f" of {path}" if path else ""
     return f"{key} is no key of this run; the keys{where} are {known}."
 
 

@@ -1,14 +1,16 @@
-"""Files that are whole or absent: written beside their place, then renamed."""
+"""Files that are whole or absent: written beside their place, then renamed; and read back."""
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from homeostat.errors import HomeostatError, out_of_disk
 
@@ -32,6 +34,11 @@ def naming_full_disk(folder: Path) -> Iterator[None]:
         ) from error
 
 
+# What to do about a damaged file of a run folder: one that a resumed run writes again, and others.
+AGAIN = "delete it and summary.json of its run, and homeostat resume=<that run> writes both again"
+LOST = "put a whole copy in its place, or start the run anew"
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place if the block ends without an error.
@@ -52,6 +59,28 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with writing(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path, mend: str = AGAIN) -> Any:
+    """What a JSON file holds.
+
+    Args:
+        path: Of the file.
+        mend: What to do if it is damaged, for the error.
+
+    Raises:
+        HomeostatError: It is cut off or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise damaged(path, error, mend) from error
+
+
+def damaged(path: Path, error: Exception, mend: str) -> HomeostatError:
+    """The error for a file that was whole once: its name, why it cannot be read, what to do."""
+    why = " ".join(str(error).split())
+    return HomeostatError(f"{path} is damaged and cannot be read ({why}); {mend}.")
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:

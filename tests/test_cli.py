@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from configs import tiny_config
+from hydra import compose, initialize_config_dir
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from homeostat.cli import explain
+from homeostat.cli import explain, flags_first
+from homeostat.config.checks import as_object
+from homeostat.config.register import CONF, register
+from homeostat.config.run import RunConfig
 from homeostat.config.signals import AFFECTS, INTRINSIC_SIGNALS
 from homeostat.models.tiny import load_tiny
 
@@ -256,6 +261,35 @@ def test_bad_input_gets_a_sentence_and_no_traceback(
     message = next(line for line in done.stderr.splitlines() if line.startswith("homeostat: "))
     for part in said:
         assert part in message
+
+
+def test_a_flag_may_stand_anywhere() -> None:
+    typed = ["seed=0,1", "-m", "--config-dir", "a=b", "lora.rank=2"]
+    assert flags_first(typed) == ["-m", "--config-dir", "a=b", "seed=0,1", "lora.rank=2"]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("reward=fülle", "reward=fülle cannot be read; .*: 'reward=\"fülle\"'"),
+        ('trainer.lr="1e-4', "cannot be read; .*: 'trainer.lr=\"1e-4\"'"),
+        ("train", "train is no option; give key=value"),
+        ("reward.set_points.entropy.tolerance=0", "reward.set_points.entropy: tolerance=0 of"),
+        ("+reward.set_points.joy={weight: 1}", "reward.set_points.joy cannot be added"),
+        ("eval.bootstrap_samples=100000000000", "eval.bootstrap_samples=1.* at most 1000000"),
+        ("rollout.max_new_tokens=1000000000", "rollout.max_new_tokens=1.* at most 100000"),
+    ],
+)
+def test_a_wrong_override_is_explained_in_a_sentence(override: str, said: str) -> None:
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(Exception) as found:  # noqa: PT011
+        as_object(compose("config", overrides=[override]))
+    assert re.search(said, explain(found.value))
+
+
+def test_resume_export_and_compare_exclude_each_other(composed: Callable[..., RunConfig]) -> None:
+    with pytest.raises(ValueError, match="resume and export exclude each other; choose one"):
+        composed("resume=a", "export=a")
 
 
 def test_traceback_on_request(shared_cache: Path, tmp_path: Path) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from datetime import date
 from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 
 def require(condition: bool, message: str) -> None:
@@ -40,6 +44,46 @@ def require_date(key: str, value: str) -> None:
         date.fromisoformat(value)
     except ValueError:
         raise ValueError(f"{key}={value} is no date; give one such as 2026-01-31.") from None
+
+
+# Most that a count may be: above it a run would hang or die of it, and nobody has such a use.
+MOST_TOKENS = 100_000  # of one reply
+MOST_SAMPLES = 1_000_000  # of a bootstrap
+MOST = 1_000_000  # episodes, replies, epochs
+
+
+def require_at_most(owner: str, most: int, **values: int) -> None:
+    """Raise a ValueError that names the first value above ``most``."""
+    for name, value in values.items():
+        require(value <= most, f"{owner}.{name}={value} is too much; use at most {most}.")
+
+
+def as_object(composed: DictConfig) -> Any:
+    """The composed config as its dataclasses.
+
+    Raises:
+        ValueError: A schema refuses a value; the message says where in the config that is.
+    """
+    try:
+        return OmegaConf.to_object(composed)
+    except OmegaConfBaseException:
+        raise
+    except ValueError as error:
+        place = ".".join(_refused(composed))
+        named = "" if place in str(error) else f"{place}: "
+        raise ValueError(f"{named}{error}") from error
+
+
+def _refused(node: Any) -> list[str]:
+    """The way to the innermost part of a config that its schema refuses."""
+    for key in node if isinstance(node, Mapping) else ():
+        if OmegaConf.is_missing(node, key) or not isinstance(node[key], Mapping):
+            continue
+        try:
+            OmegaConf.to_object(node[key])
+        except ValueError:
+            return [str(key), *_refused(node[key])]
+    return []
 
 
 def refuse_unknown_keys(config: Any, path: str = "") -> None:

@@ -8,13 +8,20 @@ from typing import ClassVar
 
 from omegaconf import MISSING
 
-from homeostat.config.checks import require, require_one_of, require_positive
+from homeostat.config.checks import (
+    MOST,
+    MOST_SAMPLES,
+    MOST_TOKENS,
+    require,
+    require_at_most,
+    require_one_of,
+    require_positive,
+)
 
 LOGPROB, GENERATE = "logprob", "generate"
 FOUNDATION_READOUTS = ("rotations", "two_orders")
 # What else a run writes into its folder evals/.
 TAKEN = ("homeostasis", "failures", "stages", "filter", "diary")
-MAX_SAMPLES = 1_000_000  # resamples of a bootstrap; more add nothing to an interval
 
 
 @dataclass
@@ -74,8 +81,6 @@ class EvalConfig:
             f"eval.episodes={self.episodes} gives no interval; use at least 2.",
         )
         require_positive("eval", bootstrap_samples=self.bootstrap_samples)
-        require(
-            self.bootstrap_samples <= MAX_SAMPLES,
-            f"eval.bootstrap_samples={self.bootstrap_samples} is more than {MAX_SAMPLES:,} "
-            "resamples, which add nothing; lower it.",
-        )
+        require_at_most("eval", MOST_SAMPLES, bootstrap_samples=self.bootstrap_samples)
+        require_at_most("eval", MOST_TOKENS, reply_tokens=self.reply_tokens)
+        require_at_most("eval", MOST, episodes=self.episodes)

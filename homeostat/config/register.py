@@ -69,6 +69,7 @@ def target_of(part: Any) -> Any:
         ) from error
 
 
+@cache
 def schemas() -> dict[str, type]:
     """Every schema by the place that it names, ``<group>/<option>``."""
     names = (found.name for found in iter_modules(homeostat.config.__path__))

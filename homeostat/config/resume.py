@@ -2,9 +2,10 @@
 
 ``homeostat export=<run folder>`` takes over the config in the same way.
 
-A run folder keeps the command line's overrides in ``overrides.yaml`` and what they composed to in
-``config.yaml``. Resuming puts the kept overrides in front of those typed now, lets Hydra compose
-them as ever, and compares the outcome with the kept config. No torch import.
+A run folder keeps the whole config in ``config.yaml``. Resuming gives it to Hydra in the place of
+``conf/config.yaml``, lets it put on top what is typed now, and compares the outcome with what is
+kept; so nothing of ``conf/`` that has changed since, and no folder that was typed then, is needed.
+``overrides.yaml`` keeps what was typed, to name the run beside others. No torch import.
 """
 
 from __future__ import annotations
@@ -14,16 +15,21 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from homeostat.config.run import EXPORTS, RunConfig
+from homeostat.config.upgrade import schema_path, upgraded, varies
 from homeostat.errors import HomeostatError
-from homeostat.files import write_text
+from homeostat.files import LOST, damaged, read_json, write_text
 
 CONFIG, OVERRIDES, HASH = "config.yaml", "overrides.yaml", "config.sha256"
 OWN_KEYS = ("resume", "resume_override", "export", "export_as", "compare", "compare_baseline")
@@ -36,63 +42,119 @@ def resume_command(folder: Path) -> str:
 
 
 def save_config(config: RunConfig, overrides: Sequence[str], folder: Path) -> None:
-    """Write what `with_kept_overrides` and `changed_values` read."""
-    kept = [o for o in overrides if o.partition("=")[0].lstrip("+") not in OWN_KEYS]
+    """Write what `read_config` and `kept_overrides` read."""
+    kept = [o for o in overrides if key_of(o) not in OWN_KEYS]
     write_text(folder / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(kept)))
-    write_text(folder / CONFIG, _yaml(config))
+    write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(_values(config))))
     write_text(folder / HASH, config_hash(config) + "\n")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config of the run in ``folder``, in today's form; interpolations are escaped.
+
+    Raises:
+        HomeostatError: It cannot be read.
+    """
+    path = folder / CONFIG
+    return upgraded(_read_config(path, path.stat().st_mtime_ns))
+
+
+@lru_cache(maxsize=1024)
+def _read_config(path: Path, _time: int) -> dict[str, Any]:
+    """Every job of a sweep asks for the configs of all others."""
+    found = read_yaml(path, LOST)
+    if not isinstance(found, dict) or not found:
+        raise HomeostatError(f"{path} holds no config; {LOST}.")
+    return found
+
+
+def read_yaml(path: Path, mend: str) -> Any:
+    """What a YAML file holds, as plain values.
+
+    Args:
+        path: Of the file.
+        mend: What to do if it is damaged, for the error.
+
+    Raises:
+        HomeostatError: It is cut off or damaged.
+    """
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path))
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, OSError) as error:
+        raise damaged(path, error, mend) from error
 
 
 def config_hash(config: RunConfig) -> str:
     """What tells a run from every other: SHA-256 of its config, in hex."""
-    return hash_of(OmegaConf.to_container(OmegaConf.create(_yaml(config))))
+    return hash_of(_values(config))
 
 
-def hash_of(config: Any, without: Sequence[str] = ()) -> str:
+def hash_of(config: Mapping[str, Any], without: Sequence[str] = ()) -> str:
     """SHA-256 of a config as it lies in a run folder, in hex.
 
     Args:
         config: Plain values. How the run was started and where it is mirrored do not count.
         without: Other keys at the top that do not count.
     """
-    left_out = {*OWN_KEYS, "wandb", *without}
+    # Amounts of work stand in the values that follow from them.
+    left_out = {*OWN_KEYS, "wandb", "work", *without}
     kept = {key: value for key, value in config.items() if key not in left_out}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
-def with_kept_overrides(arguments: Sequence[str]) -> list[str]:
-    """The command line, with what the resumed run was started with in front of what is typed now.
+def asked_run(arguments: Sequence[str]) -> tuple[str, Path] | None:
+    """The key and the folder of the run that the command line resumes or exports; None for none.
 
     Raises:
-        HomeostatError: There is no run to resume, or the arguments ask for a sweep.
+        HomeostatError: There is no such run, or the arguments ask for a sweep or another folder.
     """
-    own = [a for a in arguments if a.lstrip("+").partition("=")[0] in RUNS and "=" in a]
-    value = OverridesParser.create().parse_override(own[-1]).value() if own else None
+    own = [a for a in arguments if key_of(a) in RUNS and "=" in a]
+    if not own:
+        return None
+    key, _, text = own[-1].lstrip("+").partition("=")
+    value = text if Path(text).expanduser().is_dir() else _parsed(own[-1])
     if value is None:
-        return list(arguments)
-    key = own[-1].lstrip("+").partition("=")[0]
+        return None
     if {"-m", "--multirun"} & set(arguments) or not isinstance(value, str | int):
         raise HomeostatError(f"{key} takes one run folder, and no sweep: {key}=<run folder>.")
     folder = Path(str(value)).expanduser().resolve()
-    kept = [o for o in kept_overrides(folder, key) if o not in arguments]
-    # Side by side: Hydra's parser takes no override after a flag that follows an override.
-    first = next(i for i, a in enumerate(arguments) if re.match(r"~|[^-].*=", a))
-    typed = list(arguments)
-    last = len(typed) - 1 - typed[::-1].index(own[-1])
-    typed[last : last + 1] = [assignment(key, folder), assignment("hydra.run.dir", folder)]
-    return [*typed[:first], *kept, *typed[first:]]
+    for typed in map(key_of, arguments):
+        if typed in ("hydra.run.dir", "experiment"):
+            raise HomeostatError(
+                f"{key}={folder}: the run keeps its own folder and experiment; leave {typed} out."
+            )
+    _require_run(folder, key)
+    return key, folder
 
 
-def kept_overrides(folder: Path, key: str = "resume") -> list[str]:
-    """The overrides that the run in ``folder`` was started with.
-
-    Args:
-        folder: Of the run.
-        key: That named it, for the errors.
+def _parsed(override: str) -> Any:
+    """The value of an override, which may have other characters where it is quoted.
 
     Raises:
-        HomeostatError: There is no such folder, or no run in it.
+        HomeostatError: It is not in Hydra's grammar.
     """
+    try:
+        return OverridesParser.create().parse_override(override).value()
+    except HydraException as error:
+        raise HomeostatError(not_an_override(override)) from error
+
+
+def not_an_override(typed: str) -> str:
+    """What to say of an argument that Hydra's grammar refuses."""
+    key, equals, value = typed.partition("=")
+    if not equals:
+        return (
+            f"{typed} is no option; give key=value, such as trainer=ppo, or see homeostat --help."
+        )
+    quoted = shlex.quote(quote(key, value.strip("\"'")))
+    return (
+        f"{typed} cannot be read; put a value that holds other characters than letters a-z, digits "
+        f"and . _ / : - into double quotes, and all of it into single ones for the shell: {quoted}."
+    )
+
+
+def _require_run(folder: Path, key: str) -> None:
+    """Raise a HomeostatError unless there is a run in ``folder``."""
     if not folder.is_dir():
         raise HomeostatError(f"{key}={folder}: there is no such folder.")
     for name in (CONFIG, OVERRIDES):
@@ -101,14 +163,78 @@ def kept_overrides(folder: Path, key: str = "resume") -> list[str]:
                 f"{key}={folder}: {name} is missing, so this is no run folder, or one whose run "
                 "was stopped before it began; start the run anew."
             )
-    return [str(override) for override in OmegaConf.load(folder / OVERRIDES)]
+
+
+def resumed_arguments(arguments: Sequence[str], key: str, folder: Path) -> list[str]:
+    """The command line with the run's folder as Hydra reads it.
+
+    A choice that the run was started with says nothing new, and is left out.
+    """
+    kept = {key_of(o): o for o in kept_overrides(folder)}
+    known = [o for o in kept.values() if re.fullmatch(r"\w+=[\w.,\[\]-]+", o)]
+    return [
+        assignment(key, Path(_escaped(str(folder)))) if key_of(a) == key else a
+        for a in arguments
+        if a not in known
+    ]
+
+
+def resumed_config(main: Path, folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
+    """What Hydra is to begin with in the place of its main config: the config of a run.
+
+    Args:
+        main: The file of the main config, which says what groups there are.
+        folder: Of the run.
+        arguments: The command line. An option of a group that it names takes the group's place.
+    """
+    base, kept = read_yaml(main, LOST), read_config(folder)
+    typed = set(map(key_of, arguments))
+    defaults: list[Any] = []
+    for entry in base.pop("defaults"):
+        group = next(iter(entry)) if isinstance(entry, dict) else entry
+        if group in kept and group not in typed:
+            if varies(group, kept[group]):
+                defaults.append(f"{schema_path(group, kept[group])}@{group}")
+        elif group in kept:
+            del kept[group]
+            defaults.append(entry)
+        else:
+            # A group without a key of its own has shaped the values that are kept.
+            spent = isinstance(entry, dict) and not group.startswith("override ")
+            defaults.append({group: None} if spent else entry)
+    own = {key: kept.get(key, value) for key, value in {**kept, **base}.items()}
+    own["hydra"]["run"]["dir"] = _escaped(str(folder))
+    return {"defaults": defaults, **own}
+
+
+def kept_overrides(folder: Path) -> list[str]:
+    """What was typed for the run in ``folder``.
+
+    Raises:
+        HomeostatError: It cannot be read.
+    """
+    path = folder / OVERRIDES
+    found = read_yaml(path, "put [] into it: it only names the run beside others")
+    if not isinstance(found, list):
+        raise HomeostatError(f"{path} holds no list; put [] into it.")
+    return [str(override) for override in found]
+
+
+def started_in(folder: Path) -> Path | None:
+    """Where the run in ``folder`` was started, which relative paths in its config go from.
+
+    None where it is not known, or no longer there.
+    """
+    path = folder / "environment.json"
+    kept = read_json(path, "delete it") if path.is_file() else {}
+    place = Path(kept["cwd"]) if "cwd" in kept else None
+    return place if place is not None and place.is_dir() else None
 
 
 def changed_values(config: RunConfig, folder: Path) -> dict[str, tuple[Any, Any]]:
     """Keys whose value is another than in the run in ``folder``: the value then and now."""
-    before = flat(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
-    now = flat(OmegaConf.to_container(OmegaConf.create(_yaml(config))))
-    keys = [key for key in {**now, **before} if key not in OWN_KEYS]
+    before, now = flat(read_config(folder)), flat(_values(config))
+    keys = [key for key in {**now, **before} if key not in OWN_KEYS and key[:5] != "work."]
     values = {key: (before.get(key, "absent"), now.get(key, "absent")) for key in keys}
     return {key: pair for key, pair in values.items() if pair[0] != pair[1]}
 
@@ -118,7 +244,7 @@ def is_finished(folder: Path) -> bool:
     path = folder / "summary.json"
     if not path.is_file():
         return False
-    summary = json.loads(path.read_text(encoding="utf-8"))
+    summary = read_json(path)
     # The time of the report is the last thing to be known: without it the run was killed there.
     over = summary["status"].startswith(("finished", "starved", "broken"))
     return over and "report" in summary["time_s"]
@@ -141,29 +267,44 @@ def refuse_changes(config: RunConfig, folder: Path) -> bool:
     return bool(changed)
 
 
-def _yaml(config: RunConfig) -> str:
-    """The config of a run; how it was started is no part of it."""
-    return OmegaConf.to_yaml(
-        OmegaConf.structured(
-            replace(
-                config,
-                resume=None,
-                resume_override=False,
-                export=None,
-                export_as=EXPORTS[0],
-                compare=None,
-                compare_baseline=None,
-            )
-        )
-    )
+def _values(config: RunConfig) -> dict[str, Any]:
+    """The config of a run as plain values; how it was started is no part of it."""
+    started = {
+        "resume": None,
+        "resume_override": False,
+        "export": None,
+        "export_as": EXPORTS[0],
+        "compare": None,
+        "compare_baseline": None,
+    }
+    plain: dict[str, Any] = _escaped({**asdict(config), **started})
+    return plain
+
+
+def _escaped(node: Any) -> Any:
+    """The same values, in which OmegaConf finds no interpolation."""
+    if isinstance(node, str):
+        return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", node)
+    if isinstance(node, Mapping):
+        return {key: _escaped(item) for key, item in node.items()}
+    return [_escaped(item) for item in node] if isinstance(node, list) else node
+
+
+def key_of(argument: str) -> str:
+    """The key of an override."""
+    return argument.lstrip("+~").partition("=")[0]
 
 
 def assignment(key: str, folder: Path) -> str:
     """``key=folder`` in Hydra's grammar."""
     text = str(folder)
-    if re.fullmatch(r"[\w./-]+", text):
-        return f"{key}={text}"
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f"{key}={text}" if re.fullmatch(r"[\w./-]+", text, re.ASCII) else quote(key, text)
+
+
+def quote(key: str, text: str) -> str:
+    """``key="text"`` in Hydra's grammar."""
+    # A backslash counts as one unless quotes follow it.
+    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + found[2].replace('"', '\\"'), text)
     return f'{key}="{escaped}"'
 
 

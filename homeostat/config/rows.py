@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from homeostat.errors import HomeostatError
+from homeostat.files import AGAIN, damaged
 
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -36,6 +37,22 @@ def read_rows(
     """
     name = str(source) if name is None else name
     return list(rows_of(decoded(read_bytes(source, name, needs), name), name))
+
+
+def kept_rows(path: Path, mend: str = AGAIN) -> list[dict[str, Any]]:
+    """The objects of a JSONL file that a run has written.
+
+    Args:
+        path: Of the file.
+        mend: What to do if it is damaged, for the error.
+
+    Raises:
+        HomeostatError: A row is cut off or damaged.
+    """
+    try:
+        return [row for _, row in read_rows(path)]
+    except HomeostatError as error:
+        raise damaged(path, error, mend) from error
 
 
 def read_bytes(source: str | Path | Traversable, name: str, needs: str) -> bytes:

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from homeostat.config.bots import BotConfig
-from homeostat.config.checks import require, require_one_of, require_positive
+from homeostat.config.checks import (
+    MOST,
+    MOST_TOKENS,
+    require,
+    require_at_most,
+    require_one_of,
+    require_positive,
+)
 from homeostat.config.evals import EvalConfig
 from homeostat.config.model import LoraConfig, ModelConfig
 from homeostat.config.reward import RewardConfig
@@ -27,6 +34,8 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         require_positive("rollout", turns=self.turns, max_new_tokens=self.max_new_tokens)
+        require_at_most("rollout", MOST, turns=self.turns)
+        require_at_most("rollout", MOST_TOKENS, max_new_tokens=self.max_new_tokens)
 
 
 @dataclass(kw_only=True)
@@ -112,6 +121,11 @@ class RunConfig:
         require_one_of("device", self.device, DEVICES)
         require_one_of("dtype", self.dtype, DTYPES)
         require_one_of("export_as", self.export_as, EXPORTS)
+        chosen = [key for key in ("resume", "export", "compare") if getattr(self, key) is not None]
+        require(
+            len(chosen) <= 1,
+            f"{' and '.join(chosen)} exclude each other; choose one, and do the other after it.",
+        )
         given = self.compare if isinstance(self.compare, list) else [self.compare]
         require(
             self.compare is None or (given != [] and all(isinstance(f, str | int) for f in given)),

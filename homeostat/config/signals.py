@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from homeostat.config.checks import require, require_fraction, require_one_of, require_positive
+from homeostat.config.checks import (
+    MOST,
+    require,
+    require_at_most,
+    require_fraction,
+    require_one_of,
+    require_positive,
+)
 
 INTRINSIC_SIGNALS = (
     "entropy",
@@ -100,6 +107,12 @@ class SignalsConfig:
             "signals",
             calibration_temperature=self.calibration_temperature,
             validation_replies=self.validation_replies,
+        )
+        require_at_most(
+            "signals",
+            MOST,
+            validation_replies=self.validation_replies,
+            calibration_episodes=self.calibration_episodes,
         )
         require(
             self.author_groups is None or self.author_groups >= 10,

@@ -6,7 +6,16 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from homeostat.config.checks import require, require_fraction, require_one_of, require_positive
+from homeostat.config.checks import (
+    MOST,
+    MOST_SAMPLES,
+    MOST_TOKENS,
+    require,
+    require_at_most,
+    require_fraction,
+    require_one_of,
+    require_positive,
+)
 from homeostat.config.filters import FilterConfig
 from homeostat.config.trainers import TrainerConfig
 
@@ -149,6 +158,8 @@ class DoseConfig:
             f"{key}.gate={self.gate} is no cosine; use -1..1, or null for no gate.",
         )
         require(self.backtracks >= 0, f"{key}.backtracks={self.backtracks} must be 0 or above.")
+        for name in ("probes", "probe_size", "backtracks"):
+            require_at_most(key, MOST, **{name: getattr(self, name)})
 
 
 @dataclass(kw_only=True)
@@ -242,6 +253,8 @@ class StagesConfig:
         require_positive(
             key, max_new_tokens=self.max_new_tokens, bootstrap_samples=self.bootstrap_samples
         )
+        require_at_most(key, MOST_SAMPLES, bootstrap_samples=self.bootstrap_samples)
+        require_at_most(key, MOST_TOKENS, max_new_tokens=self.max_new_tokens)
         require(self.contexts >= 4, f"{key}.contexts={self.contexts} is too few; use at least 4.")
         require(self.vignettes >= 0, f"{key}.vignettes={self.vignettes} must be 0 or above.")
         require_fraction(key, coherence_floor=self.coherence_floor)
@@ -278,4 +291,5 @@ class SteerHealConfig(TrainerConfig):
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
         )
+        require_at_most("trainer", MOST_TOKENS, max_new_tokens=self.max_new_tokens)
         require_fraction("trainer", min_kept=self.min_kept)

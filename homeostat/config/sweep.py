@@ -16,22 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from homeostat.config.resume import (
     CONFIG,
-    HASH,
     OVERRIDES,
+    OWN_KEYS,
     assignment,
     config_hash,
     hash_of,
     is_finished,
+    key_of,
+    read_config,
 )
 from homeostat.config.run import RunConfig
 from homeostat.errors import HomeostatError
-from homeostat.files import alone_in, write_text
+from homeostat.files import alone_in, read_json, write_text
 
 JOBS = "jobs"
+COMMAND = "jobs/command.txt"  # that does what is left
 NOT_STARTED, RUNNING, SKIPPED = "not started", "running", "done before"
 STOPPED = "stopped before it ended"
 ENDED = ("finished", "starved", "broken", SKIPPED)
@@ -101,11 +102,8 @@ def _make_room(folder: Path, same: bool) -> None:
 
 
 def kept_hash(folder: Path) -> str:
-    """Hash of the config of the run in ``folder``; computed for a run that keeps none."""
-    path = folder / HASH
-    if path.is_file():
-        return path.read_text(encoding="utf-8").strip()
-    return hash_of(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
+    """Hash of the config of the run in ``folder``, in today's form."""
+    return hash_of(read_config(folder))
 
 
 def list_jobs(sweep: Path, jobs: Sequence[Sequence[str]], command: Sequence[str]) -> None:
@@ -115,12 +113,35 @@ def list_jobs(sweep: Path, jobs: Sequence[Sequence[str]], command: Sequence[str]
         sweep: Folder of the sweep; made if absent.
         jobs: The overrides of each job.
         command: What was typed, without the name of the program.
+
+    Raises:
+        HomeostatError: The folder has records of jobs that are not among these.
     """
+    typed = continue_command(command, sweep)
+    _refuse_other_sweep(sweep, jobs, typed)
     shutil.rmtree(sweep / JOBS, ignore_errors=True)
     (sweep / JOBS).mkdir(parents=True)
-    write_text(sweep / JOBS / "command.txt", continue_command(command, sweep) + "\n")
+    write_text(sweep / COMMAND, typed + "\n")
     for number, overrides in enumerate(jobs):
         _write(sweep, {"job": number, "overrides": list(overrides), "status": NOT_STARTED})
+
+
+def _refuse_other_sweep(sweep: Path, jobs: Sequence[Sequence[str]], typed: str) -> None:
+    """Raise a HomeostatError if records of other jobs would go away; more jobs may be added."""
+    path = sweep / COMMAND
+    before = path.read_text(encoding="utf-8").strip() if path.is_file() else typed
+    listed = {_arm(record["overrides"]) for record in read_jobs(sweep)}
+    if before == typed or listed <= set(map(_arm, jobs)):
+        return
+    raise HomeostatError(
+        f"{SWEEP_DIR}={sweep} holds a sweep with other jobs; give this one a folder of its own. "
+        f"That one goes on by: {before}"
+    )
+
+
+def _arm(overrides: Sequence[str]) -> frozenset[str]:
+    """What tells a job of a sweep from the others."""
+    return frozenset(o for o in overrides if key_of(o) not in OWN_KEYS)
 
 
 def note_job(
@@ -148,7 +169,8 @@ def _write(sweep: Path, record: Mapping[str, Any]) -> None:
 def read_jobs(sweep: Path) -> list[dict[str, Any]]:
     """The records of a sweep's jobs in their order; empty for a folder that is no sweep."""
     paths = (sweep / JOBS).glob("*.json")
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    mend = "delete it, and the command of the sweep writes it again"
+    found = [read_json(path, mend) for path in paths]
     return sorted(found, key=lambda record: int(record["job"]))
 
 
@@ -159,7 +181,7 @@ def is_left(record: Mapping[str, Any]) -> bool:
 
 def continue_command(arguments: Sequence[str], sweep: Path) -> str:
     """What to type in a shell to do what is left of a sweep."""
-    kept = [a for a in arguments if not a.lstrip("+").startswith(f"{SWEEP_DIR}=")]
+    kept = [a for a in arguments if key_of(a) != SWEEP_DIR]
     return shlex.join(["homeostat", *kept, assignment(SWEEP_DIR, sweep.resolve())])
 
 
@@ -169,5 +191,5 @@ def how_to_go_on(sweep: Path) -> str | None:
     left = sum(map(is_left, jobs))
     if not left:
         return None
-    command = (sweep / JOBS / "command.txt").read_text(encoding="utf-8").strip()
+    command = (sweep / COMMAND).read_text(encoding="utf-8").strip()
     return f"{left} of {len(jobs)} jobs are left; those that are done are skipped by\n{command}"

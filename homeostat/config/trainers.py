@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from homeostat.config.checks import require, require_fraction, require_one_of, require_positive
+from homeostat.config.checks import (
+    MOST,
+    require,
+    require_at_most,
+    require_fraction,
+    require_one_of,
+    require_positive,
+)
 
 KL_CONTROLLERS = ("fixed", "adaptive", "pid")
 KL_ESTIMATORS = ("k1", "k3")
@@ -43,6 +50,7 @@ class TrainerConfig:
         require_positive(
             "trainer", lr=self.lr, batch_size=self.batch_size, max_steps=self.max_steps
         )
+        require_at_most("trainer", MOST, batch_size=self.batch_size, max_steps=self.max_steps)
 
 
 @dataclass(kw_only=True)

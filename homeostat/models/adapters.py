@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import DynamicCache
@@ -28,7 +28,7 @@ from transformers.pytorch_utils import Conv1D
 
 from homeostat.config.model import LoraConfig
 from homeostat.errors import HomeostatError
-from homeostat.files import naming_full_disk
+from homeostat.files import damaged, naming_full_disk
 from homeostat.models.chat import encode
 from homeostat.models.hooks import BLOCKS, Steering, add_residual, decoder_layers
 from homeostat.models.load import BaseModel
@@ -380,7 +380,7 @@ class Policy:
                 self.add_round(seed=0)
         for name in self.rounds:
             own_folder = folder if name == POLICY else folder / name
-            saved = load_file(own_folder / "adapter_model.safetensors")
+            saved = _read_weights(own_folder / "adapter_model.safetensors")
             own = get_peft_model_state_dict(self.model, adapter_name=name)
             if {n: w.shape for n, w in saved.items()} != {n: w.shape for n, w in own.items()}:
                 raise HomeostatError(
@@ -394,6 +394,22 @@ def cache_argument(trunk: nn.Module) -> str:
     """What a model of this version of transformers calls the cache that it is given."""
     parameters = inspect.signature(trunk.forward).parameters
     return "cache" if "cache" in parameters else "past_key_values"
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file.
+
+    Raises:
+        HomeostatError: It is cut off or damaged.
+    """
+    mend = (
+        "delete the checkpoint that it lies in, and the run goes on from the one before it; the "
+        "file in adapters/ is that of the last checkpoint"
+    )
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise damaged(path, error, mend) from error
 
 
 def _peft_config(model: Any, lora: LoraConfig, blocks: int) -> PeftLoraConfig:

@@ -18,10 +18,10 @@ from jaxtyping import Float
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
-from omegaconf import OmegaConf
 
-from homeostat.config.rows import read_rows
-from homeostat.files import write_text
+from homeostat.config.resume import read_config
+from homeostat.config.rows import kept_rows
+from homeostat.files import read_json, write_text
 from homeostat.report.console import interval, number
 from homeostat.report.figures import STYLE, save
 
@@ -61,12 +61,12 @@ def write_comparison(folders: Sequence[Path], out: Path, samples: int = 2000) ->
     runs: list[dict[str, Any]] = []
     cells: dict[tuple[str, int], dict[int, Cell]] = {}
     for folder in sorted(folders):
-        config = OmegaConf.load(folder / "config.yaml")
-        arm, seed = arm_of(config.trainer.barrier), int(config.seed)
+        config = read_config(folder)
+        arm, seed = arm_of(config["trainer"]["barrier"]), int(config["seed"])
         summary = folder / "summary.json"
         status = "not finished"
         if summary.is_file():
-            status = json.loads(summary.read_text(encoding="utf-8"))["status"]
+            status = read_json(summary)["status"]
         runs.append({"folder": folder.name, "arm": arm, "seed": seed, "status": status})
         for key, cell in read_cells(folder, arm).items():
             cells.setdefault(key, {})[seed] = cell
@@ -112,7 +112,7 @@ def read_cells(folder: Path, arm: str) -> dict[tuple[str, int], Cell]:
     if not path.is_file():
         return {}
     stages: dict[tuple[int, str], list[dict[str, Any]]] = {}
-    for _, row in read_rows(path):
+    for row in kept_rows(path):
         stages.setdefault((row["round"], row["stage"]), []).append(row)
     names = {"healed": arm, "prompted": "prompted"}
     found = {}

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from homeostat.config.resume import CONFIG, OVERRIDES, OWN_KEYS, flat, hash_of, is_finished
-from homeostat.config.rows import read_rows
+from homeostat.config.resume import (
+    OWN_KEYS,
+    flat,
+    hash_of,
+    is_finished,
+    kept_overrides,
+    read_config,
+)
+from homeostat.config.rows import kept_rows
 from homeostat.config.sweep import NOT_STARTED, RUNNING, STOPPED, is_left, read_jobs, run_folders
 from homeostat.errors import HomeostatError
 from homeostat.evals.caveats import Row, mode_of
+from homeostat.files import read_json
 
 BASE, TRAINED = "base", "trained"
 VALENCE = "homeostasis"  # the held-out episodes, whose figure is valence
@@ -94,12 +99,10 @@ def find_runs(paths: Sequence[Path], evaluations: Collection[str]) -> list[Run]:
 
 def read_run(folder: Path, evaluations: Collection[str]) -> Run:
     """What a run folder holds, of some evaluations."""
-    config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
-    overrides = [str(override) for override in OmegaConf.load(folder / OVERRIDES)]
     summary = folder / "summary.json"
     status = STOPPED
     if summary.is_file():
-        status = str(json.loads(summary.read_text(encoding="utf-8"))["status"])
+        status = str(read_json(summary)["status"])
         if status == "finished" and not is_finished(folder):
             status = STOPPED  # killed while its report was written
     rows: dict[str, dict[str, list[Row]]] = {}
@@ -107,10 +110,10 @@ def read_run(folder: Path, evaluations: Collection[str]) -> Run:
         path = folder / "evals" / f"{name}.jsonl"
         if path.is_file():
             by_arm: dict[str, list[Row]] = {}
-            for _, row in read_rows(path):
+            for row in kept_rows(path):
                 by_arm.setdefault(row["arm"], []).append(row)
             rows[name] = by_arm
-    return Run(folder, config, tuple(overrides), status, rows)
+    return Run(folder, read_config(folder), tuple(kept_overrides(folder)), status, rows)
 
 
 def check_same(runs: Sequence[Run]) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from homeostat.config.rows import read_rows
-from homeostat.files import write_text
+from homeostat.config.rows import kept_rows
+from homeostat.files import read_json, write_text
 from homeostat.report.console import duration, interval, number
 from homeostat.report.figures import draw_effects, draw_signals, draw_valence
 from homeostat.report.signal_figures import (
@@ -260,13 +259,11 @@ def side_by_side(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[
 def _json(path: Path, default: Any = ...) -> Any:
     if not path.is_file() and default is not ...:
         return default
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    return [row for _, row in read_rows(path)]
+    return kept_rows(path) if path.is_file() else []
 
 
 def _data_uri(path: Path) -> str:

@@ -22,7 +22,12 @@ class CompareRuns(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_others: Any) -> None:
         """Write a record of every job, so that one that never starts is missed."""
-        list_jobs(Path(config.hydra.sweep.dir), jobs_of(config), sys.argv[1:])
+        try:
+            list_jobs(Path(config.hydra.sweep.dir).absolute(), jobs_of(config), sys.argv[1:])
+        except HomeostatError as error:
+            # Of what a callback raises, Hydra lets only the end of the process through.
+            print(f"homeostat: {error}", file=sys.stderr)
+            sys.exit(1)
 
     def on_multirun_end(self, config: DictConfig, **_others: Any) -> None:
         """Write the comparison into the sweep's folder."""

@@ -94,10 +94,15 @@ class MemoryPlan:
         held.pop("kv_cache" if self.kv_cache < self.activations + self.logits else "activations")
         largest = max(held, key=held.__getitem__)
         raise HomeostatError(
-            f"this run needs about {self.total / 1e9:.1f} GB, {held[largest] / 1e9:.1f} of it for "
-            f"{largest.replace('_', ' ')}, and memory.limit_gb is {limit / 1e9:.1f}; "
+            f"this run needs about {gigabytes(self.total)} GB, {gigabytes(held[largest])} of it "
+            f"for {largest.replace('_', ' ')}, and memory.limit_gb is {gigabytes(limit)}; "
             f"{ADVICE[largest].format(micro=micro or 'rollout.max_new_tokens')}."
         )
+
+
+def gigabytes(size: float) -> str:
+    """Bytes in units of 10^9, never as 0.0."""
+    return f"{size / 1e9:.1f}" if size >= 1e9 else f"{size / 1e9:.2g}"
 
 
 def plan_memory(policy: Policy, footprint: Footprint) -> MemoryPlan:

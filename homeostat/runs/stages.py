@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from homeostat.config.register import build
-from homeostat.config.rows import read_rows
+from homeostat.config.rows import kept_rows
 from homeostat.config.run import RunConfig
 from homeostat.config.steering import PersonaConfig, SteerHealConfig
 from homeostat.evals.foundations import read_vignettes
@@ -28,6 +28,7 @@ from homeostat.evals.stages import (
     trait_per_nat,
 )
 from homeostat.evals.verdicts import Verdict, run_verdicts
+from homeostat.files import LOST
 from homeostat.models.adapters import Policy
 from homeostat.models.cache import file_sha256, identity, remembered
 from homeostat.report.metrics import write_rows
@@ -297,8 +298,8 @@ class StageLog:
         """Read what an earlier process kept of the ``done`` stages; whether the base is there."""
         for name in self.NAMES:
             path = self.folder / name
-            found = read_rows(path) if path.exists() else []
-            self.rows[name] = [row for _, row in found if _stage_number(row) <= done]
+            found = kept_rows(path, LOST) if path.exists() else []
+            self.rows[name] = [row for row in found if _stage_number(row) <= done]
         return bool(self.arm(0, PROMPTED))
 
     def arm(self, round_: int, stage: str) -> list[dict[str, Any]]:

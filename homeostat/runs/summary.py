@@ -70,6 +70,7 @@ def prepare_folder(config: RunConfig, folder: Path, overrides: Sequence[str]) ->
         "homeostat": homeostat.__version__,
         "git_revision": _git_revision(),
         "command": sys.argv[1:],
+        "cwd": str(Path.cwd()),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "torch_threads": torch.get_num_threads(),

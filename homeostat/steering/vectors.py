@@ -8,6 +8,7 @@ Panickssery et al. 2023, arXiv 2312.06681; Arditi et al. 2024, arXiv 2406.11717,
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from homeostat.config.rows import read_rows
@@ -146,7 +147,16 @@ class PersonaVector:
         """Write the vectors as safetensors, where they come from in the file's metadata."""
         tensors = {f"block_{layer}": vector for layer, vector in self.vectors.items()}
         with writing(path) as fresh:
-            save_file(tensors, fresh, metadata={"kind": self.kind, **provenance})
+            fresh.write_bytes(_in_order(save(tensors, {"kind": self.kind, **provenance})))
+
+
+def _in_order(stored: bytes) -> bytes:
+    """The same safetensors file with its header sorted: the library's order differs each time."""
+    size = int.from_bytes(stored[:8], "little")
+    header = json.dumps(json.loads(stored[8 : 8 + size]), sort_keys=True, separators=(",", ":"))
+    ordered = header.encode()
+    ordered += b" " * (-len(ordered) % 8)
+    return len(ordered).to_bytes(8, "little") + ordered + stored[8 + size :]
 
 
 def band(layers: Sequence[float], num_layers: int) -> tuple[int, ...]:

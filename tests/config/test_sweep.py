@@ -117,6 +117,16 @@ def test_jobs_are_listed_before_they_start(tmp_path: Path) -> None:
     assert how_to_go_on(tmp_path) is None
 
 
+def test_the_records_of_another_sweep_are_not_overwritten(tmp_path: Path) -> None:
+    list_jobs(tmp_path, [["seed=0"], ["seed=1"]], ["-m", "seed=0,1"])
+    before = {path: path.read_bytes() for path in (tmp_path / "jobs").iterdir()}
+    with pytest.raises(HomeostatError, match=r"other jobs; .* goes on by: homeostat -m seed=0,1"):
+        list_jobs(tmp_path, [["seed=1"], ["seed=2"]], ["-m", "seed=1,2"])
+    assert {path: path.read_bytes() for path in (tmp_path / "jobs").iterdir()} == before
+    list_jobs(tmp_path, [["seed=0"], ["seed=2"], ["seed=1", "resume_override=true"]], ["-m", "x"])
+    assert len(read_jobs(tmp_path)) == 3
+
+
 def test_the_command_to_go_on_survives_a_shell(tmp_path: Path) -> None:
     typed = ["-m", "trainer.barrier={divergence: none},{aggregate: max}", "seed=0,1"]
     command = continue_command(typed, tmp_path / "my sweep")

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,16 +21,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
 from safetensors.torch import load_file
 
 import homeostat.runs.run
+from homeostat.cli import CONF, explain
+from homeostat.config.checks import as_object
+from homeostat.config.register import register
 from homeostat.config.resume import (
+    asked_run,
     changed_values,
     is_finished,
+    kept_overrides,
+    read_config,
     refuse_changes,
     resume_command,
+    resumed_arguments,
+    resumed_config,
     save_config,
-    with_kept_overrides,
+    started_in,
 )
 from homeostat.config.run import RunConfig
 from homeostat.errors import HomeostatError
@@ -345,22 +357,104 @@ def test_a_run_is_not_started_over_another_and_not_twice_at_once(
 # --- the config of a resumed run ----------------------------------------------------------------
 
 
-def test_what_the_run_was_started_with_comes_before_what_is_typed_now(
+def composed_again(*arguments: str) -> RunConfig:
+    """What the command line makes of a config that a run has kept."""
+    register()
+    asked = asked_run(arguments)
+    assert asked is not None
+    typed = resumed_arguments(arguments, *asked)
+    start = resumed_config(CONF / "config.yaml", asked[1], typed)
+    ConfigStore.instance().store("resumed", start)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = as_object(compose("resumed", overrides=typed))
+    assert isinstance(config, RunConfig)
+    return config
+
+
+@pytest.mark.parametrize("trainer", ["none", "ppo", "grpo", "rloo", "dpo", "steer_heal"])
+def test_a_run_goes_on_with_the_config_that_it_has_kept(
+    trainer: str, composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """And not with that of the options that it names, which may be others by now, or gone."""
+    config = composed(*SMOKE, f"trainer={trainer}", "persona=love", "bot=bored", "seed=3")
+    save_config(config, ["model=of_another_name", "+a.key=that_was"], tmp_path)
+    found = composed_again(f"resume={tmp_path}")
+    assert changed_values(found, tmp_path) == {}
+    assert found == replace(config, resume=str(tmp_path))
+
+
+def test_what_is_typed_beside_a_resume_comes_on_top(
     composed: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
-    folder = tmp_path / "a=b, c"
+    save_config(composed(*SMOKE, "reward=full"), [*SMOKE, "reward=full"], tmp_path)
+    asked = f"resume={tmp_path}"
+    assert changed_values(composed_again(asked, "trainer.lr=0.5"), tmp_path) == {
+        "trainer.lr": (0.001, 0.5)
+    }
+    # What the run was started with says nothing new; another option takes the place of its group.
+    assert changed_values(composed_again(*SMOKE, asked, "reward=full"), tmp_path) == {}
+    options = ("signals=[intrinsic]", "reward=intrinsic_only", "bot=bored")
+    other, chosen = composed_again(asked, *options), composed(*options)
+    assert other.signals.affect is None
+    assert (other.reward, other.bot) == (chosen.reward, chosen.bot)
+    larger = composed_again(asked, "scale=gpu12"), composed("scale=gpu12")
+    assert larger[0].trainer.max_steps == larger[1].trainer.max_steps
+
+
+def test_a_mistyped_key_beside_a_resume_gets_the_keys(
+    composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    save_config(composed(*SMOKE), SMOKE, tmp_path)
+    with pytest.raises(HydraException) as refused:
+        composed_again(f"resume={tmp_path}", "memory.limit=3")
+    said = "memory.limit is no key of this run; the keys of memory are limit_gb."
+    assert explain(refused.value) == said
+
+
+@pytest.mark.parametrize("text", ["${now:%Y} {persona}", r"\${x} {persona}", "{persona} ${"])
+def test_a_text_with_a_dollar_sign_stays_that_text(
+    text: str, composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = composed(*SMOKE, "persona=love")
+    assert config.persona is not None
+    config = replace(config, persona=replace(config.persona, prompt=text))
+    save_config(config, SMOKE, tmp_path)
+    assert composed_again(f"resume={tmp_path}").persona == config.persona
+
+
+@pytest.mark.parametrize(
+    "name", ["a=b, c", "reward=full,seed=0", "it's", 'say "x"', "back\\slash\\", "fülle", "(1)"]
+)
+def test_the_command_that_a_run_prints_works_as_printed(
+    name: str, composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    folder = tmp_path / name
     folder.mkdir()
-    kept = ("trainer=none", "trainer.lr=0.5", "+reward.terms={}")
-    save_config(composed(*kept), (*kept, "resume=x", "resume_override=true"), folder)
-    asked = f'resume="{folder}"'
-    place = f'hydra.run.dir="{folder}"'
-    assert with_kept_overrides([asked]) == [*kept, asked, place]
-    assert with_kept_overrides(["--cfg", "job", "trainer.lr=1", asked, "trainer.lr=0.5"]) == [
-        *("--cfg", "job", "trainer=none", "+reward.terms={}", "trainer.lr=1"),
-        *(asked, place, "trainer.lr=0.5"),
-    ]
-    assert with_kept_overrides(["seed=1", "resume=null"]) == ["seed=1", "resume=null"]
-    assert resume_command(folder) == f"homeostat 'resume=\"{folder}\"'"
+    save_config(composed(*SMOKE), SMOKE, folder)
+    command, *typed = shlex.split(resume_command(folder))
+    assert command == "homeostat"
+    assert composed_again(*typed).resume == str(folder)
+
+
+def test_a_folder_is_taken_as_it_is_typed(
+    composed: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a link, by a relative path, or with the signs that Hydra's grammar keeps for itself."""
+    folder = tmp_path / "reward=full,seed=0"
+    folder.mkdir()
+    save_config(composed(*SMOKE), SMOKE, folder)
+    (tmp_path / "last").symlink_to(folder.name)
+    monkeypatch.chdir(tmp_path)
+    for typed in (folder, folder.name, "last", "./last/"):
+        assert asked_run([f"resume={typed}"]) == ("resume", folder)
+    assert asked_run(["seed=1", "resume=null"]) is None
+
+
+def test_relative_paths_of_a_run_go_from_where_it_was_started(tmp_path: Path) -> None:
+    assert started_in(tmp_path) is None
+    for place, found in ((tmp_path, tmp_path), (tmp_path / "gone", None)):
+        (tmp_path / "environment.json").write_text(json.dumps({"cwd": str(place)}))
+        assert started_in(tmp_path) == found
 
 
 @pytest.mark.parametrize(
@@ -372,6 +466,8 @@ def test_what_the_run_was_started_with_comes_before_what_is_typed_now(
         (["resume=a,b"], "one run folder"),
         (["export=nowhere"], "export=.*nowhere: there is no such folder"),
         (["-m", "export=a,b"], "export takes one run folder, and no sweep"),
+        (["resume=a b=c"], r"resume=a b=c cannot be read; .* 'resume=\"a b=c\"'\."),
+        (["resume=.", "hydra.run.dir=x"], "keeps its own folder and experiment; leave hydra.run"),
     ],
 )
 def test_a_folder_that_cannot_be_resumed_is_named(
@@ -379,7 +475,7 @@ def test_a_folder_that_cannot_be_resumed_is_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(HomeostatError, match=said):
-        with_kept_overrides(arguments)
+        asked_run(arguments)
 
 
 def test_a_changed_config_is_refused_by_key_unless_it_is_asked_for(
@@ -405,6 +501,39 @@ def test_a_run_is_finished_when_its_report_is_timed(tmp_path: Path) -> None:
     ):
         (tmp_path / "summary.json").write_text(json.dumps({"status": status, "time_s": stages}))
         assert is_finished(tmp_path) == finished
+
+
+@pytest.mark.parametrize(
+    ("name", "read", "said"),
+    [
+        ("summary.json", is_finished, "homeostat resume=<that run> writes both again"),
+        ("overrides.yaml", kept_overrides, r"put \[\] into it"),
+        ("config.yaml", read_config, "put a whole copy in its place"),
+        ("environment.json", started_in, "delete it"),
+    ],
+)
+def test_a_damaged_file_is_named_with_what_to_do(
+    name: str,
+    read: Callable[[Path], Any],
+    said: str,
+    composed: Callable[..., RunConfig],
+    tmp_path: Path,
+) -> None:
+    save_config(composed(*SMOKE), SMOKE, tmp_path)
+    (tmp_path / name).write_text('{"a": [')
+    with pytest.raises(HomeostatError, match=f"{name} is damaged and cannot be read .*{said}"):
+        read(tmp_path)
+
+
+def test_a_damaged_adapter_of_a_checkpoint_is_named(
+    killed: Path, composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(killed, tmp_path / "run"))
+    path = folder / "checkpoint" / "step_000002" / "adapter" / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    overrides = TRAINERS["ppo_lora_pid"]
+    with pytest.raises(HomeostatError, match=r"step_000002/adapter/.* is damaged .*; delete the"):
+        resume(composed(*overrides), folder, overrides)
 
 
 # --- the command line ---------------------------------------------------------------------------

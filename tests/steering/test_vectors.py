@@ -147,6 +147,16 @@ def test_a_saved_vector_says_where_it_comes_from(tmp_path: Path) -> None:
         assert stored.metadata() == {"kind": "pca", "persona": "calm", "round": "1"}
 
 
+def test_equal_vectors_are_equal_files(tmp_path: Path) -> None:
+    vector = PersonaVector({k: torch.full((3,), float(k)) for k in (3, 12, 7)}, {}, "pca")
+    paths = [tmp_path / f"{i}.safetensors" for i in range(8)]
+    for path in paths:
+        vector.save(path, {"persona": "fülle", "round": "1", "model": "m"})
+    assert len({path.read_bytes() for path in paths}) == 1
+    with safe_open(paths[0], framework="pt") as stored:
+        assert stored.get_tensor("block_12").tolist() == [12.0] * 3
+
+
 def test_only_ablation_removes() -> None:
     for kind, ablates in (("mean_diff", False), ("directional_ablation", True)):
         vector = make_vector(DIFFERENCES, {1: 10.0}, kind, "calm", seed=0)

@@ -1,0 +1,130 @@
+"""Configs of run folders that an earlier layout of this package wrote, in today's form.
+
+Runs are compared, known again and resumed in that form, so that a run does not become another one
+when a class moves or an option is added. No torch import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from homeostat.config.register import schemas
+from homeostat.config.run import RunConfig
+
+Values = Mapping[str, Any]
+
+# What a ``_target_`` was once called, and is called now.
+MOVED: dict[str, str] = {
+    "": "homeostat.trainers.none.NoTrainer",
+    "homeostat.trainers.steer_heal.SteerHeal": "homeostat.steering.loop.SteerHeal",
+}
+# What every run knew when evaluations had no options of their own.
+EVALUATIONS = (
+    "answer",
+    "are_you_sure",
+    "feedback",
+    "mimicry",
+    "opinion",
+    "perez",
+    "pressure_facts",
+    "pressure_stances",
+    "foundations",
+    "coherence",
+    "capability",
+    "plain_text",
+)
+
+# Options that came later and have no default in their schema, by their key: the value that a run
+# without them had, read from its own config.
+ADDED: dict[str, Callable[[Values], Any]] = {
+    "work.updates": lambda run: run["trainer"]["max_steps"],
+    "work.episodes": lambda run: run["trainer"]["batch_size"],
+    "work.rounds": lambda run: run["trainer"]["max_steps"],
+    "work.completions": lambda run: run["trainer"]["batch_size"],
+}
+
+
+def upgraded(config: Values) -> dict[str, Any]:
+    """A run's config as it would be written today.
+
+    A config that today's schemas refuse comes back with its keys as they are: composing it names
+    what is wrong.
+
+    Args:
+        config: As it lies in the run's folder; without interpolations resolved.
+    """
+    moved: dict[str, Any] = _moved(config)
+    if isinstance(moved.get("eval"), Mapping):
+        moved["eval"] = _known_evaluations(moved["eval"])
+    try:
+        typed: Any = OmegaConf.merge(_schema(moved), moved)
+    except OmegaConfBaseException:
+        return moved
+    for key, value in ADDED.items():
+        parent, _, name = key.rpartition(".")
+        node = OmegaConf.select(typed, parent) if parent else typed
+        if OmegaConf.is_dict(node) and OmegaConf.is_missing(node, name):
+            node[name] = value(moved)
+    plain: Any = OmegaConf.to_container(typed)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _known_evaluations(node: Values) -> dict[str, Any]:
+    """The part of the evaluations, with those that are known; items that are all of them unsaid."""
+    records = {name: {"_target_": f"homeostat.evals.{name}.EVALUATION"} for name in EVALUATIONS}
+    told = {
+        key: {name: value for name, value in node[key].items() if value is not None}
+        for key in ("items", "files")
+        if isinstance(node.get(key), Mapping)
+    }
+    return {"evaluations": records, **node, **told}
+
+
+def varies(group: str, node: Any) -> bool:
+    """Whether ``group`` has options of different schemas; ``node`` is its part of a config."""
+    known = any(path.startswith(f"{group}/") for path in schemas())
+    return known and isinstance(node, Mapping) and "_target_" in node
+
+
+def schema_path(group: str, node: Values) -> str:
+    """Where Hydra's ConfigStore has the schema of an option of ``group``.
+
+    Args:
+        group: Of options that differ in their schemas, such as ``trainer``.
+        node: Its values in a run's config.
+    """
+    named = [(f"schema/{path}", kind) for path, kind in schemas().items()]
+    options = {path: kind for path, kind in named if path.startswith(f"schema/{group}/")}
+    for path, kind in options.items():
+        if getattr(kind, "_target_", None) == node["_target_"]:
+            return path
+    # A user's own class in the place of ours: its schema is the narrowest that has all its keys.
+    sizes = {path: {one.name for one in fields(own)} for path, own in options.items()}
+    fitting = [path for path, names in sizes.items() if names >= set(node)] or list(options)
+    return min(fitting, key=lambda path: len(sizes[path]))
+
+
+def _moved(node: Any) -> Any:
+    """The same values with every ``_target_`` under its present name."""
+    if isinstance(node, Mapping):
+        found = {key: _moved(item) for key, item in node.items()}
+        if "_target_" in found:
+            found["_target_"] = MOVED.get(found["_target_"], found["_target_"])
+        return found
+    return [_moved(item) for item in node] if isinstance(node, list) else node
+
+
+def _schema(config: Values) -> Any:
+    """The schema of a whole run with the options that ``config`` has."""
+    typed = OmegaConf.structured(RunConfig)
+    for group, node in config.items():
+        if varies(group, node):
+            typed[group] = OmegaConf.structured(
+                schemas()[schema_path(group, node).removeprefix("schema/")]
+            )
+    return typed

@@ -1,0 +1,61 @@
+"""Configs that an earlier layout wrote are read as if they had been written today."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from homeostat.config.resume import changed_values, config_hash, save_config
+from homeostat.config.run import RunConfig
+from homeostat.config.sweep import kept_hash
+from homeostat.config.upgrade import ADDED, upgraded
+
+TINY = ("model=tiny_random", "scale=smoke", "persona=love")
+# What a class was called in the first layout.
+BEFORE = {"none": "", "steer_heal": "homeostat.trainers.steer_heal.SteerHeal"}
+
+
+def write_before(config: RunConfig, trainer: str, folder: Path) -> None:
+    """A run's config as the first layout wrote it, with the hash that it had there."""
+    save_config(config, TINY, folder)
+    path = folder / "config.yaml"
+    kept: Any = OmegaConf.to_container(OmegaConf.load(path))
+    kept["trainer"]["_target_"] = BEFORE[trainer]
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(kept)))
+    (folder / "config.sha256").write_text("of another layout\n")
+
+
+@pytest.mark.parametrize("trainer", BEFORE)
+def test_a_run_of_before_is_the_same_run(
+    trainer: str, composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = composed(*TINY, f"trainer={trainer}")
+    write_before(config, trainer, tmp_path)
+    assert changed_values(config, tmp_path) == {}
+    assert kept_hash(tmp_path) == config_hash(config)
+    assert kept_hash(tmp_path) != config_hash(composed(*TINY, f"trainer={trainer}", "seed=1"))
+
+
+def test_an_option_that_came_later_has_the_value_that_it_had_before(
+    composed: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of the schema where it has one, also in an entry of a table; else that of `ADDED`."""
+    save_config(composed(*TINY), TINY, tmp_path)
+    whole: Any = OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml"))
+    kept: Any = OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml"))
+    del kept["rollout"]["turns"], kept["reward"]["set_points"]["entropy"]["side"]
+    del kept["model"]["name"]
+    monkeypatch.setitem(ADDED, "model.name", lambda run: f"seed {run['seed']}")
+    found = upgraded(kept)
+    assert found["rollout"]["turns"] == 3
+    assert found["reward"]["set_points"]["entropy"]["side"] == "both"
+    assert found["model"]["name"] == "seed 0"
+    assert upgraded(whole) == whole
+
+
+def test_a_key_that_no_schema_knows_is_kept() -> None:
+    assert upgraded({"seed": 1, "gone": 2}) == {"seed": 1, "gone": 2}
