@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
 import pytest
@@ -33,7 +31,7 @@ from homeostat.config.trainers import (
 )
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
-from homeostat.models.load import BaseModel
+from homeostat.models.load import BaseModel, finish
 from homeostat.models.tiny import load_tiny
 from homeostat.runs.memory import (
     MemoryPlan,
@@ -87,17 +85,23 @@ def test_the_plan_leaves_nothing_alive(make_policy: Callable[..., Policy]) -> No
 
 
 @pytest.mark.parametrize(
-    ("kind", "heads", "inner"), [("gpt2", 4, 128), ("gpt_neox", 4, 64), ("opt", 4, 64)]
+    ("kind", "own", "inner"),
+    [
+        ("gpt2", {}, 128),
+        ("gpt_neox", {"intermediate_size": 48}, 48),
+        ("opt", {"ffn_dim": 40, "word_embed_proj_dim": 32}, 40),
+    ],
 )
 def test_the_plan_reads_shapes_by_the_architectures_own_names(
-    kind: str, heads: int, inner: int
+    kind: str, own: dict[str, int], inner: int, make_policy: Callable[..., Policy]
 ) -> None:
-    names = {"opt": {"ffn_dim": 64}, "gpt_neox": {"intermediate_size": 64}}.get(kind, {})
-    shape = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": heads}
-    config = AutoConfig.for_model(kind, **shape, **names)
-    policy = SimpleNamespace(text_config=config, dtype=torch.float32)
-    assert cache_bytes_per_token(cast(Policy, policy)) == 3 * 2 * 32 * 4
-    assert inner_width(config) == inner
+    shape = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = AutoConfig.for_model(kind, vocab_size=258, **shape, **own)
+    model = AutoModelForCausalLM.from_config(config)
+    policy = Policy(finish(model, make_policy().tokenizer, kind, CPU), LoraConfig(rank=2), 0)
+    assert cache_bytes_per_token(policy) == 3 * 2 * 32 * 4
+    assert inner_width(policy.text_config) == inner
+    assert activation_bytes(policy, 64, 32, checkpointing=False) > 0
 
 
 def test_recomputing_changes_memory_and_no_gradient(make_policy: Callable[..., Policy]) -> None:
