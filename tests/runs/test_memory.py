@@ -98,7 +98,9 @@ def test_the_plan_reads_shapes_by_the_architectures_own_names(
     shape = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
     config = AutoConfig.for_model(kind, vocab_size=258, **shape, **own)
     model = AutoModelForCausalLM.from_config(config)
-    policy = Policy(finish(model, make_policy().tokenizer, kind, CPU), LoraConfig(rank=2), 0)
+    policy = Policy(
+        finish(model, make_policy().tokenizer, tiny_config(name=kind), CPU), lora_config(rank=2), 0
+    )
     assert cache_bytes_per_token(policy) == 3 * 2 * 32 * 4
     assert inner_width(policy.text_config) == inner
     assert activation_bytes(policy, 64, 32, checkpointing=False) > 0
