@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from worlds import (
 from homeostat.config.run import RolloutConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
+from homeostat.models.template import ChatTemplate
 from homeostat.trainers.policy_gradient import Credit, PolicyGradient
 from homeostat.trainers.ppo import PPO
+from homeostat.types import Conversation, Role, TokenStream
 
 LOW = own_reward(share_of_low_ids)
 PID_CONTROLLED = kl_config(kind="pid", coef=0.1, target=0.01)
@@ -246,3 +248,40 @@ def test_early_stop_and_epochs(make_policy: Callable[..., Policy]) -> None:
         trainer = make_trainer(make_policy(), LOW, **options)
         found = next(trainer.steps()).metrics
         assert found["optim/minibatches"] == steps
+
+
+def test_an_update_encodes_every_turn_of_its_episodes_once(
+    make_policy: Callable[..., Policy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four episodes of two replies hold three user turns each: nothing is rendered twice."""
+    policy = make_policy(num_layers=2)
+    trainer = make_trainer(policy, own_reward(share_of_low_ids), batch_size=4, max_steps=1)
+    rendered: list[int] = []
+    begun: list[int] = []
+    pieces, encode = ChatTemplate.pieces, Policy.encode
+
+    def count_pieces(template: ChatTemplate, roles: Sequence[Role]) -> list[str]:
+        rendered.append(len(roles))
+        return pieces(template, roles)
+
+    def count_encode(
+        self: Policy, conversation: Conversation, begun_: TokenStream | None = None
+    ) -> TokenStream:
+        begun.append(0 if begun_ is None else begun_.turns)
+        return encode(self, conversation, begun_)
+
+    monkeypatch.setattr(ChatTemplate, "pieces", count_pieces)
+    monkeypatch.setattr(Policy, "encode", count_encode)
+    trainer.step()
+    assert len(rendered) == 4 * 3
+    assert begun.count(0) == 4, "a conversation is begun once"
+    assert sorted(begun) == [0] * 4 + [1] * 4 + [3] * 4
+
+
+def test_the_tokens_of_an_episode_are_its_conversation_encoded(
+    make_policy: Callable[..., Policy],
+) -> None:
+    policy = make_policy(num_layers=2)
+    trainer = make_trainer(policy, own_reward(share_of_low_ids), batch_size=3, max_steps=1)
+    for episode in trainer.collect().episodes:
+        assert episode.tokens == policy.encode(episode.conversation)
