@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from homeostat.config.register import schemas
@@ -70,19 +70,21 @@ def upgraded(config: Values) -> dict[str, Any]:
         node = OmegaConf.select(typed, parent) if parent else typed
         if OmegaConf.is_dict(node) and OmegaConf.is_missing(node, name):
             node[name] = value(moved)
-    plain: Any = OmegaConf.to_container(typed)
-    return {str(key): value for key, value in plain.items()}
+    present: dict[str, Any] = _without_missing(OmegaConf.to_container(typed))
+    return present
+
+
+def _without_missing(node: Any) -> Any:
+    """Plain values without the keys that have none."""
+    if isinstance(node, Mapping):
+        return {str(k): _without_missing(v) for k, v in node.items() if v != MISSING}
+    return [_without_missing(item) for item in node] if isinstance(node, list) else node
 
 
 def _known_evaluations(node: Values) -> dict[str, Any]:
-    """The part of the evaluations, with those that are known; items that are all of them unsaid."""
+    """The part of the evaluations, with those that are known."""
     records = {name: {"_target_": f"homeostat.evals.{name}.EVALUATION"} for name in EVALUATIONS}
-    told = {
-        key: {name: value for name, value in node[key].items() if value is not None}
-        for key in ("items", "files")
-        if isinstance(node.get(key), Mapping)
-    }
-    return {"evaluations": records, **node, **told}
+    return {"evaluations": records, **node}
 
 
 def varies(group: str, node: Any) -> bool:

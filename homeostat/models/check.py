@@ -20,7 +20,7 @@ from homeostat.errors import HomeostatError
 from homeostat.files import write_text
 from homeostat.models.adapters import Policy
 from homeostat.models.template import template_findings
-from homeostat.types import Conversation, Turn
+from homeostat.types import Conversation, TokenBlock, Turn
 
 # Nats by which log-probabilities may differ: rounding of the head, and of a padded batch.
 HEAD_NATS = {torch.float32: 1e-3}
@@ -180,20 +180,13 @@ def _padded_batch(policy: Policy) -> str | None:
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     cache = DynamicCache(config=policy.base.model.config.get_text_config())
     with policy.reference():
-        alone = policy.trunk(input_ids=_tensor(policy, [short]), use_cache=False)
-        hidden = None
+        alone = policy.hidden(TokenBlock(_tensor(policy, [short])))
+        hidden = alone
         for part in (slice(0, -1), slice(-1, None)):
             known = mask[:, : part.stop]
-            hidden = policy.trunk(
-                input_ids=ids[:, part],
-                attention_mask=known,
-                position_ids=positions[:, part],
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
-        assert hidden is not None
+            hidden = policy.hidden(TokenBlock(ids[:, part], known, positions[:, part]), cache)
         own = policy.unembed(hidden[1:, -1]).log_softmax(dim=-1)
-        true = policy.unembed(alone.last_hidden_state[:, -1]).log_softmax(dim=-1)
+        true = policy.unembed(alone[:, -1]).log_softmax(dim=-1)
     if (off := _difference(policy, own, true, PADDED_NATS)) is None:
         return None
     return (

@@ -100,7 +100,7 @@ class MemoryPlan:
         )
 
 
-def gigabytes(size: float) -> str:
+def gigabytes(size: int | float) -> str:
     """Bytes in units of 10^9, never as 0.0."""
     return f"{size / 1e9:.1f}" if size >= 1e9 else f"{size / 1e9:.2g}"
 

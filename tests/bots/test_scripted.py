@@ -13,14 +13,14 @@ import pytest
 from configs import scripted_config
 
 from homeostat.bots.affect import notice
-from homeostat.bots.scripted import Bots, MixedBots, ScriptedBots, phrases, strongest, topics
+from homeostat.bots.scripted import MixedBots, ScriptedBots, phrases, strongest, topics
 from homeostat.cli import CONF
 from homeostat.config.bots import MixedBotConfig
 from homeostat.config.register import build
 from homeostat.config.run import RunConfig
 from homeostat.config.signals import AFFECTS
 from homeostat.errors import HomeostatError
-from homeostat.types import Turn
+from homeostat.types import Bots, Turn
 
 NAMES = sorted(path.stem for path in (CONF / "bot").glob("*.yaml"))
 MOVES = {"opening"} | {kind for kind, _ in phrases() if kind.startswith("move_")}
@@ -72,7 +72,7 @@ def test_different_bots_have_different_topics_for_the_same_seed(configs: dict[st
     openings = [
         (
             build(configs["curious"], Bots).spawn(s).opening(),
-            build(configs["bored"]).spawn(s).opening(),
+            build(configs["bored"], Bots).spawn(s).opening(),
         )
         for s in range(30)
     ]

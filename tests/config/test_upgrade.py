@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from homeostat.config.model import TEMPLATE_DATE
 from homeostat.config.resume import changed_values, config_hash, save_config
 from homeostat.config.run import RunConfig
 from homeostat.config.sweep import kept_hash
@@ -47,11 +48,11 @@ def test_an_option_that_came_later_has_the_value_that_it_had_before(
     save_config(composed(*TINY), TINY, tmp_path)
     whole: Any = OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml"))
     kept: Any = OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml"))
-    del kept["rollout"]["turns"], kept["reward"]["set_points"]["entropy"]["side"]
+    del kept["model"]["template_date"], kept["reward"]["set_points"]["entropy"]["side"]
     del kept["model"]["name"]
     monkeypatch.setitem(ADDED, "model.name", lambda run: f"seed {run['seed']}")
     found = upgraded(kept)
-    assert found["rollout"]["turns"] == 3
+    assert found["model"]["template_date"] == TEMPLATE_DATE
     assert found["reward"]["set_points"]["entropy"]["side"] == "both"
     assert found["model"]["name"] == "seed 0"
     assert upgraded(whole) == whole

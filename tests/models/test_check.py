@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from configs import lora_config, tiny_config
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from homeostat.config.model import LoraConfig, TinyModelConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.check import check_model, require_sound, save_findings
@@ -56,8 +56,8 @@ def random_model(kind: str, dtype: torch.dtype = torch.float32, **more: Any) -> 
 
 
 def policy_of(model: Any, tokenizer: PreTrainedTokenizerFast | None = None) -> Policy:
-    base = finish(model, tokenizer or byte_tokenizer(), "mine", CPU)
-    return Policy(base, LoraConfig(rank=2), seed=0)
+    base = finish(model, tokenizer or byte_tokenizer(), tiny_config(name="mine"), CPU)
+    return Policy(base, lora_config(rank=2), seed=0)
 
 
 def said(policy: Policy) -> dict[str, str]:
@@ -141,6 +141,7 @@ def test_model_whose_rows_change_with_padding_is_refused() -> None:
 def test_tokenizer_without_an_end_is_refused() -> None:
     tokenizer, model = byte_tokenizer(), random_model("llama", eos_token_id=None)
     tokenizer.eos_token = None
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     sentence = said(policy_of(model, tokenizer))["end of turn"]
     assert "the tokenizer of mine has no eos token" in sentence
 
@@ -195,4 +196,4 @@ def test_what_was_found_is_in_the_run_folder(tmp_path: Path) -> None:
 )
 def test_size_of_the_tiny_model_is_bounded(changes: dict[str, int], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        TinyModelConfig(name="tiny", **changes)  # type: ignore[arg-type]
+        tiny_config(name="tiny", **changes)

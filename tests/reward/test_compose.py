@@ -370,7 +370,7 @@ def test_an_own_term_must_judge_every_turn(term: Any, said: str) -> None:
 
 @pytest.mark.parametrize("term", [tensor, tensors])
 def test_tensors_of_an_own_term_are_taken_without_their_gradient(term: Any) -> None:
-    found = reward(mine=own(term)).score(TALKS, readings())
+    found = scored(reward(mine=own(term)), readings())
     np.testing.assert_allclose(found.own_terms["mine"], [0.5, 1.5, 0.5])
 
 
