@@ -26,7 +26,11 @@ layers:
 
 # unit tests on a tiny model; the embedded model where it is marked. A file stays with one worker
 test *ARGS:
-    pytest -n logical --maxprocesses 4 --dist loadfile -m "not slow" {{ARGS}}
+    pytest -n logical --maxprocesses 4 --dist loadfile -m "not slow" --durations 10 {{ARGS}}
+
+# what takes longer: kills and resumes at random moments, whole golden runs, many jobs in one process
+test-slow *ARGS:
+    pytest -n logical --maxprocesses 4 --dist loadfile -m slow {{ARGS}}
 
 test-all:
     pytest

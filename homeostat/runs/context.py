@@ -46,6 +46,14 @@ class Run:
 class Wing(Protocol):
     """What a run measures around the steps of its trainer; one for each founding system."""
 
+    @staticmethod
+    def check_files(config: RunConfig) -> None:
+        """Read the files that the user gives, so that a bad one is named before anything else.
+
+        Raises:
+            HomeostatError: One is missing, or a row of it is not what it must be.
+        """
+
     def __init__(self, run: Run, policy: Policy) -> None:
         """Nothing is computed yet."""
 

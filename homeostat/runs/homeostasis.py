@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from homeostat.config.register import build
+from homeostat.config.run import RunConfig
 from homeostat.config.signals import AFFECTS
 from homeostat.evals.homeostasis import Homeostasis, perception_validity
 from homeostat.models.adapters import Policy
@@ -26,6 +27,7 @@ from homeostat.runs.perceive import (
     watch_probes,
 )
 from homeostat.signals.calibration import Calibration
+from homeostat.signals.probing.corpus import load_corpus
 from homeostat.signals.probing.perception import Perception
 from homeostat.signals.reader import SignalReader
 from homeostat.trainers.base import World
@@ -36,6 +38,14 @@ class RewardWing:
     """What a run of the first founding system measures; see `homeostat.runs.context.Wing`."""
 
     ended: str | None = None  # a reward never ends a run early
+
+    @staticmethod
+    def check_files(config: RunConfig) -> None:
+        """See `Wing.check_files`: the corpora that probes are fitted on and tested with."""
+        affect = config.signals.affect
+        if affect is not None:
+            for path in filter(None, (affect.corpus, affect.heldout)):
+                load_corpus(path, affect.names)
 
     def __init__(self, run: Run, policy: Policy) -> None:
         self.run = run

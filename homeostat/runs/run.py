@@ -40,7 +40,7 @@ from homeostat.runs.suite import (
     BASE,
     NOTHING,
     TRAINED,
-    check_files,
+    check_items,
     describe_speed,
     describe_suite,
     measure_suite,
@@ -117,7 +117,8 @@ def _run_in(config: RunConfig, folder: Path, console: Console, overrides: Sequen
 def work(run: Run, outcome: Outcome) -> None:
     """Load, evaluate the base, learn, evaluate what has been learnt."""
     config = run.config
-    check_files(config)
+    check_items(config)
+    WINGS[config.trainer.wing].check_files(config)
     seed_generators(config.seed)
     policy = load_policy(config, run.console, run.watch)
     check_policy(policy, run.folder, run.console)

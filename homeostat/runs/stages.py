@@ -36,7 +36,7 @@ from homeostat.rollout.replies import Sampling
 from homeostat.runs.context import Run
 from homeostat.runs.memory import PROMPT_TOKENS
 from homeostat.steering.bank import fallen_by_gate
-from homeostat.steering.loop import HEALED, STEERED, SteerHeal
+from homeostat.steering.loop import HEALED, STEERED, SteerHeal, share_contexts
 from homeostat.types import StepResult, Trainer
 
 EVALUATION = 13  # key of the random numbers behind the replies that measure a stage
@@ -44,6 +44,11 @@ EVALUATION = 13  # key of the random numbers behind the replies that measure a s
 
 class SteeringWing:
     """What a run of the second founding system measures; see `homeostat.runs.context.Wing`."""
+
+    @staticmethod
+    def check_files(config: RunConfig) -> None:
+        """See `Wing.check_files`: the contexts of the persona's vector."""
+        share_contexts(config.trainer)  # type: ignore[arg-type]
 
     def __init__(self, run: Run, policy: Policy) -> None:
         self.run = run

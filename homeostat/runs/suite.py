@@ -18,7 +18,6 @@ from typing import Any
 
 import homeostat
 from homeostat.config.run import RunConfig
-from homeostat.config.steering import SteerHealConfig
 from homeostat.evals.evaluation import Evaluation, chosen_evaluations
 from homeostat.evals.praise import lexicon
 from homeostat.evals.subject import Keep, PolicySubject, compute_anew
@@ -28,28 +27,20 @@ from homeostat.models.cache import cache_folder, code_digest, identity, remember
 from homeostat.report.console import Console
 from homeostat.report.metrics import write_rows
 from homeostat.runs.parts import Parts
-from homeostat.signals.probing.corpus import load_corpus
-from homeostat.steering.loop import share_contexts
 from homeostat.timing import Stopwatch
 from homeostat.types import Progress
 
 BASE, TRAINED = "base", "trained"
 
 
-def check_files(config: RunConfig) -> None:
-    """Read every file that the user gives, so that a bad one is named before anything is computed.
+def check_items(config: RunConfig) -> None:
+    """Read the items of every evaluation, so that a bad file is named before anything is computed.
 
     Raises:
-        HomeostatError: One is missing, or a row of it is not what it must be.
+        HomeostatError: A file is missing, or a row of it is not what it must be.
     """
     for evaluation in chosen_evaluations(config.eval).values():
         evaluation.items(config.eval)
-    affect = config.signals.affect
-    if isinstance(config.trainer, SteerHealConfig):
-        share_contexts(config.trainer)
-    elif affect is not None:
-        for path in filter(None, (affect.corpus, affect.heldout)):
-            load_corpus(path, affect.names)
 
 
 @dataclass(frozen=True)
