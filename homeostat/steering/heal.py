@@ -304,9 +304,9 @@ class Heal:
         value = float(loss.detach())
         if not np.isfinite(value + norm):
             raise HomeostatError(
-                f"the loss of healing round {self.round.number + 1} is {value} and its gradient norm "
-                f"{norm}; lower trainer.lr={self.round.lr:g} or use dtype=float32. What earlier rounds "
-                "learned is kept in the run folder."
+                f"the loss of healing round {self.round.number + 1} is {value} and its gradient "
+                f"norm {norm}; lower trainer.lr={self.round.lr:g} or use dtype=float32. What "
+                "earlier rounds learned is kept in the run folder."
             )
         optimizer.step()
         return {"loss": value, "grad_norm": norm}
