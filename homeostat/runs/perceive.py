@@ -136,10 +136,10 @@ def watch_probes(run: Run, policy: Policy, perception: Perception | None) -> dic
     with run.section("staleness of the probes", "evaluate") as progress:
         staleness = measure_staleness(policy, perception, affect_config, progress)
     for affect in stale(staleness):
+        probe = staleness[affect]
         run.console.say(
-            f"the probe of {affect} has gone stale: AUROC {number(staleness[affect]['auroc_off'])} → "
-            f"{number(staleness[affect]['auroc_on'])}, its reading moved by "
-            f"{number(staleness[affect]['distance'])}"
+            f"the probe of {affect} has gone stale: AUROC {number(probe['auroc_off'])} → "
+            f"{number(probe['auroc_on'])}, its reading moved by {number(probe['distance'])}"
         )
     return staleness
 
