@@ -256,9 +256,8 @@ class Heal:
             norms = self._gradient_norms(streams, reference, control) if measured else {}
             nll_R, divergence_R = self._read(streams, reference)
             nll, barrier = nll_R.mean(), nll_R.new_zeros(())
-            row = {"nll": float(nll.detach())} | divergence_row(
-                divergence_R, self.barrier.aggregate, control
-            )
+            row: dict[str, Any] = {"nll": float(nll.detach())}
+            row |= divergence_row(divergence_R, self.barrier.aggregate, control)
             row |= NOT_MEASURED | norms
             if divergence_R is not None and control is not None:
                 barrier = control.loss(aggregate_divergence(divergence_R, self.barrier.aggregate))
