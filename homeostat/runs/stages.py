@@ -50,7 +50,7 @@ class SteeringWing:
         self.policy = policy
         self.persona: PersonaConfig = run.config.persona  # type: ignore[assignment]
         self.config: SteerHealConfig = run.config.trainer  # type: ignore[assignment]
-        self.kept = StageLog(run.folder)
+        self.kept = ArmLog(run.folder)
         self.trainer: SteerHeal | None = None
         self.stages: Stages | None = None
         self.verdicts: list[Verdict] = []
@@ -224,7 +224,7 @@ def before_healing(config: RunConfig, policy: Policy, what: str, compute: Callab
 
 
 def keep_arm(
-    kept: StageLog,
+    kept: ArmLog,
     rows: Sequence[Row],
     round_: int,
     arm: str,
@@ -249,7 +249,7 @@ def keep_arm(
     return row
 
 
-def lost_coherence(kept: StageLog, stages: Stages, done: int) -> str | None:
+def lost_coherence(kept: ArmLog, stages: Stages, done: int) -> str | None:
     """Why the loop must stop, if the newest healed model is below the floor."""
     if done == 0 or done % 2:
         return None
@@ -274,7 +274,7 @@ def describe_stage(round_: int, stage: str, row: Mapping[str, Any]) -> str:
     )
 
 
-class StageLog:
+class ArmLog:
     """What every arm has measured, kept in the run folder after each stage.
 
     ``rounds.jsonl`` has a row per arm, ``evals/stages.jsonl`` a row per item,
