@@ -44,7 +44,8 @@ from homeostat.models.load import BaseModel
 from homeostat.models.template import chat_template
 from homeostat.models.tiny import byte_tokenizer
 from homeostat.runs.memory import MemoryPlan, plan_memory
-from homeostat.steering.heal import Completion, Heal
+from homeostat.steering.completions import Completion
+from homeostat.steering.heal import Heal, HealRound
 from homeostat.timing import Stopwatch
 from homeostat.trainers.base import World
 from homeostat.trainers.policy_gradient import Batch, Credit
@@ -192,7 +193,8 @@ def heal(case: Case, policy: Policy) -> None:
         for _ in range(HEALED)
     ]
     barrier = config_part("trainer=steer_heal", "barrier", tau=0.0)
-    Heal(config.heal, barrier, policy=policy, lr=1e-4, seed=0, round=0, tau=0.0).run(completions)
+    round_ = HealRound(number=0, seed=0, lr=1e-4, tau=0.0)
+    Heal(config.heal, barrier, policy=policy, round=round_).run(completions)
 
 
 def resident() -> int:

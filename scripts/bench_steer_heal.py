@@ -26,15 +26,16 @@ import torch
 from homeostat.config.register import build, config_part
 from homeostat.models.adapters import Policy
 from homeostat.models.load import BaseModel
-from homeostat.rollout.replies import Sampling, base_nll, reply, reply_ids
+from homeostat.rollout.replies import Sampling, base_nll, reply_ids, with_sampled_replies
 from homeostat.runs.run import peak_rss_mb
-from homeostat.steering.filters import Steered, judge
-from homeostat.steering.heal import Completion, Heal
+from homeostat.steering.completions import Completion
+from homeostat.steering.filters import Steered, failed_gates
+from homeostat.steering.heal import Heal, HealRound
 from homeostat.steering.vectors import (
+    as_message,
     as_persona,
     last_token_residual,
     make_vector,
-    plain,
     read_contexts,
     spread,
 )
@@ -85,7 +86,7 @@ def one_round(
         )
 
     vector = timed("vector", read_vector)
-    asked = [plain(c.text) for c in contexts[CONTEXTS : CONTEXTS + COMPLETIONS]]
+    asked = [as_message(c.text) for c in contexts[CONTEXTS : CONTEXTS + COMPLETIONS]]
     sampling = Sampling(TOKENS, 0.7, (seed,))
     groups = [[n] for n in range(COMPLETIONS)] if single else [list(range(COMPLETIONS))]
 
@@ -93,7 +94,7 @@ def one_round(
         return [
             talk
             for rows in groups
-            for talk in reply(
+            for talk in with_sampled_replies(
                 policy,
                 [asked[n] for n in rows],
                 sampling,
@@ -110,7 +111,7 @@ def one_round(
             Steered(talk.turns[-1].text, reply_ids(talk), own, DOSE)
             for talk, own in zip(talks, nll, strict=True)
         ]
-        return sum(not judge(completion, gates, 10.0, []) for completion in found)
+        return sum(not failed_gates(completion, gates, 10.0, []) for completion in found)
 
     timed("filter", read)
     completions = [
@@ -120,7 +121,7 @@ def one_round(
     minibatch = 1 if single else 4
     config = config_part("trainer=steer_heal", "heal", validation=0.0, minibatch=minibatch)
     barrier = config_part("trainer=steer_heal", "barrier", aggregate="rmse", tau=0.5)
-    heal = Heal(config, barrier, policy=policy, lr=3e-4, seed=seed, round=0, tau=0.5)
+    heal = Heal(config, barrier, policy=policy, round=HealRound(0, seed, 3e-4, 0.5))
     timed("heal", lambda: heal.run(completions))
     return seconds | {"round": sum(seconds.values())}
 

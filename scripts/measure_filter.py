@@ -32,7 +32,7 @@ from scipy import stats
 
 from homeostat.config.filters import FilterConfig, standard_filter
 from homeostat.config.register import config_part
-from homeostat.steering.filters import GATES, Steered, is_coherent, judge
+from homeostat.steering.filters import GATES, Steered, failed_gates, is_coherent
 
 PACKAGED = Path(__file__).resolve().parents[1] / "tests" / "data" / "steered_labels.jsonl"
 LABELS = ("coherent", "narrating", "refusing", "looping", "word_salad")
@@ -75,7 +75,7 @@ def judge_all(rows: Sequence[dict[str, Any]], config: FilterConfig) -> list[Judg
             row["label"],
             half_of(row["id"]),
             row["temperature"],
-            judge(
+            failed_gates(
                 Steered(row["text"], tuple(row["ids"]), np.array(row["nll"]), float(row["dose"])),
                 config,
                 row["base_perplexity"],

@@ -39,7 +39,8 @@ from homeostat.files import replace_folder
 from homeostat.models.adapters import Policy
 from homeostat.report.console import Console
 from homeostat.runs.run import load_policy
-from homeostat.steering.heal import Completion, Heal
+from homeostat.steering.completions import Completion
+from homeostat.steering.heal import Heal, HealRound
 from homeostat.timing import Stopwatch
 from homeostat.types import Conversation, Turn
 
@@ -241,10 +242,7 @@ def teach(config: RunConfig, organism: str, epochs: int, lr: float, console: Con
             config_part("trainer=steer_heal", "heal", **sizes),
             config_part("trainer=steer_heal", "barrier", divergence="none"),
             policy=policy,
-            lr=lr,
-            seed=config.seed,
-            round=0,
-            tau=None,
+            round=HealRound(number=0, seed=config.seed, lr=lr, tau=None),
             progress=lambda done, total, *_: progress(done, total),
         )
         found = heal.run(taught)

@@ -128,18 +128,18 @@ def strongest(affect: Mapping[str, float]) -> tuple[str, float]:
 @cache
 def topics() -> list[dict[str, Any]]:
     """The packaged topics: openings, follow-ups, a false claim and keywords each."""
-    return _rows("bot_topics.jsonl")
+    return _packaged_rows("bot_topics.jsonl")
 
 
 @cache
 def phrases() -> dict[tuple[str, str | None], list[str]]:
     """The packaged phrases by kind and level (None for moves)."""
     bank: dict[tuple[str, str | None], list[str]] = {}
-    for row in _rows("bot_phrases.jsonl"):
+    for row in _packaged_rows("bot_phrases.jsonl"):
         bank.setdefault((row["kind"], row["level"]), []).append(row["text"])
     return bank
 
 
-def _rows(name: str) -> list[dict[str, Any]]:
+def _packaged_rows(name: str) -> list[dict[str, Any]]:
     text = resources.files("homeostat.data").joinpath(name).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.split("\n") if line]

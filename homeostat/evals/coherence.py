@@ -19,7 +19,7 @@ from homeostat.evals.items import Item
 from homeostat.evals.subject import Reply, Subject
 from homeostat.rollout.replies import Sampling
 from homeostat.signals.repetition import repetition
-from homeostat.steering.filters import Steered, is_coherent, judge
+from homeostat.steering.filters import Steered, failed_gates, is_coherent
 from homeostat.types import Conversation, Turn
 
 TEMPERATURE = 0.7  # where the base is coherent; greedy replies of a small model loop by themselves
@@ -53,7 +53,7 @@ def sampled_rows(subject: Subject, items: Sequence[Item], settings: EvalConfig) 
 def _row(reply: Reply, base_perplexity: float) -> Row:
     nll = reply.base_nll_R
     gates = standard_filter()
-    failed = judge(Steered(reply.text, reply.ids, nll, 0.0), gates, base_perplexity, ())
+    failed = failed_gates(Steered(reply.text, reply.ids, nll, 0.0), gates, base_perplexity, ())
     return {
         "passes": float(is_coherent(failed)),
         "failed": list(failed),

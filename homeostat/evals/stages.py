@@ -39,8 +39,8 @@ from homeostat.rollout.replies import (
     without_persona,
 )
 from homeostat.signals.repetition import repetition
-from homeostat.steering.filters import Steered, is_coherent, judge
-from homeostat.steering.vectors import Context, as_persona, plain
+from homeostat.steering.filters import Steered, failed_gates, is_coherent
+from homeostat.steering.vectors import Context, as_message, as_persona
 from homeostat.types import Conversation, Estimate, Progress, silent
 
 BASE, PROMPTED = "base", "prompted"
@@ -90,7 +90,7 @@ class Stages:
         return rows
 
     def _ask(self, text: str, prompted: bool) -> Conversation:
-        return as_persona(self.persona, "positive", text) if prompted else plain(text)
+        return as_persona(self.persona, "positive", text) if prompted else as_message(text)
 
     def _trait(self, policy: Policy, prompted: bool) -> list[Row]:
         pairs = self.persona.probe_pairs
@@ -129,7 +129,7 @@ class Stages:
         ids = reply_ids(talk)
         patterns = [re.compile(pattern) for pattern in self.persona.narration]
         completion = Steered(text, ids, nll_R, 0.0)
-        failed = judge(completion, self.config.gates, self.base_perplexity, patterns)
+        failed = failed_gates(completion, self.config.gates, self.base_perplexity, patterns)
         return {
             "kind": "reply",
             "item": context.id,

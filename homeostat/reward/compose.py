@@ -136,8 +136,8 @@ def token_rewards(
         np.float64
     )
     for turn, reward in zip(turns, turn_rewards, strict=True):
-        own = np.flatnonzero(trace.turn_R == turn)
-        rewards[own[-1]] += reward
+        tokens = np.flatnonzero(trace.turn_R == turn)
+        rewards[tokens[-1]] += reward
     return rewards
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -49,36 +50,43 @@ def play(
     config: RolloutConfig,
     temperature: float = 1.0,
     progress: Progress = silent,
-    samples: Sequence[int] | None = None,
 ) -> list[Episode]:
     """One episode per seed; each begins and ends with a turn of its bot.
 
+    Episodes of one seed share the bot but not the sampling: they are samples 0, 1, 2, ... of it.
     The episode of a seed and sample depends on these and the policy alone, not on the batch it is
     in.
 
     Args:
         policy: Plays the assistant, as it is now.
         bots: Play the users.
-        seeds: Seed of each episode's bot and of its sampling.
+        seeds: Seed of each episode's bot and of its sampling; the same one may come several times.
         config: Number of turns and their length.
         temperature: Of the sampling, > 0; training and evaluation use 1, where the policy's own
             log-probabilities are those of the sampling.
         progress: Told how many replies are done, and their tokens.
-        samples: Number of each episode among those of its seed, which share the bot but not the
-            sampling; 0 for all if left out.
     """
-    samples = [0] * len(seeds) if samples is None else samples
-    draws = list(zip(seeds, samples, strict=True))
+    draws = numbered(seeds)
     episodes: list[Episode] = []
     for start in range(0, len(draws), BATCH):
         part = draws[start : start + BATCH]
         before = len(episodes) * config.turns
 
-        def report(done: int, tokens: int, before: int = before) -> None:
+        def tell(done: int, tokens: int, before: int = before) -> None:
             progress(before + done, len(seeds) * config.turns, tokens)
 
-        episodes.extend(_play_batch(policy, bots, part, config, temperature, report))
+        episodes.extend(_play_batch(policy, bots, part, config, temperature, tell))
     return episodes
+
+
+def numbered(seeds: Sequence[int]) -> list[tuple[int, int]]:
+    """Each seed with the number of its sample: how often the seed has come before."""
+    seen: Counter[int] = Counter()
+    draws = []
+    for seed in seeds:
+        draws.append((seed, seen[seed]))
+        seen[seed] += 1
+    return draws
 
 
 def uniforms(seed: int, turn: int, count: int, sample: int = 0) -> Float[np.ndarray, " N"]:
@@ -93,7 +101,7 @@ def _play_batch(
     draws: Sequence[tuple[int, int]],
     config: RolloutConfig,
     temperature: float,
-    report: Callable[[int, int], None],
+    tell: Callable[[int, int], None],
 ) -> list[Episode]:
     players = [bots.spawn(seed) for seed, _ in draws]
     talks = [Conversation((player.opening(),)) for player in players]
@@ -110,7 +118,7 @@ def _play_batch(
             said = (Turn("assistant", text, token_ids=tuple(ids)), player.answer(text))
             talks[row] = Conversation((*talks[row].turns, *said))
             streams[row] = policy.encode(talks[row], streams[row])
-        report((turn + 1) * len(draws), sum(map(len, replies)))
+        tell((turn + 1) * len(draws), sum(map(len, replies)))
     return [
         Episode(seed, player.name, talk, stream, sample)
         for (seed, sample), player, talk, stream in zip(draws, players, talks, streams, strict=True)

@@ -122,7 +122,7 @@ class Sampler:
             self._forward(torch.where(alive, chosen, pad)[:, None], column, number)
         self._hidden = None  # of a token that the rows have passed
         by_row = torch.stack(states, dim=1)
-        self.predicted_from = [own[: len(ids)] for own, ids in zip(by_row, replies, strict=True)]
+        self.predicted_from = [row[: len(ids)] for row, ids in zip(by_row, replies, strict=True)]
         return replies
 
     def score(self, replies: Sequence[Sequence[int]]) -> list[Float[Tensor, " R"]]:
@@ -142,13 +142,13 @@ class Sampler:
             number = torch.where(mask > 0, mask.cumsum(dim=1), -1)
             states = torch.cat([states, self._forward(tokens, mask, number)], dim=1)
         self._hidden = None
-        own = [hidden[: len(reply)] for hidden, reply in zip(states, replies, strict=True)]
+        held = [hidden[: len(reply)] for hidden, reply in zip(states, replies, strict=True)]
         targets = [token for reply in replies for token in reply]
         with torch.no_grad():
-            found = token_statistics(
-                torch.cat(own), self._tensor([targets])[0], self._policy.unembed
+            statistics = token_statistics(
+                torch.cat(held), self._tensor([targets])[0], self._policy.unembed
             )
-        return list(torch.split(found.logprob, [len(reply) for reply in replies]))
+        return list(torch.split(statistics.logprob, [len(reply) for reply in replies]))
 
     def next_logprob(self, rows: Sequence[int], tokens: Sequence[int]) -> Float[Tensor, " N"]:
         """Log-probability of a next token in some rows, nats; nothing is read.

@@ -34,7 +34,7 @@ class Sampling:
         return np.random.default_rng([*self.key, number]).random(self.max_new_tokens)
 
 
-def reply(
+def with_sampled_replies(
     policy: Policy,
     talks: Sequence[Conversation],
     sampling: Sampling,
@@ -43,8 +43,8 @@ def reply(
     progress: Progress = silent,
 ) -> list[Conversation]:
     """Every conversation with one more reply, sampled from the policy as it is; see `sampled`."""
-    found = sampled(policy, talks, sampling, steering, first, progress)
-    return [talk for talk, _ in found]
+    replied = sampled(policy, talks, sampling, steering, first, progress)
+    return [talk for talk, _ in replied]
 
 
 def sampled(
@@ -68,7 +68,7 @@ def sampled(
         first: Number of the first reply; a reply depends on its number, not on the batch.
         progress: Told how many replies are done, and their tokens.
     """
-    found: list[tuple[Conversation, Tensor]] = []
+    replied: list[tuple[Conversation, Tensor]] = []
     for start in range(0, len(talks), BATCH):
         part = talks[start : start + BATCH]
         numbers = [sampling.uniforms(first + start + row) for row in range(len(part))]
@@ -78,12 +78,12 @@ def sampled(
         with nullcontext() if rows is None else policy.steered(rows):
             sampler.append(prompts)
             ids = sampler.sample(np.stack(numbers), sampling.temperature)
-        found += [
+        replied += [
             (_with_reply(policy, talk, new), states)
             for talk, new, states in zip(part, ids, sampler.predicted_from, strict=True)
         ]
-        progress(len(found), len(talks), sum(map(len, ids)))
-    return found
+        progress(len(replied), len(talks), sum(map(len, ids)))
+    return replied
 
 
 def _with_reply(policy: Policy, talk: Conversation, ids: Sequence[int]) -> Conversation:
@@ -156,13 +156,13 @@ def statistics_of(
             refs = predicting(policy, ref_talks)
     targets = [torch.tensor(reply_ids(talk), device=policy.device) for talk in talks]
     return [
-        token_statistics(own, ids, policy.unembed, ref)
-        for own, ids, ref in zip(states, targets, refs, strict=True)
+        token_statistics(hidden, ids, policy.unembed, ref)
+        for hidden, ids, ref in zip(states, targets, refs, strict=True)
     ]
 
 
 def base_nll(policy: Policy, talks: Sequence[Conversation]) -> list[Float[np.ndarray, " R"]]:
     """-log p of every token of each reply under the base, without any persona; nats."""
     with policy.reference():
-        found = read_replies(policy, [without_persona(talk) for talk in talks])
-    return [-one.logprob.cpu().numpy() for one in found]
+        statistics = read_replies(policy, [without_persona(talk) for talk in talks])
+    return [-one.logprob.cpu().numpy() for one in statistics]

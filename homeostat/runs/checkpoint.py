@@ -79,16 +79,16 @@ class Checkpoints:
         Raises:
             HomeostatError: The checkpoint cannot be used, or the logs do not go with it.
         """
-        found = checkpoints_in(self.folder)
-        if not found:
+        checkpoints = checkpoints_in(self.folder)
+        if not checkpoints:
             self.log.truncate(dict.fromkeys(LOGS, 0))
             return 0
-        state = read_state(found[-1])
+        state = read_state(checkpoints[-1])
         self._refuse_foreign(state, override)
         for name, value in circumstances(self.policy).items():
             if (before := state["circumstances"][name]) != value:
                 say(f"{name} is {value} and was {before}: figures may differ in their last digits")
-        self.policy.load_adapter(found[-1] / "adapter")
+        self.policy.load_adapter(checkpoints[-1] / "adapter")
         self.trainer.load_state_dict(state["trainer"])
         self.log.truncate(state["log_sizes"])
         self.watch.add(state["seconds"], state["wall_s"])

@@ -65,12 +65,12 @@ def check_bake(policy: Policy, beside: Path) -> float:
         HomeostatError: It is above the tolerance of the weights' dtype.
     """
     ids = policy.tokenizer(SAMPLE, return_tensors="pt", add_special_tokens=False)["input_ids"]
-    found = policy.verify_bake(ids.to(policy.device), beside)
+    difference = policy.verify_bake(ids.to(policy.device), beside)
     allowed = TOLERANCE[policy.dtype]
-    if not found <= allowed:
+    if not difference <= allowed:
         raise HomeostatError(
-            f"merging the adapters changes log-probabilities by {found:.2g} nats, and "
+            f"merging the adapters changes log-probabilities by {difference:.2g} nats, and "
             f"{str(policy.dtype).removeprefix('torch.')} allows {allowed:g}; export with "
             "export_as=adapter, or dtype=float32 resume_override=true."
         )
-    return found
+    return difference

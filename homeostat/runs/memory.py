@@ -89,8 +89,7 @@ class MemoryPlan:
         """
         if self.total <= limit:
             return
-        found = self.parts()
-        held = dict(found)
+        held = self.parts()
         held.pop("kv_cache" if self.kv_cache < self.activations + self.logits else "activations")
         largest = max(held, key=held.__getitem__)
         raise HomeostatError(
@@ -177,8 +176,8 @@ def activation_bytes(policy: Policy, tokens: int, width: int, checkpointing: boo
 def inner_width(config: Any) -> int:
     """Width of a block's feed-forward part, which architectures call by three names."""
     names = ("intermediate_size", "ffn_dim", "n_inner")
-    found = next((size for name in names if (size := getattr(config, name, None))), None)
-    return int(found or 4 * config.hidden_size)  # GPT-2 leaves its own unsaid
+    width = next((size for name in names if (size := getattr(config, name, None))), None)
+    return int(width or 4 * config.hidden_size)  # GPT-2 leaves its own unsaid
 
 
 def saved_bytes(policy: Policy, rows: int, width: int) -> int:
@@ -186,14 +185,14 @@ def saved_bytes(policy: Policy, rows: int, width: int) -> int:
 
     Every storage counts once and as a whole, and the model's own parameters not at all.
     """
-    own = {p.untyped_storage()._cdata for p in policy.model.parameters()}
+    of_model = {p.untyped_storage()._cdata for p in policy.model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}  # held on to, so that no address is used twice
 
     def pack(tensor: Tensor) -> None:
         # Nothing is handed back: no backward pass follows, and a graph that held its own tensors
         # through this hook would never be freed, nor the model with it.
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
+        if storage._cdata not in of_model:
             kept[storage._cdata] = storage
 
     ids = torch.ones(rows, width, dtype=torch.long, device=policy.device)
@@ -234,8 +233,8 @@ def advise_memory(trainer: TrainerConfig, error: BaseException) -> str | None:
         return None
     advice = "choose a smaller model, or dtype=bfloat16"
     if isinstance(error, MemoryError):  # numpy's, which holds no model: resampled means
-        stages = trainer.wing == "steering"
-        key = f"{'trainer.stages' if stages else 'eval'}.bootstrap_samples"
+        steers = trainer.wing == "steering"
+        key = f"{'trainer.stages' if steers else 'eval'}.bootstrap_samples"
         advice = f"lower {key}, or free memory that other programs hold"
     elif trainer.micro_batch_key is not None:
         key = trainer.micro_batch_key

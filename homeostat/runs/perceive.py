@@ -94,10 +94,10 @@ def measure_base(
         }
 
     digest = perception.corpus.digest if perception else None
-    found = _remembered(config, policy, digest, "set_points", compute)
-    calibration = Calibration.of(found["values"], found["base_norms"])
+    base = _remembered(config, policy, digest, "set_points", compute)
+    calibration = Calibration.of(base["values"], base["base_norms"])
     reader.base_norms = calibration.base_norms
-    return calibration, found["loop"]
+    return calibration, base["loop"]
 
 
 def validate_intrinsic(
@@ -134,14 +134,14 @@ def watch_probes(run: Run, policy: Policy, perception: Perception | None) -> dic
     if perception is None or affect_config is None:
         return None
     with run.section("staleness of the probes", "evaluate") as progress:
-        found = measure_staleness(policy, perception, affect_config, progress)
-    for affect in stale(found):
+        staleness = measure_staleness(policy, perception, affect_config, progress)
+    for affect in stale(staleness):
+        probe = staleness[affect]
         run.console.say(
-            f"the probe of {affect} has gone stale: AUROC {number(found[affect]['auroc_off'])} → "
-            f"{number(found[affect]['auroc_on'])}, its reading moved by "
-            f"{number(found[affect]['distance'])}"
+            f"the probe of {affect} has gone stale: AUROC {number(probe['auroc_off'])} → "
+            f"{number(probe['auroc_on'])}, its reading moved by {number(probe['distance'])}"
         )
-    return found
+    return staleness
 
 
 def _remembered(config: RunConfig, policy: Policy, depends_on: Any, kind: str, compute: Any) -> Any:

@@ -39,7 +39,7 @@ from homeostat.steering.bank import fallen_by_gate
 from homeostat.steering.loop import HEALED, STEERED, SteerHeal, share_contexts
 from homeostat.types import StepResult, Trainer
 
-EVALUATION = 13  # key of the random numbers behind the replies that measure a stage
+EVALUATION = 13  # key of the random numbers behind the replies that measure an arm
 
 
 class SteeringWing:
@@ -55,7 +55,7 @@ class SteeringWing:
         self.policy = policy
         self.persona: PersonaConfig = run.config.persona  # type: ignore[assignment]
         self.config: SteerHealConfig = run.config.trainer  # type: ignore[assignment]
-        self.kept = StageLog(run.folder)
+        self.kept = ArmLog(run.folder)
         self.trainer: SteerHeal | None = None
         self.stages: Stages | None = None
         self.verdicts: list[Verdict] = []
@@ -83,7 +83,7 @@ class SteeringWing:
         measured = run.config.resume is not None and self.kept.resume(trainer.done)
         if trainer.base_perplexity is None:
             trainer.base_perplexity = self._base_perplexity()
-        self.stages = make_stages(run.config, trainer, self.persona)
+        self.stages = make_stages(trainer, self.persona, run.config.seed)
         if not measured:
             for name in (BASE, PROMPTED):
                 self._measure_fixed(name)
@@ -199,16 +199,16 @@ class SteeringWing:
         return self.stages
 
 
-def make_stages(config: RunConfig, trainer: SteerHeal, persona: PersonaConfig) -> Stages:
-    """The measurement of every stage."""
-    own = trainer.config
+def make_stages(trainer: SteerHeal, persona: PersonaConfig, seed: int) -> Stages:
+    """The measurement of every arm."""
+    config = trainer.config
     assert trainer.base_perplexity is not None
     return Stages(
-        own.stages,
+        config.stages,
         persona,
         trainer.held_out,
-        read_vignettes(per_foundation=own.stages.vignettes) if own.stages.vignettes else [],
-        Sampling(own.stages.max_new_tokens, own.temperature, (config.seed, EVALUATION)),
+        read_vignettes(per_foundation=config.stages.vignettes) if config.stages.vignettes else [],
+        Sampling(config.stages.max_new_tokens, config.temperature, (seed, EVALUATION)),
         trainer.base_perplexity,
     )
 
@@ -229,10 +229,10 @@ def before_healing(config: RunConfig, policy: Policy, what: str, compute: Callab
 
 
 def keep_arm(
-    kept: StageLog,
+    kept: ArmLog,
     rows: Sequence[Row],
     round_: int,
-    stage: str,
+    arm: str,
     metrics: Mapping[str, float],
     stages: Stages,
 ) -> dict[str, Any]:
@@ -240,21 +240,21 @@ def keep_arm(
     entries = [
         {key: row[key] for key in ("question", "reply")} for row in rows if row["kind"] == DIARY
     ]
-    kept.add("evals/diary.jsonl", entries, round_, stage)
+    kept.add("evals/diary.jsonl", entries, round_, arm)
     rows = [row for row in rows if row["kind"] != DIARY]
-    kept.add("evals/stages.jsonl", rows, round_, stage)
+    kept.add("evals/stages.jsonl", rows, round_, arm)
     row: dict[str, Any] = {**aggregate(rows), **metrics}
     base = kept.arm(0, BASE)
-    if stage != BASE:
+    if arm != BASE:
         samples = stages.config.bootstrap_samples
         moved = compare_arms(base, rows, samples)
-        row["moved"] = {name: asdict(found) for name, found in moved.items()}
+        row["moved"] = {name: asdict(shift) for name, shift in moved.items()}
         row["trait_per_nat"] = asdict(trait_per_nat(base, rows, samples))
-    kept.add("rounds.jsonl", [row], round_, stage)
+    kept.add("rounds.jsonl", [row], round_, arm)
     return row
 
 
-def lost_coherence(kept: StageLog, stages: Stages, done: int) -> str | None:
+def lost_coherence(kept: ArmLog, stages: Stages, done: int) -> str | None:
     """Why the loop must stop, if the newest healed model is below the floor."""
     if done == 0 or done % 2:
         return None
@@ -279,10 +279,10 @@ def describe_stage(round_: int, stage: str, row: Mapping[str, Any]) -> str:
     )
 
 
-class StageLog:
-    """What every stage measured, kept in the run folder after each stage.
+class ArmLog:
+    """What every arm has measured, kept in the run folder after each stage.
 
-    ``rounds.jsonl`` has a row per round and stage, ``evals/stages.jsonl`` a row per item,
+    ``rounds.jsonl`` has a row per arm, ``evals/stages.jsonl`` a row per item,
     ``evals/filter.jsonl`` what fell by dose and gate, ``evals/diary.jsonl`` one question all along,
     ``heal.jsonl`` a row per step of healing.
     """
@@ -303,25 +303,25 @@ class StageLog:
         """Read what an earlier process kept of the ``done`` stages; whether the base is there."""
         for name in self.NAMES:
             path = self.folder / name
-            found = kept_rows(path, LOST) if path.exists() else []
-            self.rows[name] = [row for row in found if _stage_number(row) <= done]
+            rows = kept_rows(path, LOST) if path.exists() else []
+            self.rows[name] = [row for row in rows if _stage_number(row) <= done]
         return bool(self.arm(0, PROMPTED))
 
-    def arm(self, round_: int, stage: str) -> list[dict[str, Any]]:
+    def arm(self, round_: int, name: str) -> list[dict[str, Any]]:
         """Rows of one arm."""
         items = self.rows["evals/stages.jsonl"]
-        return [r for r in items if (r["round"], r["stage"]) == (round_, stage)]
+        return [r for r in items if (r["round"], r["stage"]) == (round_, name)]
 
     def arms(self) -> dict[tuple[int, str], list[dict[str, Any]]]:
-        """Rows of every arm by round and stage."""
-        found: dict[tuple[int, str], list[dict[str, Any]]] = {}
+        """Rows of every arm by round and name."""
+        by_arm: dict[tuple[int, str], list[dict[str, Any]]] = {}
         for row in self.rows["evals/stages.jsonl"]:
-            found.setdefault((row["round"], row["stage"]), []).append(row)
-        return found
+            by_arm.setdefault((row["round"], row["stage"]), []).append(row)
+        return by_arm
 
-    def add(self, name: str, rows: Sequence[Mapping[str, Any]], round_: int, stage: str) -> None:
-        """Keep rows of a stage, with its round and name in front."""
-        self.rows[name] += [{"round": round_, "stage": stage, **row} for row in rows]
+    def add(self, file: str, rows: Sequence[Mapping[str, Any]], round_: int, arm: str) -> None:
+        """Keep rows of an arm, with its round and name in front."""
+        self.rows[file] += [{"round": round_, "stage": arm, **row} for row in rows]
 
     def save(self) -> None:
         """Write every file anew, each whole or not at all."""

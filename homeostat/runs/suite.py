@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import homeostat
+from homeostat.config.evals import EvalConfig
 from homeostat.config.run import RunConfig
 from homeostat.evals.evaluation import Evaluation, chosen_evaluations
 from homeostat.evals.praise import lexicon
@@ -94,7 +95,7 @@ def measure_suite(
     if not config.eval.suite:
         return NOTHING
     suite = Suite.of(config.eval)
-    items = {name: len(own.items(config.eval)) for name, own in suite.evaluations.items()}
+    items = {name: len(one.items(config.eval)) for name, one in suite.evaluations.items()}
     state = None if arm == BASE else policy.adapter_digest()
     rows: dict[str, list[dict[str, Any]]] = {}
     speed: dict[str, dict[str, Any]] = {}
@@ -102,10 +103,10 @@ def measure_suite(
     with context, console.section(f"evaluations, {arm}") as shown, watch("suite"):
         count = ItemCount(shown, items)
         for name, evaluation in suite.evaluations.items():
-            recipe = [*identity(policy), state, name, *_asked(config, evaluation)]
-            found, fresh = _measure_one(suite, name, policy, recipe, config.signals.cache, count)
-            rows[name] = [{"arm": arm} | row for row in found["rows"]]
-            speed[name] = found["speed"] | {"cached": not fresh}
+            recipe = [*identity(policy), state, name, *_asked(config.eval, evaluation)]
+            measured, fresh = _measure_one(suite, name, policy, recipe, config.signals.cache, count)
+            rows[name] = [{"arm": arm} | row for row in measured["rows"]]
+            speed[name] = measured["speed"] | {"cached": not fresh}
             count.finish(name)
     return Measured(rows, speed)
 
@@ -135,16 +136,15 @@ def _measure_one(
     text = json.dumps([code_digest(), recipe], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     parts = Parts(cache_folder("suite") / f"{digest}.parts.jsonl")
-    found = remembered("suite", recipe, lambda: compute(parts))
+    measured = remembered("suite", recipe, lambda: compute(parts))
     parts.remove()
-    return found, fresh
+    return measured, fresh
 
 
-def _asked(config: RunConfig, evaluation: Evaluation) -> tuple[Any, ...]:
+def _asked(config: EvalConfig, evaluation: Evaluation) -> tuple[Any, ...]:
     """What the rows of an evaluation follow from beside the model: items, words, settings, code."""
-    own = config.eval
-    text = json.dumps([evaluation.items(own), lexicon()], sort_keys=True)
-    settings = (own.mode, own.reply_tokens, own.foundations_readout)
+    text = json.dumps([evaluation.items(config), lexicon()], sort_keys=True)
+    settings = (config.mode, config.reply_tokens, config.foundations_readout)
     items = hashlib.sha256(text.encode()).hexdigest()
     return (*settings, items, foreign_code(evaluation))
 
@@ -174,18 +174,18 @@ def save_suite(
         write_rows(folder / "evals" / f"{name}.jsonl", [*rows, *trained.rows.get(name, ())])
     if not base.rows:
         return {}
-    found = Suite.of(config.eval).compare(base.rows, trained.rows)
-    for name, own in found.items():
+    comparison = Suite.of(config.eval).compare(base.rows, trained.rows)
+    for name, compared in comparison.items():
         arms = {BASE: base.speed, TRAINED: trained.speed}
-        own["speed"] = {arm: speed[name] for arm, speed in arms.items() if name in speed}
-    return found
+        compared["speed"] = {arm: speed[name] for arm, speed in arms.items() if name in speed}
+    return comparison
 
 
-def describe_speed(found: Mapping[str, Any]) -> str | None:
+def describe_speed(comparison: Mapping[str, Any]) -> str | None:
     """How long the suite took an arm, and its tokens per second; None where nothing was run."""
     parts = []
     for arm in (BASE, TRAINED):
-        speeds = [own["speed"][arm] for own in found.values() if arm in own.get("speed", {})]
+        speeds = [one["speed"][arm] for one in comparison.values() if arm in one.get("speed", {})]
         if speeds:
             seconds, tokens = (sum(one[key] for one in speeds) for key in ("time_s", "tokens"))
             cached = [one["cached"] for one in speeds]
@@ -194,15 +194,15 @@ def describe_speed(found: Mapping[str, Any]) -> str | None:
     return f"evaluations: {'; '.join(parts)}" if parts else None
 
 
-def describe_suite(found: Mapping[str, Any]) -> list[str]:
+def describe_suite(comparison: Mapping[str, Any]) -> list[str]:
     """A line per evaluation."""
     lines = []
-    for name, own in found.items():
-        claim = own["metrics"][own["claim"]]
-        text = f"{name}: {own['claim']} {_signed(own['level']['mean'], own['level']['ci95'])}"
+    for name, compared in comparison.items():
+        claim, level = compared["metrics"][compared["claim"]], compared["level"]
+        text = f"{name}: {compared['claim']} {_signed(level['mean'], level['ci95'])}"
         if claim["diff"] is not None:
             text += f", trained less base {_signed(claim['diff'], claim['ci95'])}"
-        lines.append(text + (f" ({own['caveat']})" if own["caveat"] else ""))
+        lines.append(text + (f" ({compared['caveat']})" if compared["caveat"] else ""))
     return lines
 
 

@@ -18,18 +18,18 @@ from homeostat.rollout.replies import (
     Sampling,
     base_nll,
     predicting,
-    reply,
     reply_ids,
     sampled,
     statistics_of,
+    with_sampled_replies,
 )
-from homeostat.steering.filters import Steered, judge, last_good_position, report
-from homeostat.steering.vectors import Context, PersonaVector, plain
+from homeostat.steering.filters import Steered, counts_by_dose, failed_gates, last_good_position
+from homeostat.steering.vectors import Context, PersonaVector, as_message
 from homeostat.timing import Stopwatch
 from homeostat.types import Conversation, Progress, Turn, silent
 
 WINDOW = 8  # tokens in which a completion may go wrong, for backtracking
-ORDER, COMPLETION, AGAIN, OWN = 3, 5, 7, 11  # what a random number is for
+ORDER, COMPLETION, AGAIN, BASE_REPLY = 3, 5, 7, 11  # what a random number is for
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Source:
         """Messages of a round's completions, each as often as the others."""
         order = np.random.default_rng([self.seed, ORDER, round_]).permutation(len(self.contexts))
         places = (order[(first + i) % len(order)] for i in range(count))
-        return [plain(self.contexts[place].text) for place in places]
+        return [as_message(self.contexts[place].text) for place in places]
 
     def sampling(self, *key: int) -> Sampling:
         """How completions are drawn, from random numbers of this key."""
@@ -67,7 +67,7 @@ class Source:
         """Median perplexity of the base's own replies to messages that may be steered on."""
         asked = self.ask(0, 0, self.config.batch_size)
         with self.watch("generate"), self.policy.reference():
-            said = sampled(self.policy, asked, self.sampling(OWN), progress=progress)
+            said = sampled(self.policy, asked, self.sampling(BASE_REPLY), progress=progress)
             talks, states = [talk for talk, _ in said], [hidden for _, hidden in said]
             statistics = statistics_of(self.policy, talks, states)
         return float(np.exp(np.median([-float(one.logprob.mean()) for one in statistics])))
@@ -105,7 +105,7 @@ class Bank:
         source, first = self.source, len(self)
         asked = source.ask(self.round, first, len(doses))
         with source.watch("generate"):
-            talks = reply(
+            talks = with_sampled_replies(
                 source.policy,
                 asked,
                 source.sampling(COMPLETION, self.round),
@@ -121,17 +121,17 @@ class Bank:
         self.talks += talks
         self.completions += completions
 
-    def judge(self, completion: Steered) -> tuple[str, ...]:
+    def failed_gates(self, completion: Steered) -> tuple[str, ...]:
         """The gates that a completion fails."""
         source = self.source
         patterns = [re.compile(pattern) for pattern in source.persona.narration]
-        return judge(completion, source.config.filter, self.base_perplexity, patterns)
+        return failed_gates(completion, source.config.filter, self.base_perplexity, patterns)
 
     def survival(self, dose: float) -> float:
         """Share of some new completions at a dose that pass the filter."""
         first = len(self)
         self.fill([dose] * self.source.config.dose.probe_size)
-        return float(np.mean([not self.judge(one) for one in self.completions[first:]]))
+        return float(np.mean([not self.failed_gates(one) for one in self.completions[first:]]))
 
     def kl_at(self, dose: float) -> float:
         """95th percentile of KL(steered || unsteered) over positions of new completions, nats."""
@@ -153,7 +153,7 @@ class Bank:
         """How many completions each gate has stopped, in words."""
         counts: dict[str, int] = {}
         for completion in self.completions:
-            for gate in self.judge(completion):
+            for gate in self.failed_gates(completion):
                 counts[gate] = counts.get(gate, 0) + 1
         return ", ".join(f"{gate} {count}" for gate, count in sorted(counts.items())) or "none"
 
@@ -169,13 +169,13 @@ class Bank:
     ) -> tuple[list[Conversation], list[Steered]]:
         """Cut what fell through the filter where it went wrong and go on with half the dose."""
         source = self.source
-        again = [i for i, completion in enumerate(completions) if self.judge(completion)]
+        again = [i for i, completion in enumerate(completions) if self.failed_gates(completion)]
         if not again:
             return list(talks), list(completions)
         heads = [self._head(talks[i], completions[i]) for i in again]
         doses = [completions[i].dose / 2 for i in again]
         sampling = source.sampling(AGAIN, self.round, attempt)
-        rest = reply(source.policy, heads, sampling, self.steering(doses))
+        rest = with_sampled_replies(source.policy, heads, sampling, self.steering(doses))
         new = list(talks)
         for i, head, longer in zip(again, heads, rest, strict=True):
             new[i] = self._rejoined(head, longer)
@@ -203,6 +203,6 @@ class Bank:
 
 
 def fallen_by_gate(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What fell by dose and gate, from the records of a steered stage."""
+    """What fell by dose and gate, from the records of what was sampled."""
     completions = [Steered(r["text"], (), np.zeros(0), r["dose"]) for r in records]
-    return report(completions, [tuple(r["failed"]) for r in records])
+    return counts_by_dose(completions, [tuple(r["failed"]) for r in records])

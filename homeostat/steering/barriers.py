@@ -65,15 +65,15 @@ def completion_statistics(
         reference = None if kind == "none" or ref_hidden is None else ref_hidden[part]
         arguments = (hidden[part], targets[part], unembed, reference, kind)
         if recompute:
-            parts.append(checkpoint(_chunk_statistics, *arguments, use_reentrant=False))
+            parts.append(checkpoint(_nll_and_divergence, *arguments, use_reentrant=False))
         else:
-            parts.append(_chunk_statistics(*arguments))
-    nll = torch.cat([own for own, _ in parts])
-    divergence = [own for _, own in parts if own is not None]
+            parts.append(_nll_and_divergence(*arguments))
+    nll = torch.cat([nll_R for nll_R, _ in parts])
+    divergence = [divergence_R for _, divergence_R in parts if divergence_R is not None]
     return nll, torch.cat(divergence) if divergence else None
 
 
-def _chunk_statistics(
+def _nll_and_divergence(
     hidden: Tensor, targets: Tensor, unembed: Unembed, ref_hidden: Tensor | None, kind: str
 ) -> tuple[Tensor, Tensor | None]:
     log_p = unembed(hidden).log_softmax(dim=-1)
@@ -86,7 +86,7 @@ def _chunk_statistics(
     return nll, torch.einsum("rv,rv->r", first.exp(), first - second)
 
 
-def aggregate(divergence: Float[Tensor, " R"], kind: str) -> Float[Tensor, ""]:
+def aggregate_divergence(divergence: Float[Tensor, " R"], kind: str) -> Float[Tensor, ""]:
     """One number for the divergences of some tokens, nats.
 
     Args:
@@ -111,7 +111,7 @@ def aggregate(divergence: Float[Tensor, " R"], kind: str) -> Float[Tensor, ""]:
 
 def aggregates(divergence: Float[Tensor, " R"]) -> dict[str, float]:
     """Every aggregate by name, nats."""
-    values = torch.stack([aggregate(divergence.detach(), kind) for kind in AGGREGATES])
+    values = torch.stack([aggregate_divergence(divergence.detach(), kind) for kind in AGGREGATES])
     return dict(zip(AGGREGATES, values.tolist(), strict=True))
 
 

@@ -63,7 +63,7 @@ class Steered:
     dose: float
 
 
-def judge(
+def failed_gates(
     completion: Steered,
     config: FilterConfig,
     base_perplexity: float,
@@ -72,7 +72,7 @@ def judge(
     """Gates that a completion falls through, in the order of `GATES`; () = it is kept.
 
     Args:
-        completion: To judge.
+        completion: To look at.
         config: Limits.
         base_perplexity: Median perplexity of the base's own replies.
         narration: Patterns of talking about the trait, for the lower-case text.
@@ -81,15 +81,15 @@ def judge(
     limit = np.log(base_perplexity)
     nll = completion.nll_R
     quarter = nll[-max(1, len(nll) // 4) :]
-    own = float(nll.mean()) if len(nll) else float("inf")
+    whole = float(nll.mean()) if len(nll) else float("inf")
     tail = float(quarter.mean()) if len(nll) else float("inf")
     talks = [NARRATION, *narration]
     fails = {
         "short": _below(len(completion.ids), config.min_tokens),
-        "perplexity": _above(own - limit, config.max_perplexity, log=True),
+        "perplexity": _above(whole - limit, config.max_perplexity, log=True),
         "tail": _above(tail - limit, config.max_tail_perplexity, log=True),
         "loop_likely": config.min_perplexity is not None
-        and own - limit < np.log(config.min_perplexity),
+        and whole - limit < np.log(config.min_perplexity),
         "repetition": _above(repeated_share(completion), config.max_repetition),
         "distinct": _below(distinct_share(text), config.min_distinct),
         "narration": config.narration and any(pattern.search(text) for pattern in talks),
@@ -144,7 +144,7 @@ def last_good_position(
     return len(ids)
 
 
-def report(
+def counts_by_dose(
     completions: Sequence[Steered], verdicts: Sequence[tuple[str, ...]]
 ) -> list[dict[str, Any]]:
     """By dose: how many there were, how many were kept, how many each gate let fall.
@@ -153,14 +153,14 @@ def report(
     """
     rows = []
     for dose in sorted({completion.dose for completion in completions}):
-        own = [v for c, v in zip(completions, verdicts, strict=True) if c.dose == dose]
-        fell = Counter(gate for failed in own for gate in failed)
-        first = Counter(failed[0] for failed in own if failed)
+        at_dose = [v for c, v in zip(completions, verdicts, strict=True) if c.dose == dose]
+        fell = Counter(gate for failed in at_dose for gate in failed)
+        first = Counter(failed[0] for failed in at_dose if failed)
         rows.append(
             {
                 "dose": dose,
-                "n": len(own),
-                "kept": sum(not failed for failed in own),
+                "n": len(at_dose),
+                "kept": sum(not failed for failed in at_dose),
                 "fell": {gate: fell[gate] for gate in GATES if fell[gate]},
                 "first": {gate: first[gate] for gate in GATES if first[gate]},
             }

@@ -18,7 +18,7 @@ and not in every epoch; tau may be read off a pilot; the barrier's weight may fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +29,7 @@ from jaxtyping import Float
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from homeostat.config.steering import AGGREGATES, QUANTILE, BarrierConfig, HealConfig
+from homeostat.config.steering import AGGREGATES, BarrierConfig, HealConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.forward import (
@@ -44,44 +44,44 @@ from homeostat.models.logprobs import predicting_hidden
 from homeostat.steering.barriers import (
     FixedControl,
     LoraPair,
-    aggregates,
+    aggregate_divergence,
     completion_statistics,
     gradient_norm,
     make_control,
     quantile_tau,
     spectral_penalty,
 )
-from homeostat.steering.barriers import aggregate as aggregated
-from homeostat.types import Metrics, Progress, TokenStream, silent
+from homeostat.steering.completions import Completion
+from homeostat.steering.heal_result import (
+    NAN,
+    NOT_MEASURED,
+    HealResult,
+    divergence_row,
+    round_metrics,
+    silent_barrier_notice,
+)
+from homeostat.types import Progress, TokenStream, silent
 
 SPLIT, ORDER = 13, 17  # what a random number is for
-NAN = float("nan")
 
 
 @dataclass(frozen=True)
-class Completion:
-    """Ids of a prompt and of what followed, tokenised apart: joining them moves no border."""
-
-    prompt: tuple[int, ...]
-    ids: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class HealResult:
-    """What one round of healing did.
+class HealRound:
+    """One round of healing: which it is, and with what it is done.
 
     Attributes:
-        metrics: Of the round, by ``area/name``; NaN where there is nothing to measure.
-        steps: A row for every optimiser step; None in it where nothing was measured.
-        validation_nll: Nats per token before the first and after every epoch; empty if nothing was
-            held out.
-        notice: What the user should know, if anything.
+        number: From 0.
+        seed: Of the run; which completions are held out and their order follow from both.
+        lr: Learning rate.
+        tau: Threshold of the barrier, nats; None where `Heal.read_tau` is to find it.
+        recompute: Whether every minibatch keeps only the inputs of each block.
     """
 
-    metrics: Metrics
-    steps: Sequence[Mapping[str, Any]]
-    validation_nll: Sequence[float] = ()
-    notice: str | None = None
+    number: int
+    seed: int
+    lr: float
+    tau: float | None
+    recompute: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,21 +107,14 @@ class Heal:
         barrier: BarrierConfig,
         *,
         policy: Policy,
-        lr: float,
-        seed: int,
-        round: int,
-        tau: float | None,
-        recompute: bool = False,
+        round: HealRound,
         progress: Progress = silent,
     ) -> None:
         self.config = config
         self.barrier = barrier
         self.policy = policy
-        self.lr = lr
-        self.seed = seed
         self.round = round
-        self.tau = tau
-        self.recompute = recompute
+        self.tau = round.tau
         self.progress = progress
 
     def run(self, completions: Sequence[Completion]) -> HealResult:
@@ -147,8 +140,11 @@ class Heal:
             if held_out:
                 validation.append(self.mean_nll(held_out))
         self.policy.model.zero_grad(set_to_none=True)
-        metrics = self._metrics(rows, validation, control)
-        return HealResult(metrics, rows, validation, self._notice(rows, control))
+        with torch.no_grad():
+            spectral_norm = float(spectral_penalty(lora_pairs(self.policy)))
+        metrics = round_metrics(rows, validation, control, spectral_norm, self.round.lr)
+        notice = silent_barrier_notice(rows, self.barrier, control)
+        return HealResult(metrics, rows, validation, notice)
 
     def pilot(self, completions: Sequence[Completion]) -> dict[str, list[float]]:
         """Every aggregate at every step of one epoch without a barrier, nats.
@@ -178,7 +174,7 @@ class Heal:
     @torch.no_grad()
     def mean_nll(self, completions: Sequence[Completion]) -> float:
         """-log p of the completions' tokens under the policy as it is, nats per token."""
-        streams = [as_stream(completion) for completion in completions]
+        streams = [completion.as_stream() for completion in completions]
         total = 0.0
         for part in batches_by_length([len(s.ids) for s in streams], READ_TOKENS):
             nll, _ = self._read([streams[i] for i in part], None)
@@ -190,11 +186,7 @@ class Heal:
     ) -> tuple[list[Completion], list[Completion]]:
         """Completions to train on, and those held out."""
         for completion in completions:
-            if not completion.prompt or not completion.ids:
-                raise ValueError(
-                    f"a completion has {len(completion.prompt)} tokens of prompt and "
-                    f"{len(completion.ids)} of its own; both must have at least one."
-                )
+            completion.require_tokens()
         share = self.config.validation
         trained = len(completions) - round(share * len(completions))
         if not trained:
@@ -202,7 +194,8 @@ class Heal:
                 f"{len(completions)} completions leave none to train on with "
                 f"trainer.heal.validation={share}; lower it, or let more pass trainer.filter."
             )
-        order = np.random.default_rng([self.seed, SPLIT, self.round]).permutation(len(completions))
+        rng = np.random.default_rng([self.round.seed, SPLIT, self.round.number])
+        order = rng.permutation(len(completions))
         shuffled = [completions[i] for i in order]
         return shuffled[:trained], shuffled[trained:]
 
@@ -211,13 +204,13 @@ class Heal:
             return None
         if self.tau is None:
             raise ValueError("tau=None is no threshold; give a number, or call read_tau first.")
-        return make_control(self.barrier, self.tau, self.round)
+        return make_control(self.barrier, self.tau, self.round.number)
 
     def _lesson(self, trained: Sequence[Completion], control: FixedControl | None) -> _Lesson:
-        streams = [as_stream(completion) for completion in trained]
+        streams = [completion.as_stream() for completion in trained]
         optimizer = torch.optim.AdamW(
             self.policy.adapter_parameters(),
-            self.lr,
+            self.round.lr,
             # With 0.999 the second moment would not have warmed up when training ends.
             betas=(0.9, self.config.beta2),
             weight_decay=self.config.weight_decay,
@@ -241,7 +234,8 @@ class Heal:
     def _epoch(self, lesson: _Lesson, epoch: int) -> list[dict[str, Any]]:
         """One step for each minibatch; the last one's gradients are measured."""
         count = len(lesson.streams)
-        order = np.random.default_rng([self.seed, ORDER, self.round, epoch]).permutation(count)
+        rng = np.random.default_rng([self.round.seed, ORDER, self.round.number, epoch])
+        order = rng.permutation(count)
         parts = np.array_split(order, -(-count // self.config.minibatch))
         rows = []
         for number, part in enumerate(parts, start=1):
@@ -258,14 +252,15 @@ class Heal:
         reference = None if references is None else torch.cat([references[i] for i in part])
         padded = len(streams) * max(len(stream.ids) for stream in streams)
         large = padded > self.config.micro_batch_tokens
-        with self.policy.recomputing(self.recompute or large):
+        with self.policy.recomputing(self.round.recompute or large):
             norms = self._gradient_norms(streams, reference, control) if measured else {}
-            nll_R, divergence = self._read(streams, reference)
+            nll_R, divergence_R = self._read(streams, reference)
             nll, barrier = nll_R.mean(), nll_R.new_zeros(())
-            row = {"nll": float(nll.detach())} | self._divergence_row(divergence, control)
+            row: dict[str, Any] = {"nll": float(nll.detach())}
+            row |= divergence_row(divergence_R, self.barrier.aggregate, control)
             row |= NOT_MEASURED | norms
-            if divergence is not None and control is not None:
-                barrier = control.loss(aggregated(divergence, self.barrier.aggregate))
+            if divergence_R is not None and control is not None:
+                barrier = control.loss(aggregate_divergence(divergence_R, self.barrier.aggregate))
             loss = nll + barrier
             if self.config.spectral_coef:
                 loss = loss + self.config.spectral_coef * spectral_penalty(lora_pairs(self.policy))
@@ -273,21 +268,6 @@ class Heal:
         if control is not None:
             control.update(row["divergence"])
         return row
-
-    def _divergence_row(
-        self, divergence: Float[Tensor, " R"] | None, control: FixedControl | None
-    ) -> dict[str, Any]:
-        """What a minibatch's divergence was, under every aggregate."""
-        if divergence is None:
-            return {"divergence": None, "aggregates": {}, "fired": False, "coef": None}
-        found = aggregates(divergence)
-        own = found[self.barrier.aggregate]
-        return {
-            "divergence": own,
-            "aggregates": found,
-            "fired": control is not None and own > control.tau,
-            "coef": None if control is None else control.coef,
-        }
 
     def _gradient_norms(
         self,
@@ -302,14 +282,17 @@ class Heal:
         """
         parameters = self.policy.adapter_parameters()
         nll_R, _ = self._read(streams, None)
-        own, other = gradient_norm(nll_R.mean(), parameters), 0.0
+        nll_norm, barrier_norm = gradient_norm(nll_R.mean(), parameters), 0.0
         if control is not None:
-            _, divergence = self._read(streams, reference)
-            assert divergence is not None
-            loss = control.loss(aggregated(divergence, self.barrier.aggregate))
-            other = gradient_norm(loss, parameters)
-        ratio = other / own if own else NAN
-        return {"nll_grad_norm": own, "barrier_grad_norm": other, "gradient_ratio": ratio}
+            _, divergence_R = self._read(streams, reference)
+            assert divergence_R is not None
+            loss = control.loss(aggregate_divergence(divergence_R, self.barrier.aggregate))
+            barrier_norm = gradient_norm(loss, parameters)
+        return {
+            "nll_grad_norm": nll_norm,
+            "barrier_grad_norm": barrier_norm,
+            "gradient_ratio": barrier_norm / nll_norm if nll_norm else NAN,
+        }
 
     def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> dict[str, float]:
         """Follow the loss downhill; refuse to where it is not finite."""
@@ -320,9 +303,9 @@ class Heal:
         value = float(loss.detach())
         if not np.isfinite(value + norm):
             raise HomeostatError(
-                f"the loss of healing round {self.round + 1} is {value} and its gradient norm "
-                f"{norm}; lower trainer.lr={self.lr:g} or use dtype=float32. What earlier rounds "
-                "learned is kept in the run folder."
+                f"the loss of healing round {self.round.number + 1} is {value} and its gradient "
+                f"norm {norm}; lower trainer.lr={self.round.lr:g} or use dtype=float32. What "
+                "earlier rounds learned is kept in the run folder."
             )
         optimizer.step()
         return {"loss": value, "grad_norm": norm}
@@ -341,56 +324,6 @@ class Heal:
         final = forward(self.policy, batch, read_prefix(self.policy, batch))
         mask = batch.response_mask
         return predicting_hidden(final, mask), batch.input_ids[mask]
-
-    def _metrics(
-        self,
-        rows: Sequence[Mapping[str, Any]],
-        validation: Sequence[float],
-        control: FixedControl | None,
-    ) -> Metrics:
-        last = [row for row in rows if row["epoch"] == self.config.epochs - 1]
-        with torch.no_grad():
-            spectral = float(spectral_penalty(lora_pairs(self.policy)))
-        return {
-            "heal/nll": _mean(last, "nll"),
-            "heal/validation_nll_before": validation[0] if validation else NAN,
-            "heal/validation_nll": validation[-1] if validation else NAN,
-            "heal/divergence": _mean(last, "divergence"),
-            "heal/fired": NAN if control is None else _mean(rows, "fired"),
-            "heal/tau": NAN if control is None else control.tau,
-            "heal/coef": NAN if control is None else control.coef,
-            "heal/gradient_ratio": NAN if control is None else _mean(rows, "gradient_ratio"),
-            "heal/spectral_norm": spectral,
-            "heal/steps": float(len(rows)),
-            "optim/lr": self.lr,
-            "optim/grad_norm": _mean(rows, "grad_norm"),
-        }
-
-    def _notice(
-        self, rows: Sequence[Mapping[str, Any]], control: FixedControl | None
-    ) -> str | None:
-        if control is None or any(row["fired"] for row in rows):
-            return None
-        quantile = self.barrier.tau == QUANTILE
-        fix = "raise trainer.barrier.firing_rate" if quantile else "lower trainer.barrier.tau"
-        return (
-            f"the barrier never fired: D stayed below tau={control.tau:.3g} (at most "
-            f"{max(row['divergence'] for row in rows):.3g} nats), so this equals divergence=none; "
-            f"{fix}."
-        )
-
-
-NOT_MEASURED = dict.fromkeys(("nll_grad_norm", "barrier_grad_norm", "gradient_ratio"))
-
-
-def as_stream(completion: Completion) -> TokenStream:
-    """A completion as tokens of which its own are responses."""
-    prompt, own = len(completion.prompt), len(completion.ids)
-    return TokenStream(
-        [*completion.prompt, *completion.ids],
-        [-1] * prompt + [0] * own,
-        [False] * prompt + [True] * own,
-    )
 
 
 def lora_pairs(policy: Policy) -> list[LoraPair]:
@@ -413,9 +346,3 @@ def unchanged(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
         for parameter, value in zip(parameters, before, strict=True):
             parameter.data.copy_(value)
             parameter.grad = None
-
-
-def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
-    """Mean over the rows that have the number; NaN if none has."""
-    values = [row[key] for row in rows if row[key] is not None]
-    return float(np.mean(values)) if values else NAN

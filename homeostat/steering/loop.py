@@ -27,8 +27,9 @@ from homeostat.models.hooks import Steering
 from homeostat.rollout.episodes import BATCH
 from homeostat.rollout.replies import reply_ids
 from homeostat.steering.bank import Bank, Source
+from homeostat.steering.completions import Completion
 from homeostat.steering.dose import Search, bisect_dose, bisect_to
-from homeostat.steering.heal import Completion, Heal
+from homeostat.steering.heal import Heal, HealRound
 from homeostat.steering.vectors import Context, PersonaVector, extract, read_contexts, spread
 from homeostat.timing import Stopwatch
 from homeostat.types import Conversation, Footprint, Metrics, Progress, StepResult, silent
@@ -162,7 +163,7 @@ class SteerHeal:
         else:
             self.dose = search.dose
             bank.fill(self._doses(len(bank)))
-        verdicts = [bank.judge(completion) for completion in bank.completions]
+        verdicts = [bank.failed_gates(completion) for completion in bank.completions]
         passed = [i for i, failed in enumerate(verdicts) if not failed]
         self.kept = [self._completion(bank.talks[i]) for i in passed[-config.batch_size :]]
         if self.starved is None and len(passed) < max(2, config.min_kept * config.batch_size):
@@ -241,11 +242,13 @@ class SteerHeal:
             config.heal,
             config.barrier,
             policy=policy,
-            lr=config.lr,
-            seed=self.seed,
-            round=round_,
-            tau=self.tau if config.barrier.tau == QUANTILE else float(config.barrier.tau),
-            recompute=config.gradient_checkpointing,
+            round=HealRound(
+                number=round_,
+                seed=self.seed,
+                lr=config.lr,
+                tau=self.tau if config.barrier.tau == QUANTILE else float(config.barrier.tau),
+                recompute=config.gradient_checkpointing,
+            ),
             progress=self.progress,
         )
         with self.watch("heal"):
@@ -270,13 +273,13 @@ class SteerHeal:
             "kept": [asdict(completion) for completion in self.kept],
             "vectors": [
                 None
-                if own is None
+                if vector is None
                 else {
-                    "vectors": dict(own.vectors),
-                    "relative_norm": dict(own.relative_norm),
-                    "kind": own.kind,
+                    "vectors": dict(vector.vectors),
+                    "relative_norm": dict(vector.relative_norm),
+                    "kind": vector.kind,
                 }
-                for own in (self.first_vector, self.vector)
+                for vector in (self.first_vector, self.vector)
             ],
         }
 
@@ -290,5 +293,5 @@ class SteerHeal:
         self.notices = list(state["notices"])
         self.kept = [Completion(tuple(c["prompt"]), tuple(c["ids"])) for c in state["kept"]]
         self.first_vector, self.vector = (
-            None if own is None else PersonaVector(**own) for own in state["vectors"]
+            None if stored is None else PersonaVector(**stored) for stored in state["vectors"]
         )

@@ -71,8 +71,8 @@ def spread(contexts: Sequence[Context], seed: int) -> list[Context]:
     by_kind: dict[str, list[Context]] = {}
     for index in rng.permutation(len(contexts)):
         by_kind.setdefault(contexts[index].kind, []).append(contexts[index])
-    ranked = [(rank, own) for kind in by_kind.values() for rank, own in enumerate(kind)]
-    return [own for _, own in sorted(ranked, key=lambda pair: pair[0])]
+    ranked = [(rank, context) for kind in by_kind.values() for rank, context in enumerate(kind)]
+    return [context for _, context in sorted(ranked, key=lambda pair: pair[0])]
 
 
 def as_persona(persona: PersonaConfig, side: str, text: str) -> Conversation:
@@ -81,8 +81,8 @@ def as_persona(persona: PersonaConfig, side: str, text: str) -> Conversation:
     return Conversation((Turn("system", system), Turn("user", text)))
 
 
-def plain(text: str) -> Conversation:
-    """The same without a persona."""
+def as_message(text: str) -> Conversation:
+    """The same without a persona: a user's message alone."""
     return Conversation((Turn("user", text),))
 
 
@@ -140,8 +140,10 @@ class PersonaVector:
 
     def cosine(self, other: PersonaVector) -> float:
         """Cosine of both over all their blocks."""
-        own, its = (torch.cat([v[k] for k in sorted(v)]) for v in (self.vectors, other.vectors))
-        return float(torch.nn.functional.cosine_similarity(own, its, dim=0))
+        flat, other_flat = (
+            torch.cat([v[k] for k in sorted(v)]) for v in (self.vectors, other.vectors)
+        )
+        return float(torch.nn.functional.cosine_similarity(flat, other_flat, dim=0))
 
     def save(self, path: Path, provenance: Mapping[str, str]) -> None:
         """Write the vectors as safetensors, where they come from in the file's metadata."""

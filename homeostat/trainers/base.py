@@ -95,7 +95,7 @@ class AdapterTrainer(ABC):
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def describe(
+def batch_metrics(
     readings: Sequence[Reading], rewards: Sequence[Rewards], affects: Sequence[str]
 ) -> Metrics:
     """Means over the turns and tokens of one batch of conversations, keyed ``area/name``.

@@ -38,9 +38,9 @@ from homeostat.reward.compose import Rewards
 from homeostat.rollout.candidates import play_candidates
 from homeostat.rollout.episodes import BATCH, training_seeds
 from homeostat.signals.reader import episode_record
-from homeostat.trainers.base import AdapterTrainer, describe
+from homeostat.trainers.base import AdapterTrainer, batch_metrics
 from homeostat.trainers.losses import CHUNK_COPIES
-from homeostat.trainers.preferences import Pair, Reply, make_pairs, preference_metrics
+from homeostat.trainers.preferences import Candidate, Pair, make_pairs, preference_metrics
 from homeostat.types import Episode, Footprint, Metrics, Reading, TokenStream
 
 
@@ -77,25 +77,27 @@ class DPO(AdapterTrainer):
             rewards = self.reward.score(talks, readings)
             newest = [reading.newest() for reading in readings]
             paid = [reward.newest() for reward in rewards]
-            replies = [newest_reply(*one) for one in zip(episodes, newest, paid, strict=True)]
-        candidates = zip(*[iter(replies)] * config.group_size, strict=True)
-        pairs = [make_pairs(c, config.min_margin, config.max_length_ratio) for c in candidates]
+            candidates = [
+                newest_candidate(*one) for one in zip(episodes, newest, paid, strict=True)
+            ]
+        by_prompt = zip(*[iter(candidates)] * config.group_size, strict=True)
+        pairs = [make_pairs(c, config.min_margin, config.max_length_ratio) for c in by_prompt]
         held_out = set(seeds[count - round(config.held_out * count) :])
         trained, kept = (
             [
                 pair
-                for group, own in zip(groups, pairs, strict=True)
-                for pair in own
+                for group, pairs_of_group in zip(groups, pairs, strict=True)
+                for pair in pairs_of_group
                 if (group[0].seed in held_out) == held
             ]
             for held in (False, True)
         )
-        metrics = describe(newest, paid, self.reader.affects)
+        metrics = batch_metrics(newest, paid, self.reader.affects)
         with self.watch("update"):
             metrics |= self._learn(trained, kept)
-        chosen = {id(pair.chosen): True for own in pairs for pair in own}
-        chosen |= {id(pair.rejected): False for own in pairs for pair in own}
-        verdicts = [chosen.get(id(reply)) for reply in replies]
+        chosen = {id(pair.chosen): True for pair in (*trained, *kept)}
+        chosen |= {id(pair.rejected): False for pair in (*trained, *kept)}
+        verdicts = [chosen.get(id(candidate)) for candidate in candidates]
         return metrics, self._records(episodes, readings, rewards, verdicts)
 
     def _learn(self, trained: Sequence[Pair], kept: Sequence[Pair]) -> Metrics:
@@ -116,8 +118,8 @@ class DPO(AdapterTrainer):
             "dpo/accuracy_held_out_before": metrics.pop("held_out_before")["accuracy"],
         } | {
             f"dpo/{key}_{name}": value
-            for name, found in metrics.items()
-            for key, value in found.items()
+            for name, figures in metrics.items()
+            for key, value in figures.items()
         }
 
     def _fit(self, pairs: Sequence[Pair]) -> float:
@@ -226,13 +228,13 @@ class DPO(AdapterTrainer):
         ]
 
 
-def newest_reply(episode: Episode, reading: Reading, reward: Rewards) -> Reply:
+def newest_candidate(episode: Episode, reading: Reading, reward: Rewards) -> Candidate:
     """The last reply of an episode, from what was measured on that turn alone."""
     turn = len(episode.conversation.turns) - 2
     tokens, ids = episode.tokens, episode.conversation.turns[turn].token_ids or ()
     prompt = tuple(tokens.ids[: tokens.turn.index(turn)])
     logprob, ref = reading.trace.logprob_R.sum(), reading.trace.ref_logprob_R.sum()
-    return Reply(prompt, tuple(ids), float(reward.total_N[-1]), float(logprob), float(ref))
+    return Candidate(prompt, tuple(ids), float(reward.total_N[-1]), float(logprob), float(ref))
 
 
 class PairTrainer(DPOTrainer):
@@ -257,13 +259,13 @@ class PairTrainer(DPOTrainer):
 def as_it_was(model: Any) -> Iterator[None]:
     """Afterwards the model evaluates, and has the forward method that it had before."""
     causal = model.get_base_model()
-    own = vars(causal).get("forward")
+    forward_before = vars(causal).get("forward")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
         vars(causal).pop("forward", None)
-        if own is not None:
-            causal.forward = own
+        if forward_before is not None:
+            causal.forward = forward_before
         model.eval()

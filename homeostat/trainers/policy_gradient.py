@@ -37,7 +37,7 @@ from homeostat.reward.compose import Rewards, token_rewards
 from homeostat.rollout.episodes import BATCH, play, training_seeds
 from homeostat.signals.reader import episode_record
 from homeostat.signals.trace import Critic
-from homeostat.trainers.base import AdapterTrainer, describe
+from homeostat.trainers.base import AdapterTrainer, batch_metrics
 from homeostat.trainers.controllers import lr_factor, make_kl_controller
 from homeostat.trainers.losses import CHUNK_COPIES, k3_loss, policy_loss
 from homeostat.types import Episode, Footprint, Metrics, Reading, TokenBatch, TokenStream
@@ -102,10 +102,9 @@ class PolicyGradient(AdapterTrainer):
             values: What the critic in the trace said of each token; empty without one.
         """
 
-    def draws(self) -> tuple[list[int], list[int]]:
-        """Seed and sample number of each episode of the next update."""
-        size = self.config.batch_size
-        return training_seeds(self.seed, self.done, size), [0] * size
+    def episode_seeds(self) -> list[int]:
+        """Seed of each episode of the next update."""
+        return training_seeds(self.seed, self.done, self.config.batch_size)
 
     def trace_critic(self) -> Critic | None:
         """A critic that reads the policy's own hidden states while they are traced."""
@@ -128,7 +127,7 @@ class PolicyGradient(AdapterTrainer):
     def step(self) -> tuple[Metrics, Sequence[Mapping[str, Any]]]:
         """Collect one batch of episodes, learn from it, and move the price of KL."""
         batch = self.collect()
-        metrics = describe(batch.readings, batch.rewards, self.reader.affects)
+        metrics = batch_metrics(batch.readings, batch.rewards, self.reader.affects)
         metrics["policy/kl_coef"] = self.kl.coef
         if batch.credit.values:
             metrics["critic/value_mean"] = float(np.concatenate(list(batch.credit.values)).mean())
@@ -141,16 +140,9 @@ class PolicyGradient(AdapterTrainer):
 
     def collect(self) -> Batch:
         """Play one batch of episodes, measure and reward them, and give credit to their tokens."""
-        seeds, samples = self.draws()
+        seeds = self.episode_seeds()
         with self.watch("generate"):
-            episodes = play(
-                self.policy,
-                self.bots,
-                seeds,
-                self.rollout,
-                progress=self.progress,
-                samples=samples,
-            )
+            episodes = play(self.policy, self.bots, seeds, self.rollout, progress=self.progress)
         talks = [episode.conversation for episode in episodes]
         streams = [until_last_response(episode.tokens) for episode in episodes]
         in_reward = self.kl.coef if self.config.kl_estimator == "k1" else 0.0
@@ -274,17 +266,16 @@ class GroupRelative(PolicyGradient):
 
     config: GroupConfig
 
-    def draws(self) -> tuple[list[int], list[int]]:
-        """Groups side by side: each seed with samples 0 to group_size - 1."""
+    def episode_seeds(self) -> list[int]:
+        """Groups side by side: each seed as often as a group has episodes."""
         size = self.config.group_size
-        groups = self.config.batch_size // size
-        seeds = training_seeds(self.seed, self.done, groups)
-        return [s for s in seeds for _ in range(size)], list(range(size)) * groups
+        seeds = training_seeds(self.seed, self.done, self.config.batch_size // size)
+        return [seed for seed in seeds for _ in range(size)]
 
     def credit(self, batch: Sequence[TokenStream], rewards: Ragged, values: Ragged) -> Credit:
         """The episode's advantage for each of its tokens."""
         del batch, values
-        advantage_B = self.compare(np.array([found.sum() for found in rewards]))
+        advantage_B = self.compare(np.array([rewards_R.sum() for rewards_R in rewards]))
         return Credit([np.full(len(r), a) for r, a in zip(rewards, advantage_B, strict=True)])
 
     @abstractmethod

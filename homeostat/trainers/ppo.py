@@ -118,5 +118,5 @@ class PPO(PolicyGradient):
         """Continue after the update that `state_dict` was taken at."""
         super().load_state_dict(state)
         self.critic.load_state_dict(state["critic"])
-        for own, saved in zip(self.critic_adapter, state["critic_adapter"], strict=True):
-            own.copy_(saved)
+        for parameter, saved in zip(self.critic_adapter, state["critic_adapter"], strict=True):
+            parameter.copy_(saved)

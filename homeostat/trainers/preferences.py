@@ -12,8 +12,8 @@ from homeostat.types import Metrics
 
 
 @dataclass(frozen=True)
-class Reply:
-    """A candidate reply to a conversation so far.
+class Candidate:
+    """A reply to a conversation so far, which others compete with.
 
     Attributes:
         prompt: Ids of the conversation so far.
@@ -34,19 +34,19 @@ class Reply:
 class Pair:
     """Two replies to the same prompt, the better one first."""
 
-    chosen: Reply
-    rejected: Reply
+    chosen: Candidate
+    rejected: Candidate
 
 
 def make_pairs(
-    replies: Sequence[Reply], min_margin: float, max_length_ratio: float | None
+    candidates: Sequence[Candidate], min_margin: float, max_length_ratio: float | None
 ) -> list[Pair]:
     """Pairs of candidates for one prompt, each candidate in one pair at most.
 
     The pair with the widest margin is taken first, then the widest among the rest, and so on.
 
     Args:
-        replies: The candidates.
+        candidates: Replies to that prompt.
         min_margin: Least difference of the two rewards, > 0.
         max_length_ratio: Most that the longer may have of the shorter's tokens; None = any length.
     """
@@ -58,7 +58,7 @@ def make_pairs(
             and long <= (max_length_ratio or np.inf) * short
         )
 
-    ranked = sorted(replies, key=lambda reply: -reply.reward)
+    ranked = sorted(candidates, key=lambda candidate: -candidate.reward)
     possible = [Pair(better, worse) for better, worse in combinations(ranked, 2)]
     possible.sort(key=lambda pair: pair.rejected.reward - pair.chosen.reward)
     taken: list[Pair] = []

@@ -14,7 +14,7 @@ from homeostat.errors import HomeostatError
 from homeostat.evals.foundations import read_vignettes
 from homeostat.evals.items import read_items
 from homeostat.report.metrics import write_rows
-from homeostat.runs.stages import StageLog
+from homeostat.runs.stages import ArmLog
 from homeostat.signals.probing.corpus import load_corpus
 from homeostat.steering.vectors import read_contexts
 
@@ -94,6 +94,6 @@ def test_lines_are_counted_from_1_with_the_blank_ones(tmp_path: Path) -> None:
 def test_a_run_reads_back_what_its_model_said(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"round": 0, "stage": "base", "reply": BREAKS}]
     write_rows(tmp_path / "evals" / "diary.jsonl", rows)
-    log = StageLog(tmp_path)
+    log = ArmLog(tmp_path)
     log.resume(0)
     assert log.rows["evals/diary.jsonl"] == rows

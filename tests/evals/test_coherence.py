@@ -1,4 +1,4 @@
-"""Coherence of replies and plain text, with scripted subjects and against a slow loop."""
+"""Coherence of replies and as_message text, with scripted subjects and against a slow loop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from homeostat.errors import HomeostatError
 from homeostat.evals.subject import PolicySubject
 from homeostat.models.adapters import Policy
 from homeostat.rollout.replies import Sampling
-from homeostat.steering.vectors import plain
+from homeostat.steering.vectors import as_message
 
 ITEMS = [{"id": str(n), "text": f"Question {n}?"} for n in range(4)]
 LOOP = "the same words again " * 6
@@ -26,7 +26,7 @@ def passes(says: str) -> list[float]:
     ]
 
 
-def test_plain_replies_pass_and_loops_and_silence_do_not() -> None:
+def test_as_message_replies_pass_and_loops_and_silence_do_not() -> None:
     assert passes(PLAIN) == [1.0] * 4
     assert passes(LOOP) == [0.0] * 4
     assert passes("") == [0.0] * 4
@@ -61,7 +61,7 @@ def test_sampled_replies_are_read_by_the_base_and_do_not_depend_on_the_batch(
     policy = make_policy()
     stir(policy)
     subject, sampling = PolicySubject(policy), Sampling(6, 0.7, (1,))
-    talks = [plain("Hello?"), plain("What is the weather like there today?")]
+    talks = [as_message("Hello?"), as_message("What is the weather like there today?")]
     together = subject.sample(talks, sampling)
     alone = subject.sample(talks[:1], sampling)[0]
     assert alone.ids == together[0].ids
@@ -74,10 +74,12 @@ def test_sampled_replies_are_read_by_the_base_and_do_not_depend_on_the_batch(
     assert subject.tokens > 0
 
 
-def test_plain_text_equals_a_slow_loop(make_policy: Callable[..., Policy]) -> None:
+def test_as_message_text_equals_a_slow_loop(make_policy: Callable[..., Policy]) -> None:
     policy = make_policy()
     items = [{"id": "a", "text": "A short text."}, {"id": "b", "text": "It rained on the pier."}]
-    for item, row in zip(items, rows_of("plain_text", PolicySubject(policy), items), strict=True):
+    for item, row in zip(
+        items, rows_of("as_message_text", PolicySubject(policy), items), strict=True
+    ):
         ids = policy.tokenizer(item["text"])["input_ids"]
         with torch.no_grad():
             logits = policy.model(torch.tensor([ids])).logits[0].log_softmax(-1)

@@ -13,13 +13,13 @@ from homeostat.evals.branches import shared_stems
 from homeostat.evals.subject import PolicySubject
 from homeostat.models.adapters import Policy
 from homeostat.rollout.generate import Sampler
-from homeostat.steering.vectors import plain
+from homeostat.steering.vectors import as_message
 from homeostat.types import Conversation, Turn
 
 TALKS = [
-    plain("What is the capital of France?"),
+    as_message("What is the capital of France?"),
     Conversation((Turn("user", "Two?"), Turn("assistant", "Yes."), Turn("user", "Sure?"))),
-    plain("Hm."),
+    as_message("Hm."),
 ]
 ANSWERS = [["Paris", "Lyon, of course"], ["A", "B", "Neither"], ["x"]]
 
@@ -59,7 +59,9 @@ def test_what_some_prompts_share_is_read_once(
     policy = make_policy()
     stir(policy)
     texts = ("Was it mended by the smith?", "Were the boats late?", "Hm.")
-    talks = [plain(f"{text * 3} {way}") for text in texts for way in ("Say so.", "Or not", "Why?")]
+    talks = [
+        as_message(f"{text * 3} {way}") for text in texts for way in ("Say so.", "Or not", "Why?")
+    ]
     talks = [talks[i] for i in np.random.default_rng(0).permutation(len(talks))]
     read = []
     forward = Sampler._forward

@@ -267,13 +267,13 @@ def test_progress_counts_replies_and_tokens(
 def test_samples_of_a_seed_share_the_bot_and_not_the_replies(
     policy: Policy, bots: MixedBots, played: list[Episode]
 ) -> None:
-    seeds, samples = [3, 3, 3, 6], [0, 1, 2, 1]
-    found = play(policy, bots, seeds, ROLLOUT, samples=samples)
-    assert [(e.seed, e.sample) for e in found] == list(zip(seeds, samples, strict=True))
+    found = play(policy, bots, [3, 6, 3, 3, 6], ROLLOUT)
+    found.sort(key=lambda episode: episode.seed)
+    assert [(e.seed, e.sample) for e in found] == [(3, 0), (3, 1), (3, 2), (6, 0), (6, 1)]
     assert found[0] == played[0]
     assert len({e.conversation.turns[0].text for e in found[:3]}) == 1
-    assert len({e.conversation.turns[1].token_ids for e in found}) == 4
-    assert play(policy, bots, [3], ROLLOUT, samples=[2]) == [found[2]]
+    assert len({e.conversation.turns[1].token_ids for e in found}) == 5
+    assert play(policy, bots, [6, 6], ROLLOUT) == found[3:]
 
 
 def test_no_seeds_no_episodes(policy: Policy, bots: MixedBots) -> None:

@@ -16,13 +16,13 @@ from homeostat.rollout.replies import (
     base_nll,
     predicting,
     read_replies,
-    reply,
     reply_ids,
     sampled,
     with_given_reply,
+    with_sampled_replies,
     without_persona,
 )
-from homeostat.steering.vectors import PersonaVector, plain
+from homeostat.steering.vectors import PersonaVector, as_message
 from homeostat.types import Conversation, Turn
 
 SAMPLING = Sampling(5, 1.0, (1, 2))
@@ -30,7 +30,7 @@ TEXTS = ["Hello there, how are you?", "Tea?", "Name a river."]
 
 
 def slow_nll(policy: Policy, talk: Conversation) -> list[float]:
-    """-log p of the reply's tokens from one plain pass over the whole conversation."""
+    """-log p of the reply's tokens from one as_message pass over the whole conversation."""
     stream = policy.encode(talk)
     with torch.no_grad():
         logits = policy.model(torch.tensor([stream.ids])).logits[0].log_softmax(-1)
@@ -42,21 +42,23 @@ def test_a_reply_depends_on_its_number_and_not_on_its_batch(
     make_policy: Callable[..., Policy],
 ) -> None:
     policy = make_policy()
-    whole = reply(policy, [plain(text) for text in TEXTS], SAMPLING)
+    whole = with_sampled_replies(policy, [as_message(text) for text in TEXTS], SAMPLING)
     for number, text in enumerate(TEXTS):
-        alone = reply(policy, [plain(text)], SAMPLING, first=number)
+        alone = with_sampled_replies(policy, [as_message(text)], SAMPLING, first=number)
         assert reply_ids(alone[0]) == reply_ids(whole[number])
 
 
 def test_every_row_has_its_own_dose(make_policy: Callable[..., Policy]) -> None:
     policy = make_policy()
     vector = PersonaVector({1: torch.linspace(-3, 3, policy.hidden_size)}, {1: 1.0}, "mean_diff")
-    talks = [plain(TEXTS[0])] * 2
+    talks = [as_message(TEXTS[0])] * 2
     doses = [0.0, 4.0]
-    both = reply(policy, talks, SAMPLING, vector.steering(doses, dose_config()))
-    unsteered = reply(policy, talks, SAMPLING)
+    both = with_sampled_replies(policy, talks, SAMPLING, vector.steering(doses, dose_config()))
+    unsteered = with_sampled_replies(policy, talks, SAMPLING)
     assert reply_ids(both[0]) == reply_ids(unsteered[0])
-    alone = reply(policy, talks[1:], SAMPLING, vector.steering(4.0, dose_config()), first=1)
+    alone = with_sampled_replies(
+        policy, talks[1:], SAMPLING, vector.steering(4.0, dose_config()), first=1
+    )
     assert reply_ids(both[1]) == reply_ids(alone[0])
     assert reply_ids(both[1]) != reply_ids(unsteered[1])
 
@@ -68,7 +70,7 @@ def test_states_of_a_sampled_reply_are_what_reading_it_gives(
     policy = make_policy()
     stir(policy)
     vector = PersonaVector({1: torch.linspace(-3, 3, policy.hidden_size)}, {1: 1.0}, "mean_diff")
-    talks = [plain(text) for text in TEXTS]
+    talks = [as_message(text) for text in TEXTS]
     steering = None if dose is None else vector.steering(dose, dose_config())
     said = sampled(policy, talks, SAMPLING, steering)
     with nullcontext() if steering is None else policy.steered(steering):
@@ -78,13 +80,13 @@ def test_states_of_a_sampled_reply_are_what_reading_it_gives(
         torch.testing.assert_close(states, again, atol=1e-4, rtol=1e-4)
 
 
-def test_log_probabilities_against_a_plain_pass(
+def test_log_probabilities_against_a_as_message_pass(
     make_policy: Callable[..., Policy], stir: Callable[..., None]
 ) -> None:
     policy = make_policy()
     stir(policy)
     talks = [
-        with_given_reply(policy, plain(text), answer)
+        with_given_reply(policy, as_message(text), answer)
         for text, answer in zip(TEXTS, ["Fine.", "Yes, please!", "The Elbe"], strict=True)
     ]
     found = read_replies(policy, talks, talks)
@@ -101,7 +103,7 @@ def test_the_base_reads_a_reply_without_the_persona(make_policy: Callable[..., P
     policy = make_policy()
     told = Conversation((Turn("system", "You are a pirate."), Turn("user", TEXTS[0])))
     talk = with_given_reply(policy, told, "Ahoy")
-    bare = with_given_reply(policy, plain(TEXTS[0]), "Ahoy")
+    bare = with_given_reply(policy, as_message(TEXTS[0]), "Ahoy")
     assert without_persona(talk).turns == bare.turns
     assert np.allclose(base_nll(policy, [talk])[0], slow_nll(policy, bare), atol=1e-4)
     assert not np.allclose(base_nll(policy, [talk])[0], slow_nll(policy, talk), atol=1e-4)

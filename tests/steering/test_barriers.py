@@ -15,7 +15,7 @@ from homeostat.steering import barriers
 from homeostat.steering.barriers import (
     DualControl,
     FixedControl,
-    aggregate,
+    aggregate_divergence,
     aggregates,
     barrier_loss,
     coefficient,
@@ -186,23 +186,25 @@ def test_aggregates_equal_slow_loops(count: int) -> None:
         "cvar": sum(worst) / len(worst),
     }
     for kind, value in expected.items():
-        assert aggregate(values, kind).item() == pytest.approx(value, rel=1e-6)
+        assert aggregate_divergence(values, kind).item() == pytest.approx(value, rel=1e-6)
 
 
 def test_order_of_the_tokens_changes_no_aggregate() -> None:
     values = completion_with_a_loop()
     shuffled = values[torch.randperm(60, generator=torch.Generator().manual_seed(0))]
     for kind in AGGREGATES:
-        torch.testing.assert_close(aggregate(values, kind), aggregate(shuffled, kind))
+        torch.testing.assert_close(
+            aggregate_divergence(values, kind), aggregate_divergence(shuffled, kind)
+        )
 
 
 @pytest.mark.parametrize("kind", AGGREGATES)
 def test_every_aggregate_falls_when_all_divergences_fall(kind: str) -> None:
     values = completion_with_a_loop().requires_grad_()
-    (slope,) = torch.autograd.grad(aggregate(values, kind), values)
+    (slope,) = torch.autograd.grad(aggregate_divergence(values, kind), values)
     assert bool((slope >= 0).all())
     assert float(slope.sum()) > 0
-    assert aggregate(0.9 * values, kind) < aggregate(values, kind)
+    assert aggregate_divergence(0.9 * values, kind) < aggregate_divergence(values, kind)
 
 
 @pytest.mark.parametrize("kind", AGGREGATES)
@@ -214,7 +216,7 @@ def test_slope_is_finite_where_nothing_diverges(kind: str) -> None:
         hidden, targets, lambda h: h @ weight.T, hidden.detach(), "kl_rev"
     )
     assert found is not None
-    value = aggregate(found, kind)
+    value = aggregate_divergence(found, kind)
     assert value.item() == pytest.approx(1e-4 if kind == "rmse" else 0.0, abs=1e-8)
     (slope,) = torch.autograd.grad(value, hidden)
     torch.testing.assert_close(slope, torch.zeros_like(slope))
@@ -222,7 +224,7 @@ def test_slope_is_finite_where_nothing_diverges(kind: str) -> None:
 
 def test_unknown_aggregate_is_refused() -> None:
     with pytest.raises(ValueError, match="kind=median is unknown; choose one of mean, rmse"):
-        aggregate(torch.ones(3), "median")
+        aggregate_divergence(torch.ones(3), "median")
 
 
 # --- barrier and control ------------------------------------------------------------------------
@@ -306,7 +308,7 @@ def test_a_small_fixed_weight_lets_the_divergence_settle_elsewhere() -> None:
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.25, 0.5, 0.9])
 def test_taus_of_one_pilot_make_every_aggregate_fire_equally_often(rate: float) -> None:
     steps = [3 * numbers(30, seed=s).abs() ** (1 + s % 3) for s in range(40)]
-    pilot = {kind: [float(aggregate(d, kind)) for d in steps] for kind in AGGREGATES}
+    pilot = {kind: [float(aggregate_divergence(d, kind)) for d in steps] for kind in AGGREGATES}
     taus = {kind: quantile_tau(values, rate) for kind, values in pilot.items()}
     fired = {kind: sum(v > taus[kind] for v in values) for kind, values in pilot.items()}
     assert set(fired.values()) == {round(rate * 40)}

@@ -13,12 +13,12 @@ from homeostat.config.filters import FilterConfig
 from homeostat.steering.filters import (
     GATES,
     Steered,
+    counts_by_dose,
     distinct_share,
+    failed_gates,
     is_coherent,
-    judge,
     last_good_position,
     repeated_share,
-    report,
 )
 
 GOOD = "The river bends twice before the village, and the old mill stands on the second bend."
@@ -47,7 +47,7 @@ def made(
 
 
 def failed(completion: Steered, config: FilterConfig = CONFIG, *patterns: str) -> tuple[str, ...]:
-    return judge(completion, config, BASE, [re.compile(pattern) for pattern in patterns])
+    return failed_gates(completion, config, BASE, [re.compile(pattern) for pattern in patterns])
 
 
 def test_an_ordinary_reply_passes() -> None:
@@ -145,7 +145,7 @@ def test_where_a_completion_goes_wrong() -> None:
 def test_the_report_counts_by_dose_and_gate() -> None:
     completions = [made(), replace(made(), dose=4.0), replace(made(), dose=4.0)]
     verdicts: list[tuple[str, ...]] = [(), ("perplexity", "tail"), ("tail",)]
-    assert report(completions, verdicts) == [
+    assert counts_by_dose(completions, verdicts) == [
         {"dose": 2.0, "n": 1, "kept": 1, "fell": {}, "first": {}},
         {
             "dose": 4.0,

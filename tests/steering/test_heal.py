@@ -20,7 +20,9 @@ from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.steering import barriers
 from homeostat.steering.barriers import quantile_tau
-from homeostat.steering.heal import Completion, Heal, HealResult, as_stream, lora_pairs
+from homeostat.steering.completions import Completion
+from homeostat.steering.heal import Heal, HealRound, lora_pairs
+from homeostat.steering.heal_result import HealResult
 from homeostat.types import Conversation, Turn
 
 SAID = (
@@ -67,7 +69,7 @@ def healing(
     round: int = 0,
     tau: float | None = 0.5,
 ) -> Heal:
-    return Heal(config, barrier, policy=policy, lr=lr, seed=seed, round=round, tau=tau)
+    return Heal(config, barrier, policy=policy, round=HealRound(round, seed, lr, tau))
 
 
 def weights(policy: Policy) -> list[Tensor]:
@@ -667,7 +669,7 @@ def test_too_few_completions_are_refused(count: int, share: float, make_policy: 
 
 
 def test_prompt_and_completion_are_joined_as_they_are() -> None:
-    stream = as_stream(Completion((5, 6, 7), (8, 9)))
+    stream = Completion((5, 6, 7), (8, 9)).as_stream()
     assert stream.ids == [5, 6, 7, 8, 9]
     assert stream.response == [False, False, False, True, True]
     assert stream.turn == [-1, -1, -1, 0, 0]

@@ -17,12 +17,12 @@ from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.steering.vectors import (
     PersonaVector,
+    as_message,
     as_persona,
     band,
     extract,
     last_token_residual,
     make_vector,
-    plain,
     read_contexts,
     spread,
 )
@@ -81,7 +81,7 @@ def test_the_mean_difference_by_hand(make_policy: Callable[..., Policy]) -> None
 
 def test_batches_change_nothing(make_policy: Callable[..., Policy]) -> None:
     policy = make_policy()
-    talks = [plain(context.text) for context in read_contexts(None)[:9]]
+    talks = [as_message(context.text) for context in read_contexts(None)[:9]]
     whole = last_token_residual(policy, talks, (2,))[2]
     alone = last_token_residual(policy, talks, (2,), max_tokens=1)[2]
     assert torch.allclose(whole, alone, atol=1e-5)

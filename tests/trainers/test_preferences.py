@@ -6,11 +6,11 @@ import math
 
 import pytest
 
-from homeostat.trainers.preferences import Pair, Reply, make_pairs, preference_metrics
+from homeostat.trainers.preferences import Candidate, Pair, make_pairs, preference_metrics
 
 
-def reply(reward: float, length: int = 4, logprob: float = 0.0, ref: float = 0.0) -> Reply:
-    return Reply((1, 2), tuple(range(length)), reward, logprob, ref)
+def reply(reward: float, length: int = 4, logprob: float = 0.0, ref: float = 0.0) -> Candidate:
+    return Candidate((1, 2), tuple(range(length)), reward, logprob, ref)
 
 
 def rewards(pairs: list[Pair]) -> list[tuple[float, float]]:
