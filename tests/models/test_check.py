@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from homeostat.config.model import LoraConfig, TinyModelConfig
+from homeostat.config.model import LoraConfig
+from homeostat.config.register import config_part
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.bake import verify_bake
@@ -196,4 +197,4 @@ def test_what_was_found_is_in_the_run_folder(tmp_path: Path) -> None:
 )
 def test_size_of_the_tiny_model_is_bounded(changes: dict[str, int], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        TinyModelConfig(name="tiny", **changes)  # type: ignore[arg-type]
+        config_part("model=tiny_random", **changes)
