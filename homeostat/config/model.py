@@ -82,6 +82,7 @@ class TinyModelConfig(ModelConfig):
     init_seed: int
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         heads = f"model.hidden_size={self.hidden_size} must be a multiple of {TINY_STEP}"
         fits = self.hidden_size % TINY_STEP == 0 and 0 < self.hidden_size <= TINY_WIDEST
         require(fits, f"{heads} from {TINY_STEP} to {TINY_WIDEST}: it is shared by four heads.")

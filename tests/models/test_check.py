@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from configs import lora_config, tiny_config
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from homeostat.config.model import LoraConfig
-from homeostat.config.register import config_part
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.bake import verify_bake
@@ -58,8 +57,8 @@ def random_model(kind: str, dtype: torch.dtype = torch.float32, **more: Any) -> 
 
 
 def policy_of(model: Any, tokenizer: PreTrainedTokenizerFast | None = None) -> Policy:
-    base = finish(model, tokenizer or byte_tokenizer(), "mine", CPU)
-    return Policy(base, LoraConfig(rank=2), seed=0)
+    base = finish(model, tokenizer or byte_tokenizer(), tiny_config(name="mine"), CPU)
+    return Policy(base, lora_config(rank=2), seed=0)
 
 
 def said(policy: Policy) -> dict[str, str]:
@@ -197,4 +196,4 @@ def test_what_was_found_is_in_the_run_folder(tmp_path: Path) -> None:
 )
 def test_size_of_the_tiny_model_is_bounded(changes: dict[str, int], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        config_part("model=tiny_random", **changes)
+        tiny_config(**changes)

@@ -381,7 +381,7 @@ def test_model_with_an_adapter_in_it_is_refused() -> None:
     base = tiny()
     get_peft_model(base.model, PeftLoraConfig(r=2, target_modules=["q_proj"]))
     with pytest.raises(HomeostatError, match="mine holds a PEFT adapter"):
-        load.finish(base.model, base.tokenizer, "mine", CPU)
+        load.finish(base.model, base.tokenizer, tiny_config(name="mine"), CPU)
 
 
 def test_code_of_a_model_is_never_run_nor_asked_about(
