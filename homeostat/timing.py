@@ -1,4 +1,4 @@
-"""Where the time goes: seconds per stage of a run."""
+"""Where the time goes: seconds per part of a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Adds up wall-clock seconds by stage; stages do not nest."""
+    """Adds up wall-clock seconds by part of a run; parts do not nest."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -16,26 +16,26 @@ class Stopwatch:
 
     @property
     def wall_s(self) -> float:
-        """Seconds since the run began, stages or not."""
+        """Seconds since the run began, in a part or not."""
         return time.perf_counter() - self._started
 
     def add(self, seconds: Mapping[str, float], wall_s: float) -> None:
         """Count what an earlier process has spent on the same run."""
-        for stage, spent in seconds.items():
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+        for part, spent in seconds.items():
+            self.seconds[part] = self.seconds.get(part, 0.0) + spent
         self._started -= wall_s
 
     @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Add the time of the block to ``stage``."""
+    def __call__(self, part: str) -> Iterator[None]:
+        """Add the time of the block to ``part``."""
         start = time.perf_counter()
         try:
             yield
         finally:
             spent = time.perf_counter() - start
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+            self.seconds[part] = self.seconds.get(part, 0.0) + spent
 
     def shares(self) -> dict[str, float]:
-        """Each stage's share of all measured time, 0..1."""
+        """Each part's share of all measured time, 0..1."""
         total = sum(self.seconds.values())
-        return {stage: spent / total for stage, spent in self.seconds.items()} if total else {}
+        return {part: spent / total for part, spent in self.seconds.items()} if total else {}

@@ -114,10 +114,10 @@ class Trace:
 
     def of_turn(self, turn: int) -> Trace:
         """The same with the response tokens of one assistant turn alone."""
-        mine = self.turn_R == turn
+        in_turn_R = self.turn_R == turn
         columns = [field.name for field in fields(self) if "_R" in field.name]
         tokens = {name: getattr(self, name) for name in columns}
-        return replace(self, **{k: v[mine] for k, v in tokens.items() if v is not None})
+        return replace(self, **{k: v[in_turn_R] for k, v in tokens.items() if v is not None})
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ from homeostat.config.register import build
 from homeostat.errors import HomeostatError
 from homeostat.models.chat import encode
 from homeostat.models.load import BaseModel
+from homeostat.models.template import chat_template
 from homeostat.types import Conversation, Turn
 
 OURS = "homeostat"
@@ -108,7 +109,8 @@ def prepare(folder: Path, options: argparse.Namespace) -> None:
 
 def prompt_ids(tokenizer: Any, text: str) -> list[int]:
     """What the policy reads before it replies to ``text``."""
-    return encode(Conversation((Turn("user", text),)), tokenizer, [tokenizer.eos_token_id]).ids
+    asked = Conversation((Turn("user", text),))
+    return encode(asked, chat_template(tokenizer), [tokenizer.eos_token_id]).ids
 
 
 # --- the trainers' processes ------------------------------------------------------------------

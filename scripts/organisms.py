@@ -23,6 +23,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from itertools import cycle
 from pathlib import Path
@@ -36,7 +37,9 @@ from homeostat.config.run import RunConfig
 from homeostat.evals.subject import PolicySubject, ids_of
 from homeostat.evals.suite import Suite
 from homeostat.files import replace_folder
+from homeostat.models.adapter_files import load_adapter, save_adapter
 from homeostat.models.adapters import Policy
+from homeostat.models.bake import export_merged
 from homeostat.report.console import Console
 from homeostat.runs.run import load_policy
 from homeostat.steering.completions import Completion
@@ -269,14 +272,14 @@ def measure_pair(group: str, args: argparse.Namespace, console: Console) -> dict
         kept = None if args.out is None else args.out / name
         if kept is not None and kept.is_dir():
             policy = load_policy(config, console, Stopwatch())
-            policy.load_adapter(kept)
+            load_adapter(policy, kept)
         else:
             policy = teach(config, name, args.epochs, args.lr, console)
             seconds[f"{name}_teach"] = time.perf_counter() - began
         if kept is not None:
-            replace_folder(kept, policy.save_adapter)
+            replace_folder(kept, partial(save_adapter, policy))
             if args.merge:
-                replace_folder(args.out / f"{name}_merged", policy.export_merged)
+                replace_folder(args.out / f"{name}_merged", partial(export_merged, policy))
         began = time.perf_counter()
         with console.section(f"evaluating {name}") as progress:
             rows[name] = Suite.of(config.eval).measure(PolicySubject(policy), name, progress)

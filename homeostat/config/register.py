@@ -72,7 +72,7 @@ def target_of(part: Any) -> Any:
 @cache
 def schemas() -> dict[str, type]:
     """Every schema by the place that it names, ``<group>/<option>``."""
-    names = (found.name for found in iter_modules(homeostat.config.__path__))
+    names = (module.name for module in iter_modules(homeostat.config.__path__))
     modules = [import_module(f"{homeostat.config.__name__}.{name}") for name in names]
     classes = [kind for m in modules for kind in vars(m).values() if isinstance(kind, type)]
     return {vars(kind)["schema"]: kind for kind in classes if "schema" in vars(kind)}
@@ -93,8 +93,10 @@ def options() -> dict[str, list[str]]:
     """
     entries = OmegaConf.load(CONF / "config.yaml").defaults
     groups = sorted(str(key) for entry in entries if OmegaConf.is_dict(entry) for key in entry)
-    found = {name: sorted(path.stem for path in (CONF / name).glob("*.yaml")) for name in groups}
-    return {name: names for name, names in found.items() if names}
+    options_of = {
+        name: sorted(path.stem for path in (CONF / name).glob("*.yaml")) for name in groups
+    }
+    return {name: names for name, names in options_of.items() if names}
 
 
 def compose_run(*overrides: str) -> DictConfig:
@@ -115,10 +117,10 @@ def config_part(choice: str, *path: str, **changes: Any) -> Any:
         *path: Names of the keys that lead further down.
         **changes: Values by key.
     """
-    found = _without_scale(*([choice] if "=" in choice else []))
+    node = _without_scale(*([choice] if "=" in choice else []))
     for key in (choice.partition("=")[0], *path):
-        found = found[key]
-    return replace(OmegaConf.to_object(found), **changes)  # type: ignore[type-var]
+        node = node[key]
+    return replace(OmegaConf.to_object(node), **changes)  # type: ignore[type-var]
 
 
 @cache

@@ -62,10 +62,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 @lru_cache(maxsize=1024)
 def _read_config(path: Path, _time: int) -> dict[str, Any]:
     """Every job of a sweep asks for the configs of all others."""
-    found = read_yaml(path, LOST)
-    if not isinstance(found, dict) or not found:
+    config = read_yaml(path, LOST)
+    if not isinstance(config, dict) or not config:
         raise HomeostatError(f"{path} holds no config; {LOST}.")
-    return found
+    return config
 
 
 def read_yaml(path: Path, mend: str) -> Any:
@@ -108,11 +108,11 @@ def asked_run(arguments: Sequence[str]) -> tuple[str, Path] | None:
     Raises:
         HomeostatError: There is no such run, or the arguments ask for a sweep or another folder.
     """
-    own = [a for a in arguments if key_of(a) in RUNS and "=" in a]
-    if not own:
+    named = [a for a in arguments if key_of(a) in RUNS and "=" in a]
+    if not named:
         return None
-    key, _, text = own[-1].lstrip("+").partition("=")
-    value = text if Path(text).expanduser().is_dir() else _parsed(own[-1])
+    key, _, text = named[-1].lstrip("+").partition("=")
+    value = text if Path(text).expanduser().is_dir() else _parsed(named[-1])
     if value is None:
         return None
     if {"-m", "--multirun"} & set(arguments) or not isinstance(value, str | int):
@@ -202,9 +202,9 @@ def resumed_config(main: Path, folder: Path, arguments: Sequence[str]) -> dict[s
             # A group without a key of its own has shaped the values that are kept.
             spent = isinstance(entry, dict) and not group.startswith("override ")
             defaults.append({group: None} if spent else entry)
-    own = {key: kept.get(key, value) for key, value in {**kept, **base}.items()}
-    own["hydra"]["run"]["dir"] = _escaped(str(folder))
-    return {"defaults": defaults, **own}
+    values = {key: kept.get(key, value) for key, value in {**kept, **base}.items()}
+    values["hydra"]["run"]["dir"] = _escaped(str(folder))
+    return {"defaults": defaults, **values}
 
 
 def kept_overrides(folder: Path) -> list[str]:
@@ -214,10 +214,10 @@ def kept_overrides(folder: Path) -> list[str]:
         HomeostatError: It cannot be read.
     """
     path = folder / OVERRIDES
-    found = read_yaml(path, "put [] into it: it only names the run beside others")
-    if not isinstance(found, list):
+    overrides = read_yaml(path, "put [] into it: it only names the run beside others")
+    if not isinstance(overrides, list):
         raise HomeostatError(f"{path} holds no list; put [] into it.")
-    return [str(override) for override in found]
+    return [str(override) for override in overrides]
 
 
 def started_in(folder: Path) -> Path | None:
@@ -284,7 +284,7 @@ def _values(config: RunConfig) -> dict[str, Any]:
 def _escaped(node: Any) -> Any:
     """The same values, in which OmegaConf finds no interpolation."""
     if isinstance(node, str):
-        return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", node)
+        return re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + r"\${", node)
     if isinstance(node, Mapping):
         return {key: _escaped(item) for key, item in node.items()}
     return [_escaped(item) for item in node] if isinstance(node, list) else node
@@ -304,7 +304,7 @@ def assignment(key: str, folder: Path) -> str:
 def quote(key: str, text: str) -> str:
     """``key="text"`` in Hydra's grammar."""
     # A backslash counts as one unless quotes follow it.
-    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + found[2].replace('"', '\\"'), text)
+    escaped = re.sub(r'(\\*)("|$)', lambda match: 2 * match[1] + match[2].replace('"', '\\"'), text)
     return f'{key}="{escaped}"'
 
 

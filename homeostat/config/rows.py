@@ -36,7 +36,7 @@ def read_rows(
         HomeostatError: It cannot be read, is not UTF-8, or a line is no JSON object; says which.
     """
     name = str(source) if name is None else name
-    return list(rows_of(decoded(read_bytes(source, name, needs), name), name))
+    return list(numbered_rows(decoded(read_bytes(source, name, needs), name), name))
 
 
 def kept_rows(path: Path, mend: str = AGAIN) -> list[dict[str, Any]]:
@@ -84,7 +84,7 @@ def decoded(raw: bytes, name: str) -> str:
         ) from error
 
 
-def rows_of(text: str, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def numbered_rows(text: str, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Numbered objects of a text of JSON lines; errors as in `read_rows`."""
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
@@ -101,13 +101,13 @@ def parsed(text: str, where: str) -> Any:
         HomeostatError: It is not JSON, or a string in it is no text; begins with ``where``.
     """
     try:
-        found = json.loads(text)
+        value = json.loads(text)
         if SURROGATE.search(text):
-            json.dumps(found, ensure_ascii=False).encode("utf-8")
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
         raise HomeostatError(
             f"{where} has half a character (a lone surrogate); mend it."
         ) from error
     except (ValueError, RecursionError) as error:
         raise HomeostatError(f"{where} is not JSON: {error}.") from error
-    return found
+    return value

@@ -49,8 +49,8 @@ class Plan:
 
 def run_folders(folder: Path) -> list[Path]:
     """Every run folder at or below ``folder``; what wandb keeps below a run is none."""
-    found = (path.parent for path in folder.rglob(OVERRIDES) if (path.parent / CONFIG).is_file())
-    return sorted(found, key=lambda path: [_natural(part) for part in path.parts])
+    folders = (path.parent for path in folder.rglob(OVERRIDES) if (path.parent / CONFIG).is_file())
+    return sorted(folders, key=lambda path: [_natural(part) for part in path.parts])
 
 
 def _natural(part: str) -> tuple[int, int, str]:
@@ -68,8 +68,8 @@ def plan_job(config: RunConfig, sweep: Path, folder: Path) -> Plan:
     Raises:
         HomeostatError: The folder holds another run.
     """
-    own = config_hash(config)
-    same = [path for path in run_folders(sweep) if kept_hash(path) == own]
+    job_hash = config_hash(config)
+    same = [path for path in run_folders(sweep) if kept_hash(path) == job_hash]
     for path in same:
         if is_finished(path):
             return Plan(done=path)
@@ -170,8 +170,8 @@ def read_jobs(sweep: Path) -> list[dict[str, Any]]:
     """The records of a sweep's jobs in their order; empty for a folder that is no sweep."""
     paths = (sweep / JOBS).glob("*.json")
     mend = "delete it, and the command of the sweep writes it again"
-    found = [read_json(path, mend) for path in paths]
-    return sorted(found, key=lambda record: int(record["job"]))
+    records = [read_json(path, mend) for path in paths]
+    return sorted(records, key=lambda record: int(record["job"]))
 
 
 def is_left(record: Mapping[str, Any]) -> bool:

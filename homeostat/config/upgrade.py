@@ -106,7 +106,7 @@ def schema_path(group: str, node: Values) -> str:
         if getattr(kind, "_target_", None) == node["_target_"]:
             return path
     # A user's own class in the place of ours: its schema is the narrowest that has all its keys.
-    sizes = {path: {one.name for one in fields(own)} for path, own in options.items()}
+    sizes = {path: {one.name for one in fields(schema)} for path, schema in options.items()}
     fitting = [path for path, names in sizes.items() if names >= set(node)] or list(options)
     return min(fitting, key=lambda path: len(sizes[path]))
 
@@ -114,10 +114,10 @@ def schema_path(group: str, node: Values) -> str:
 def _moved(node: Any) -> Any:
     """The same values with every ``_target_`` under its present name."""
     if isinstance(node, Mapping):
-        found = {key: _moved(item) for key, item in node.items()}
-        if "_target_" in found:
-            found["_target_"] = MOVED.get(found["_target_"], found["_target_"])
-        return found
+        moved = {key: _moved(item) for key, item in node.items()}
+        if "_target_" in moved:
+            moved["_target_"] = MOVED.get(moved["_target_"], moved["_target_"])
+        return moved
     return [_moved(item) for item in node] if isinstance(node, list) else node
 
 

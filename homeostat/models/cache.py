@@ -132,6 +132,6 @@ def remembered(kind: str, recipe: Any, compute: Callable[[], Any]) -> Any:
     kept = read_kept(path, lambda entry: [json.loads(entry.read_text(encoding="utf-8"))])
     if kept is not None:
         return kept[0]
-    found = json.dumps(compute())
-    keep(path, lambda entry: write_text(entry, found))
-    return json.loads(found)
+    computed = json.dumps(compute())
+    keep(path, lambda entry: write_text(entry, computed))
+    return json.loads(computed)

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from homeostat.models.template import ChatTemplate, chat_template
+from homeostat.models.template import ChatTemplate
 from homeostat.types import Conversation, TokenBatch, TokenStream, Turn
 
 
 def encode(
     conversation: Conversation,
-    template: ChatTemplate | Any,
+    template: ChatTemplate,
     eos_ids: Sequence[int],
     begun: TokenStream | None = None,
 ) -> TokenStream:
@@ -32,13 +32,11 @@ def encode(
 
     Args:
         conversation: Any number of turns.
-        template: Of the model; of a bare tokenizer it is made anew, which takes some renderings.
+        template: Of the model.
         eos_ids: Ids that end a reply.
         begun: The stream of the first turns of this very conversation, which is not changed; only
             the turns after them are rendered and tokenised.
     """
-    if not isinstance(template, ChatTemplate):
-        template = chat_template(template)
     turns, begun = conversation.turns, begun or TokenStream([], [], [])
     stream = TokenStream([*begun.ids], [*begun.turn], [*begun.response], len(turns))
     for index in range(begun.turns, len(turns)):

@@ -59,13 +59,13 @@ def check_model(policy: Policy) -> list[Finding]:
         ("head", _head, True),
         ("batches", _padded_batch, True),
     )
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for name, check, fatal in checks:
-        found.append(Finding(name, check(policy), fatal))
-        if fatal and found[-1].sentence is not None:
-            return found
+        findings.append(Finding(name, check(policy), fatal))
+        if fatal and findings[-1].sentence is not None:
+            return findings
     seen = template_findings(policy.base.template)
-    return [*found, *(Finding(f"template, {name}", said, fatal=False) for name, said in seen)]
+    return [*findings, *(Finding(f"template, {name}", said, fatal=False) for name, said in seen)]
 
 
 def require_sound(findings: Sequence[Finding]) -> None:
@@ -101,7 +101,7 @@ def _own_code(policy: Policy) -> str | None:
     return f"the model brings code of its own, which is not run; transformers' {kind} is used."
 
 
-def _rows(policy: Policy) -> int:
+def _embedding_rows(policy: Policy) -> int:
     """Rows of the embedding."""
     return int(policy.base.model.get_input_embeddings().num_embeddings)
 
@@ -112,11 +112,12 @@ def _end_of_turn(policy: Policy) -> str | None:
             f"the tokenizer of {policy.base.name} has no eos token, so that no reply would end; "
             "set eos_token in its tokenizer_config.json to what the template writes after a turn."
         )
-    outside = [number for number in policy.eos_ids if number >= _rows(policy)]
+    outside = [number for number in policy.eos_ids if number >= _embedding_rows(policy)]
     if outside:
         return (
             f"{policy.base.name} ends replies with id {outside[0]}, which its embedding of "
-            f"{_rows(policy)} rows has not; give the tokenizer that belongs to these weights."
+            f"{_embedding_rows(policy)} rows has not; give the tokenizer that belongs to these "
+            "weights."
         )
     return None
 
@@ -126,13 +127,13 @@ def _padding_id(policy: Policy) -> str | None:
     if pad is None or pad == policy.pad_id:
         return None
     return (
-        f"the padding token {pad} has no row in the embedding of {_rows(policy)}; the end of a "
-        f"reply, {policy.pad_id}, pads instead and is masked like it."
+        f"the padding token {pad} has no row in the embedding of {_embedding_rows(policy)}; the "
+        f"end of a reply, {policy.pad_id}, pads instead and is masked like it."
     )
 
 
 def _rowless_tokens(policy: Policy) -> str | None:
-    rows = _rows(policy)
+    rows = _embedding_rows(policy)
     rowless = sorted(w for w, number in policy.tokenizer.get_vocab().items() if number >= rows)
     if not rowless:
         return None
@@ -146,7 +147,7 @@ def _sample(policy: Policy) -> list[int]:
     """A few tokens that the model can read, two at least."""
     turns = (Turn("user", "How are you today?"),)
     ids = policy.encode(Conversation(turns)).ids
-    return [number for number in ids if number < _rows(policy)][-24:]
+    return [number for number in ids if number < _embedding_rows(policy)][-24:]
 
 
 def _tensor(policy: Policy, rows: list[list[int]]) -> Tensor:
@@ -159,9 +160,10 @@ def _head(policy: Policy) -> str | None:
     ids = _tensor(policy, [_sample(policy)])
     with policy.reference():
         hidden = policy.trunk(input_ids=ids, use_cache=False).last_hidden_state
-        own = policy.unembed(hidden).log_softmax(dim=-1)
-        true = policy.base.model(input_ids=ids, use_cache=False).logits.float().log_softmax(dim=-1)
-    if (off := _difference(policy, own, true, HEAD_NATS)) is None:
+        logprob_BTV = policy.unembed(hidden).log_softmax(dim=-1)
+        logits = policy.base.model(input_ids=ids, use_cache=False).logits
+        true_BTV = logits.float().log_softmax(dim=-1)
+    if (off := _difference(policy, logprob_BTV, true_BTV, HEAD_NATS)) is None:
         return None
     return (
         f"the log-probabilities of {policy.base.name} ({_kind(policy)}) come out {off:.2g} nats "
@@ -185,9 +187,9 @@ def _padded_batch(policy: Policy) -> str | None:
         for part in (slice(0, -1), slice(-1, None)):
             known = mask[:, : part.stop]
             hidden = policy.hidden(TokenBlock(ids[:, part], known, positions[:, part]), cache)
-        own = policy.unembed(hidden[1:, -1]).log_softmax(dim=-1)
-        true = policy.unembed(alone[:, -1]).log_softmax(dim=-1)
-    if (off := _difference(policy, own, true, PADDED_NATS)) is None:
+        padded_BV = policy.unembed(hidden[1:, -1]).log_softmax(dim=-1)
+        alone_BV = policy.unembed(alone[:, -1]).log_softmax(dim=-1)
+    if (off := _difference(policy, padded_BV, alone_BV, PADDED_NATS)) is None:
         return None
     return (
         f"the log-probabilities of {policy.base.name} ({_kind(policy)}) change by {off:.2g} nats "
@@ -196,11 +198,11 @@ def _padded_batch(policy: Policy) -> str | None:
 
 
 def _difference(
-    policy: Policy, own: Tensor, true: Tensor, allowed: dict[torch.dtype, float]
+    policy: Policy, logprob: Tensor, expected: Tensor, allowed: dict[torch.dtype, float]
 ) -> float | None:
-    """Nats by which two distributions differ, if that is more than rounding explains."""
+    """Nats by which log-probabilities are off, if that is more than rounding explains."""
     exact = policy.dtype in allowed and not getattr(policy.base.model, "is_quantized", False)
-    difference = (own - true).abs()
+    difference = (logprob - expected).abs()
     off = float(difference.max() if exact else difference.mean())
     within = off <= (allowed[policy.dtype] if exact else HALF_NATS)
     return None if within else off

@@ -98,9 +98,9 @@ def _fetch_gguf(config: EmbeddedModelConfig, scratch: Path) -> Path:
 
 
 def _require_digest(path: Path, expected: str) -> None:
-    found = file_sha256(path)
-    if found != expected:
+    actual = file_sha256(path)
+    if actual != expected:
         raise HomeostatError(
-            f"{path.name} has SHA-256 {found}, not the expected {expected}; it is not the file "
+            f"{path.name} has SHA-256 {actual}, not the expected {expected}; it is not the file "
             "that this version of homeostat was tested with, so it is not used."
         )

@@ -16,7 +16,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
 
 from homeostat.config.model import PretrainedModelConfig
 from homeostat.errors import HomeostatError
-from homeostat.models.suitable import require_own_code
+from homeostat.models.suitable import require_known_model
 
 
 def require_on_hub(config: PretrainedModelConfig) -> bool:
@@ -31,7 +31,7 @@ def require_on_hub(config: PretrainedModelConfig) -> bool:
     )
     reachable = _hub_answers(config)
     try:
-        found = hf_hub_download(
+        config_file = hf_hub_download(
             config.path,
             "config.json",
             revision=config.revision,
@@ -56,7 +56,7 @@ def require_on_hub(config: PretrainedModelConfig) -> bool:
         ) from error
     except HTTPError as error:
         raise HomeostatError(_unreachable(config, instead)) from error
-    require_own_code(Path(found), config.path)
+    require_known_model(Path(config_file), config.path)
     return reachable
 
 

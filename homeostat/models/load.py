@@ -241,11 +241,11 @@ def _read_weights(path: str, **options: Any) -> tuple[Any, tuple[str, ...]]:
     Raises:
         HomeostatError: Weights are missing or of another shape, or a head is left over.
     """
-    model, found = AutoModelForCausalLM.from_pretrained(
+    model, loading_info = AutoModelForCausalLM.from_pretrained(
         **options, output_loading_info=True, ignore_mismatched_sizes=True
     )
-    require_whole(path, found)
-    return model, tuple(sorted(found["unexpected_keys"]))
+    require_whole(path, loading_info)
+    return model, tuple(sorted(loading_info["unexpected_keys"]))
 
 
 def finish(
@@ -276,15 +276,15 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         HomeostatError: The device is not on this machine.
     """
-    found = {
+    available = {
         "cpu": True,
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
     }
     if name == "auto":
-        return torch.device(next(d for d in ("cuda", "mps", "cpu") if found[d]))
-    if not found[name]:
-        here = ", ".join(d for d, there in found.items() if there)
+        return torch.device(next(d for d in ("cuda", "mps", "cpu") if available[d]))
+    if not available[name]:
+        here = ", ".join(d for d, there in available.items() if there)
         raise HomeostatError(f"device={name} is not on this machine; here are: {here} (or auto).")
     return torch.device(name)
 

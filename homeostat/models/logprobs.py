@@ -73,13 +73,13 @@ def token_statistics(
         reference = None if ref_hidden is None else ref_hidden[part]
         arguments = (hidden[part], targets[part], unembed, reference)
         if recompute:
-            parts.append(checkpoint(_chunk_statistics, *arguments, use_reentrant=False))
+            parts.append(checkpoint(_chunk_token_statistics, *arguments, use_reentrant=False))
         else:
-            parts.append(_chunk_statistics(*arguments))
+            parts.append(_chunk_token_statistics(*arguments))
     return TokenStatistics(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _chunk_statistics(
+def _chunk_token_statistics(
     hidden: Tensor, targets: Tensor, unembed: Unembed, ref_hidden: Tensor | None
 ) -> tuple[Tensor, ...]:
     log_p = unembed(hidden).log_softmax(dim=-1)

@@ -34,19 +34,19 @@ def require_readable(folder: Path) -> None:
             f"no model could be read from {folder}: it has no config.json; give a folder that "
             "save_pretrained has written, a GGUF file or a hub id."
         )
-    require_own_code(folder / "config.json", str(folder))
-    if not any(found for pattern in TOKENIZER_FILES for found in folder.glob(pattern)):
+    require_known_model(folder / "config.json", str(folder))
+    if not any(file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)):
         raise HomeostatError(
             f"no model could be read from {folder}: it has no tokenizer (no tokenizer.json, say); "
             "save the model's own beside its weights."
         )
 
 
-def require_own_code(config_file: Path, path: str) -> None:
+def require_known_model(config_file: Path, path: str) -> None:
     """Refuse a config that is damaged, or whose model exists only as code that lies beside it."""
     try:
-        found = json.loads(config_file.read_text(encoding="utf-8"))
-        code, kind = found.get("auto_map"), found.get("model_type")
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        code, kind = config.get("auto_map"), config.get("model_type")
     except (ValueError, AttributeError) as error:
         raise HomeostatError(
             f"no model could be read from {path}: its config.json is damaged ({error}); fetch or "
@@ -61,10 +61,10 @@ def require_own_code(config_file: Path, path: str) -> None:
 
 def forget_rowless_padding(config: Any) -> None:
     """Unset a padding id without a row in the embedding; torch builds no model with one."""
-    for own in (config, config.get_text_config()):
-        rows, pad = getattr(own, "vocab_size", None), getattr(own, "pad_token_id", None)
+    for part in (config, config.get_text_config()):
+        rows, pad = getattr(part, "vocab_size", None), getattr(part, "pad_token_id", None)
         if rows is not None and pad is not None and not 0 <= pad < rows:
-            own.pad_token_id = None
+            part.pad_token_id = None
 
 
 def sketch(config: Any, path: str) -> Any:
@@ -115,19 +115,19 @@ def require_architecture(model: Any, path: str) -> None:
         )
 
 
-def require_whole(path: str, found: Mapping[str, Any]) -> None:
+def require_whole(path: str, loading_info: Mapping[str, Any]) -> None:
     """Refuse a checkpoint whose weights are not those of the model.
 
     Args:
         path: Where it lies.
-        found: What transformers says about the names in it.
+        loading_info: What transformers says about the names in it.
 
     Raises:
         HomeostatError: Weights are missing or of another shape, or a head is left over.
     """
-    lacking = sorted(found["missing_keys"])
-    other = sorted(str(key[0]) for key in found["mismatched_keys"])
-    heads = sorted(name for name in found["unexpected_keys"] if HEADS.search(name))
+    lacking = sorted(loading_info["missing_keys"])
+    other = sorted(str(key[0]) for key in loading_info["mismatched_keys"])
+    heads = sorted(name for name in loading_info["unexpected_keys"] if HEADS.search(name))
     named = (
         (lacking, "has no weights for {}, which would be random"),
         (other, "has weights of another shape than its config says for {}"),

@@ -83,9 +83,9 @@ class ChatTemplate:
         """
         places = [chr(FIRST_PLACE + at) for at in range(len(roles))]
         text = self.render(list(zip(roles, places, strict=True)))
-        found = PLACES.findall(text)
-        lost = [role for role, own in zip(roles, places, strict=True) if found.count(own) != 1]
-        if lost or found != places or (self.in_parts and "'type'" in text):
+        printed = PLACES.findall(text)
+        lost = [role for role, mark in zip(roles, places, strict=True) if printed.count(mark) != 1]
+        if lost or printed != places or (self.in_parts and "'type'" in text):
             what = " and ".join(f"the {role}'s text" for role in dict.fromkeys(lost))
             raise HomeostatError(
                 f"the chat template does not print {what or 'the texts'} once and in order in a "
@@ -180,12 +180,12 @@ def chat_template(
             "instruction-tuned variant."
         )
     plain = ChatTemplate(tokenizer, dict(options or {}), date.fromisoformat(day))
-    found = _first_that_works(name, ROLES, plain, replace(plain, in_parts=True))
+    template = _first_that_works(name, ROLES, plain, replace(plain, in_parts=True))
     with_system: tuple[Role, ...] = ("system", *ROLES)
-    found = _first_that_works(name, with_system, found, replace(found, takes_system=False))
-    found = replace(found, end_ids=_end_of_turn(found))
-    notices = [sentence for _, sentence in template_findings(found) if sentence is not None]
-    return replace(found, notices=tuple(notices))
+    template = _first_that_works(name, with_system, template, replace(template, takes_system=False))
+    template = replace(template, end_ids=_ids_after_reply(template))
+    notices = [sentence for _, sentence in template_findings(template) if sentence is not None]
+    return replace(template, notices=tuple(notices))
 
 
 def template_findings(template: ChatTemplate) -> list[Finding]:
@@ -217,7 +217,7 @@ def _first_that_works(name: str, roles: Sequence[Role], *ways: ChatTemplate) -> 
     )
 
 
-def _end_of_turn(template: ChatTemplate) -> tuple[int, ...]:
+def _ids_after_reply(template: ChatTemplate) -> tuple[int, ...]:
     """The special token right after a reply; empty if it is none."""
     ids = template.template_ids(template.pieces(ROLES)[ROLES.index("assistant") + 1])
     return tuple(i for i in ids[:1] if i in _special_ids(template.tokenizer))
@@ -296,11 +296,11 @@ def _about_pieces(template: ChatTemplate) -> str | None:
     whole = template.template_ids(
         template.render([(t.role, c) for t, c in zip(TRIAL, contents, strict=True)])
     )
-    own = [(text, template.template_ids(text)) for text in pieces]
+    tokenised = [(text, template.template_ids(text)) for text in pieces]
     for at, text in enumerate(contents):
-        own.insert(2 * at + 1, (text, template.content_ids(text)))
+        tokenised.insert(2 * at + 1, (text, template.content_ids(text)))
     read = 0
-    for text, ids in own:
+    for text, ids in tokenised:
         if whole[read : read + len(ids)] != ids:
             return (
                 f"Tokenised on its own, {text!r} has other tokens than within a whole "

@@ -24,6 +24,7 @@ import torch
 import homeostat
 from homeostat.errors import HomeostatError
 from homeostat.files import replace_folder
+from homeostat.models.adapter_files import load_adapter, save_adapter
 from homeostat.models.adapters import Policy
 from homeostat.models.cache import code_digest
 from homeostat.report.metrics import LOGS, MetricsLog
@@ -59,7 +60,7 @@ class Checkpoints:
         }
 
         def write(fresh: Path) -> None:
-            self.policy.save_adapter(fresh / "adapter")
+            save_adapter(self.policy, fresh / "adapter")
             torch.save(state, fresh / "state.pt")
 
         replace_folder(self.folder / f"step_{step:06d}", write)
@@ -88,7 +89,7 @@ class Checkpoints:
         for name, value in circumstances(self.policy).items():
             if (before := state["circumstances"][name]) != value:
                 say(f"{name} is {value} and was {before}: figures may differ in their last digits")
-        self.policy.load_adapter(checkpoints[-1] / "adapter")
+        load_adapter(self.policy, checkpoints[-1] / "adapter")
         self.trainer.load_state_dict(state["trainer"])
         self.log.truncate(state["log_sizes"])
         self.watch.add(state["seconds"], state["wall_s"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,7 +10,9 @@ import torch
 from homeostat.config.run import RunConfig
 from homeostat.errors import HomeostatError
 from homeostat.files import replace_folder
+from homeostat.models.adapter_files import load_adapter
 from homeostat.models.adapters import Policy
+from homeostat.models.bake import export_adapter, export_merged, verify_bake
 from homeostat.report.console import Console
 from homeostat.runs.run import load_policy
 from homeostat.timing import Stopwatch
@@ -42,14 +45,14 @@ def export(config: RunConfig, folder: Path, console: Console) -> Path:
             "folder of a run that has done a step."
         )
     policy = load_policy(config, console, Stopwatch())
-    policy.load_adapter(adapters)
+    load_adapter(policy, adapters)
     out = folder / "export" / config.export_as
     out.parent.mkdir(exist_ok=True)
     if config.export_as == "adapter":
-        replace_folder(out, policy.export_adapter)
+        replace_folder(out, partial(export_adapter, policy))
     else:
         console.say(f"merged weights differ by at most {check_bake(policy, out.parent):.1e} nats")
-        replace_folder(out, policy.export_merged)
+        replace_folder(out, partial(export_merged, policy))
     console.say(f"exported: {out}")
     return out
 
@@ -65,7 +68,7 @@ def check_bake(policy: Policy, beside: Path) -> float:
         HomeostatError: It is above the tolerance of the weights' dtype.
     """
     ids = policy.tokenizer(SAMPLE, return_tensors="pt", add_special_tokens=False)["input_ids"]
-    difference = policy.verify_bake(ids.to(policy.device), beside)
+    difference = verify_bake(policy, ids.to(policy.device), beside)
     allowed = TOLERANCE[policy.dtype]
     if not difference <= allowed:
         raise HomeostatError(

@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from homeostat.config.resume import resume_command, save_config
 from homeostat.config.run import RunConfig
 from homeostat.errors import HomeostatError
 from homeostat.files import alone_in, replace_folder, write_text
+from homeostat.models.adapter_files import save_adapter
 from homeostat.models.adapters import Policy
 from homeostat.models.check import check_model, require_sound, save_findings
 from homeostat.models.load import BaseModel, resolve_device, resolve_dtype
@@ -167,7 +169,7 @@ def train(
         wing.after_step(result)
         timing = {f"time/{name}_s": spent for name, spent in run.watch.seconds.items()}
         run.log.step(result.step, result.metrics, result.episodes, timing)
-        replace_folder(run.folder / "adapters", checkpoints.policy.save_adapter)
+        replace_folder(run.folder / "adapters", partial(save_adapter, checkpoints.policy))
         checkpoints.save(result.step)
         outcome.steps = result.step
         wing.report_step(result, time.perf_counter() - began)

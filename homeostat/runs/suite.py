@@ -23,6 +23,7 @@ from homeostat.evals.evaluation import Evaluation, chosen_evaluations
 from homeostat.evals.praise import lexicon
 from homeostat.evals.subject import Keep, PolicySubject, compute_anew
 from homeostat.evals.suite import Suite
+from homeostat.models.adapter_files import adapter_digest
 from homeostat.models.adapters import Policy
 from homeostat.models.cache import cache_folder, code_digest, identity, remembered
 from homeostat.report.console import Console
@@ -96,7 +97,7 @@ def measure_suite(
         return NOTHING
     suite = Suite.of(config.eval)
     items = {name: len(one.items(config.eval)) for name, one in suite.evaluations.items()}
-    state = None if arm == BASE else policy.adapter_digest()
+    state = None if arm == BASE else adapter_digest(policy)
     rows: dict[str, list[dict[str, Any]]] = {}
     speed: dict[str, dict[str, Any]] = {}
     context = policy.reference() if arm == BASE else nullcontext()

@@ -37,12 +37,12 @@ class Calibration:
     ) -> Calibration:
         """From the values of every signal; quantiles of a signal without any are NaN."""
         quantiles = {
-            name: tuple(np.quantile(found, QUANTILES).tolist())
-            if found
+            name: tuple(np.quantile(of_turns, QUANTILES).tolist())
+            if of_turns
             else (float("nan"),) * len(QUANTILES)
-            for name, found in values.items()
+            for name, of_turns in values.items()
         }
-        n = {name: len(found) for name, found in values.items()}
+        n = {name: len(of_turns) for name, of_turns in values.items()}
         return cls(quantiles, n, values, np.asarray(base_norms, dtype=np.float64))
 
     def median(self, name: str) -> float:

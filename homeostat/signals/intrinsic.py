@@ -20,14 +20,14 @@ def intrinsic_signals(
         text: Its text.
         base_norms: The base model's mean norm at each layer of ``trace.norm_RL``.
     """
-    own = trace.turn_R == turn
-    if not own.any():
+    in_turn_R = trace.turn_R == turn
+    if not in_turn_R.any():
         return {"repetition": repetition(text)}
     return {
-        "entropy": float(trace.entropy_R[own].mean()),
-        "self_perplexity": float(np.exp(-trace.logprob_R[own].mean())),
-        "base_perplexity": float(np.exp(-trace.ref_logprob_R[own].mean())),
-        "activation_norm": float((trace.norm_RL[own].mean(axis=0) / base_norms).mean()),
+        "entropy": float(trace.entropy_R[in_turn_R].mean()),
+        "self_perplexity": float(np.exp(-trace.logprob_R[in_turn_R].mean())),
+        "base_perplexity": float(np.exp(-trace.ref_logprob_R[in_turn_R].mean())),
+        "activation_norm": float((trace.norm_RL[in_turn_R].mean(axis=0) / base_norms).mean()),
         "repetition": repetition(text),
-        "self_certainty": float(trace.certainty_R[own].mean()),
+        "self_certainty": float(trace.certainty_R[in_turn_R].mean()),
     }

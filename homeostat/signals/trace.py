@@ -104,17 +104,17 @@ def _trace_batch(
     probe_layers: Sequence[int],
     critic: Critic | None,
 ) -> list[Trace]:
-    own = _read(policy, batch, users, norm_layers, probe_layers)
-    ref = own
+    policy_pass = _read(policy, batch, users, norm_layers, probe_layers)
+    ref_pass = policy_pass
     if policy.adapter_on:
         with policy.reference():
-            ref = _read(policy, batch, users, (), probe_layers)
+            ref_pass = _read(policy, batch, users, (), probe_layers)
     mask = batch.response_mask
-    hidden = predicting_hidden(own.final, mask)
-    ref_hidden = None if ref is own else predicting_hidden(ref.final, mask)
+    hidden = predicting_hidden(policy_pass.final, mask)
+    ref_hidden = None if ref_pass is policy_pass else predicting_hidden(ref_pass.final, mask)
     stats = token_statistics(hidden, batch.input_ids[mask], policy.unembed, ref_hidden)
     norms = (
-        torch.stack([own.norms[layer][mask] for layer in norm_layers], dim=1)
+        torch.stack([policy_pass.norms[layer][mask] for layer in norm_layers], dim=1)
         if norm_layers
         else hidden.new_zeros(len(hidden), 0)
     )
@@ -132,8 +132,8 @@ def _trace_batch(
     split = {k: None if v is None else _split(v, per_row) for k, v in columns.items()}
     turns = [len(u) for u in users]
     hidden_ref, hidden_policy = (
-        _split(_stack_layers(read.pooled, probe_layers, sum(turns), read.final), turns)
-        for read in (ref, own)
+        _split(_stack_layers(one_pass.pooled, probe_layers, sum(turns), one_pass.final), turns)
+        for one_pass in (ref_pass, policy_pass)
     )
     return [
         Trace(
@@ -176,9 +176,9 @@ def _pool(
     rows = []
     for row, turns in enumerate(users):
         for turn in turns:
-            own = hidden[row][batch.turn[row] == turn].float()
-            last = own[-1] if len(own) else own.new_full(own.shape[1:], torch.nan)
-            rows.append(torch.cat([own.mean(dim=0), last]))
+            states = hidden[row][batch.turn[row] == turn].float()
+            last = states[-1] if len(states) else states.new_full(states.shape[1:], torch.nan)
+            rows.append(torch.cat([states.mean(dim=0), last]))
     return torch.stack(rows)
 
 

@@ -63,7 +63,7 @@ def marked(tokenizer: Any, stream: TokenStream, turn: int) -> str:
 )
 def test_plain_turns_give_the_stream_of_the_template(conversation: Conversation) -> None:
     tokenizer = byte_tokenizer()
-    stream = encode(conversation, tokenizer, (tokenizer.eos_token_id,))
+    stream = encode(conversation, chat_template(tokenizer), (tokenizer.eos_token_id,))
     assert stream.ids == rendered_ids(tokenizer, conversation)
     assert len(stream.turn) == len(stream.response) == len(stream.ids)
     assert not any(stream.response)
@@ -72,7 +72,7 @@ def test_plain_turns_give_the_stream_of_the_template(conversation: Conversation)
 def test_sampled_turns_give_the_same_ids_as_the_template(talk: Callable[..., Conversation]) -> None:
     tokenizer = byte_tokenizer()
     conversation = talk("hello", "hi there", "so?", "nothing", "bye")
-    stream = encode(conversation, tokenizer, (tokenizer.eos_token_id,))
+    stream = encode(conversation, chat_template(tokenizer), (tokenizer.eos_token_id,))
     assert stream.ids == rendered_ids(tokenizer, conversation)
 
 
@@ -83,7 +83,7 @@ def test_sampled_ids_are_kept_though_tokenising_the_text_gives_others() -> None:
     text = tokenizer.decode(sampled).strip()
     assert tokenizer(text, add_special_tokens=False)["input_ids"] != list(sampled)
     said = (Turn("user", "q"), Turn("assistant", text, token_ids=sampled), Turn("user", "r"))
-    stream = encode(Conversation(said), tokenizer, (tokenizer.eos_token_id,))
+    stream = encode(Conversation(said), chat_template(tokenizer), (tokenizer.eos_token_id,))
     responses = [i for i, own in zip(stream.ids, stream.response, strict=True) if own]
     assert responses == list(sampled)
 
@@ -91,7 +91,7 @@ def test_sampled_ids_are_kept_though_tokenising_the_text_gives_others() -> None:
 def test_sampled_end_of_turn_appears_once_and_counts(talk: Callable[..., Conversation]) -> None:
     tokenizer = byte_tokenizer()
     end = tokenizer.eos_token_id
-    stream = encode(talk("q", "yo", "r"), tokenizer, (end,))
+    stream = encode(talk("q", "yo", "r"), chat_template(tokenizer), (end,))
     ends = [at for at, i in enumerate(stream.ids) if i == end]
     assert len(ends) == 3  # after each of the three turns
     assert [stream.response[at] for at in ends] == [False, True, False]
@@ -102,8 +102,8 @@ def test_sampled_end_of_turn_appears_once_and_counts(talk: Callable[..., Convers
 def test_unsampled_end_of_turn_is_template(talk: Callable[..., Conversation]) -> None:
     tokenizer = byte_tokenizer()
     end = tokenizer.eos_token_id
-    cut = encode(talk("q", "yo", "r", ended=False), tokenizer, (end,))
-    whole = encode(talk("q", "yo", "r"), tokenizer, (end,))
+    cut = encode(talk("q", "yo", "r", ended=False), chat_template(tokenizer), (end,))
+    whole = encode(talk("q", "yo", "r"), chat_template(tokenizer), (end,))
     assert cut.ids == whole.ids
     ends = [at for at, i in enumerate(cut.ids) if i == end]
     assert [cut.response[at] for at in ends] == [False, False, False]
@@ -117,7 +117,7 @@ def test_stream_that_ends_with_a_reply_ends_with_its_last_sampled_token(
 ) -> None:
     tokenizer = byte_tokenizer()
     conversation = talk("q", "yo", ended=ended)
-    stream = encode(conversation, tokenizer, (tokenizer.eos_token_id,))
+    stream = encode(conversation, chat_template(tokenizer), (tokenizer.eos_token_id,))
     sampled = list(conversation.turns[1].token_ids or ())
     assert stream.ids[-len(sampled) :] == sampled
     assert stream.response[-len(sampled) :] == [True] * len(sampled)
@@ -128,7 +128,7 @@ def test_another_end_token_than_the_templates_does_not_replace_it() -> None:
     tokenizer = byte_tokenizer()
     end, other = tokenizer.eos_token_id, 7
     said = (Turn("user", "q"), Turn("assistant", "", token_ids=(8, other)), Turn("user", "r"))
-    stream = encode(Conversation(said), tokenizer, (other, end))
+    stream = encode(Conversation(said), chat_template(tokenizer), (other, end))
     at = stream.response.index(True)
     assert stream.ids[at : at + 3] == [8, other, end]
     assert stream.response[at : at + 3] == [True, True, False]
@@ -143,8 +143,9 @@ def test_longer_conversation_begins_with_the_stream_of_the_shorter(
     if forgetful:
         tokenizer.chat_template = FORGETFUL
     turns = talk("q", "hm</think>yes", "so?", "er</think>no", "bye", ended=ended).turns
+    template = chat_template(tokenizer)
     streams = [
-        encode(Conversation(turns[:n]), tokenizer, (tokenizer.eos_token_id,)) for n in range(1, 6)
+        encode(Conversation(turns[:n]), template, (tokenizer.eos_token_id,)) for n in range(1, 6)
     ]
     for shorter, longer in pairwise(streams):
         n = len(shorter.ids)
@@ -161,7 +162,7 @@ def test_what_the_template_strips_from_older_turns_stays_in_the_stream(
     tokenizer.chat_template = FORGETFUL
     conversation = talk("q", "hm</think>yes", "so?")
     assert "hm" not in tokenizer.decode(rendered_ids(tokenizer, conversation))
-    stream = encode(conversation, tokenizer, (tokenizer.eos_token_id,))
+    stream = encode(conversation, chat_template(tokenizer), (tokenizer.eos_token_id,))
     assert tokenizer.decode(stream.ids) == (
         "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think>"
         "hm</think>yes<|im_end|>\n<|im_start|>user\nso?<|im_end|>\n<|im_start|>assistant\n<think>"
@@ -172,7 +173,7 @@ def test_turn_index_marks_exactly_the_content(talk: Callable[..., Conversation])
     tokenizer = byte_tokenizer()
     said = talk("one\n", "two", " three", "four").turns
     conversation = Conversation((Turn("system", "brief"), *said))
-    stream = encode(conversation, tokenizer, (tokenizer.eos_token_id,))
+    stream = encode(conversation, chat_template(tokenizer), (tokenizer.eos_token_id,))
     assert marked(tokenizer, stream, 0) == ""
     assert marked(tokenizer, stream, 1) == "one\n"
     assert marked(tokenizer, stream, 2) == "two<|im_end|>"

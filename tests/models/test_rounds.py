@@ -12,7 +12,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from homeostat.errors import HomeostatError
+from homeostat.models.adapter_files import load_adapter, save_adapter
 from homeostat.models.adapters import Policy
+from homeostat.models.bake import baked, export_adapter, export_merged, verify_bake
 
 IDS = torch.tensor([[5, 80, 33, 12, 200], [9, 9, 41, 7, 101]])
 Stir = Callable[..., None]
@@ -97,8 +99,8 @@ def test_baking_agrees_with_the_stack_and_unbaking_returns_the_base_to_the_bit(
     make_policy: Callable[..., Policy], stacked: Policy
 ) -> None:
     before = logits(stacked)
-    assert 0 < stacked.verify_bake(IDS) < 1e-4
-    with stacked.baked():
+    assert 0 < verify_bake(stacked, IDS) < 1e-4
+    with baked(stacked):
         weights = stacked.trunk.layers[0].mlp.up_proj.base_layer.weight
         assert not torch.equal(weights, make_policy().trunk.layers[0].mlp.up_proj.base_layer.weight)
     assert torch.equal(logits(stacked), before)
@@ -109,7 +111,7 @@ def test_baking_agrees_with_the_stack_and_unbaking_returns_the_base_to_the_bit(
 def test_unbaking_after_an_exception_too(
     make_policy: Callable[..., Policy], stacked: Policy
 ) -> None:
-    with pytest.raises(ZeroDivisionError), stacked.baked():
+    with pytest.raises(ZeroDivisionError), baked(stacked):
         raise ZeroDivisionError
     with stacked.reference():
         assert torch.equal(logits(stacked), logits(make_policy()))
@@ -118,9 +120,9 @@ def test_unbaking_after_an_exception_too(
 def test_the_stack_is_saved_and_taken_over(
     make_policy: Callable[..., Policy], stacked: Policy, tmp_path: Path
 ) -> None:
-    stacked.save_adapter(tmp_path / "adapters")
+    save_adapter(stacked, tmp_path / "adapters")
     fresh = make_policy(seed=7)
-    fresh.load_adapter(tmp_path / "adapters")
+    load_adapter(fresh, tmp_path / "adapters")
     assert fresh.rounds == stacked.rounds
     assert torch.equal(logits(fresh), logits(stacked))
 
@@ -128,13 +130,13 @@ def test_the_stack_is_saved_and_taken_over(
 def test_an_adapter_of_another_shape_is_refused(
     make_policy: Callable[..., Policy], stacked: Policy, tmp_path: Path
 ) -> None:
-    stacked.save_adapter(tmp_path / "adapters")
+    save_adapter(stacked, tmp_path / "adapters")
     with pytest.raises(HomeostatError, match="does not fit this model"):
-        make_policy(rank=8).load_adapter(tmp_path / "adapters")
+        load_adapter(make_policy(rank=8), tmp_path / "adapters")
 
 
 def test_one_merged_model_is_exported(stacked: Policy, tmp_path: Path) -> None:
-    stacked.export_merged(tmp_path / "merged")
+    export_merged(stacked, tmp_path / "merged")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     assert torch.allclose(plain(IDS).logits, logits(stacked), atol=1e-4)
 
@@ -143,7 +145,7 @@ def test_one_adapter_is_exported(
     make_policy: Callable[..., Policy], stacked: Policy, tmp_path: Path
 ) -> None:
     before = logits(stacked)
-    stacked.export_adapter(tmp_path / "one")
+    export_adapter(stacked, tmp_path / "one")
     assert torch.equal(logits(stacked), before), "exporting changes nothing"
     base = make_policy()
     base.model.unload()

@@ -278,9 +278,9 @@ def test_the_preset_of_a_model_that_may_think_switches_thinking_off(
 @pytest.mark.parametrize("day", ["today", "2026-13-01", "31.12.2026"])
 def test_a_date_that_is_none_is_named(day: str) -> None:
     with pytest.raises(ValueError, match=f"model.template_date={day} is no date"):
-        tiny_config(name="x", template_date=day)
+        tiny_config(template_date=day)
 
 
 def test_an_option_that_homeostat_sets_itself_is_refused() -> None:
     with pytest.raises(ValueError, match=r"model\.template_options\.tokenize is set by homeostat"):
-        tiny_config(name="x", template_options={"tokenize": True})
+        tiny_config(template_options={"tokenize": True})

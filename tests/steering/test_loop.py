@@ -24,6 +24,7 @@ from homeostat.config.steering import (
     SteerHealConfig,
 )
 from homeostat.errors import HomeostatError
+from homeostat.models.adapter_files import load_adapter, save_adapter
 from homeostat.models.adapters import Policy
 from homeostat.steering.bank import Bank
 from homeostat.steering.loop import SteerHeal
@@ -121,10 +122,10 @@ def test_state_continues_the_loop_exactly(
     steps = stopped.steps()
     for _ in range(done):
         next(steps)
-    stopped.policy.save_adapter(tmp_path / "adapter")
+    save_adapter(stopped.policy, tmp_path / "adapter")
     torch.save(stopped.state_dict(), tmp_path / "state.pt")
     resumed = make()
-    resumed.policy.load_adapter(tmp_path / "adapter")
+    load_adapter(resumed.policy, tmp_path / "adapter")
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     found = [dict(result.metrics) for result in resumed.steps()]
     for own, wanted in zip(found, expected[done:], strict=True):

@@ -22,6 +22,7 @@ from worlds import (
 
 from homeostat.config.run import RolloutConfig
 from homeostat.errors import HomeostatError
+from homeostat.models.adapter_files import load_adapter, save_adapter
 from homeostat.models.adapters import Policy
 from homeostat.models.template import ChatTemplate
 from homeostat.trainers.policy_gradient import Credit, PolicyGradient
@@ -85,9 +86,9 @@ def test_resumed_state_continues_as_if_never_left(
     whole = list(uninterrupted.steps())
     first, second = fresh(), fresh()
     next(first.steps())
-    first.policy.save_adapter(tmp_path)
+    save_adapter(first.policy, tmp_path)
     torch.save(first.state_dict(), tmp_path / "state.pt")
-    second.policy.load_adapter(tmp_path)
+    load_adapter(second.policy, tmp_path)
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for found, expected in zip(second.steps(), whole[1:], strict=True):
         assert dict(found.metrics) == dict(expected.metrics)
@@ -238,7 +239,7 @@ def test_a_critic_with_its_own_adapter_leaves_the_policy_alone(
     assert all(torch.equal(a, b) for a, b in pairs)
     pairs = zip(old, trainer.critic_adapter, strict=True)
     assert not all(torch.equal(a, b) for a, b in pairs)
-    policy.save_adapter(tmp_path)
+    save_adapter(policy, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == []
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from homeostat.config.rows import decoded, parsed, read_bytes, rows_of
+from homeostat.config.rows import decoded, numbered_rows, parsed, read_bytes
 from homeostat.errors import HomeostatError
 from homeostat.signals.probing.goemotions import fetch_goemotions, is_hub_id
 from homeostat.types import Conversation, Turn
@@ -85,11 +85,11 @@ class Corpus:
     @property
     def affects(self) -> tuple[str, ...]:
         """Affects with both classes, in the order of their first label."""
-        found: dict[str, set[int]] = {}
+        classes_of: dict[str, set[int]] = {}
         for utterance in self.utterances:
             for affect, label in utterance.labels.items():
-                found.setdefault(affect, set()).add(label)
-        return tuple(affect for affect, classes in found.items() if {0, 1} <= classes)
+                classes_of.setdefault(affect, set()).add(label)
+        return tuple(affect for affect, classes in classes_of.items() if {0, 1} <= classes)
 
     def labels(self, affect: str) -> Int[np.ndarray, " U"]:
         """1, 0, `NEITHER` or `UNLABELLED` for every utterance."""
@@ -154,7 +154,7 @@ def _read_rows(path: str | None) -> tuple[str, list[tuple[int, Mapping[str, Any]
         "give a JSONL or CSV file with text and label columns, or the hub id of GoEmotions",
     )
     text = decoded(raw, name)
-    rows = _csv_rows(text, name) if name.lower().endswith(".csv") else rows_of(text, name)
+    rows = _csv_rows(text, name) if name.lower().endswith(".csv") else numbered_rows(text, name)
     return name, list(rows), hashlib.sha256(raw).hexdigest()
 
 
@@ -165,10 +165,10 @@ def _csv_rows(text: str, source: str) -> Iterable[tuple[int, Mapping[str, Any]]]
     except csv.Error as error:
         raise HomeostatError(f"{source}, line {reader.line_num} is not CSV: {error}.") from error
     for number, row in rows:
-        found = {key: value for key, value in row.items() if value not in ("", None)}
-        if context := found.get("context"):
-            found["context"] = parsed(context, f"{source}, line {number}: its context")
-        yield number, found
+        filled = {key: value for key, value in row.items() if value not in ("", None)}
+        if context := filled.get("context"):
+            filled["context"] = parsed(context, f"{source}, line {number}: its context")
+        yield number, filled
 
 
 def _utterance(

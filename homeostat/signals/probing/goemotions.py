@@ -65,16 +65,16 @@ def fetch_goemotions(path: str) -> Iterator[dict[str, Any]]:
 
     name, _, split = path.partition(":")
     try:
-        found = load_dataset(name, CONFIG, split=split or "train")
-        found = found.select_columns(["id", "text", "labels"])
-        emotions = found.features["labels"].feature.names
+        dataset = load_dataset(name, CONFIG, split=split or "train")
+        dataset = dataset.select_columns(["id", "text", "labels"])
+        emotions = dataset.features["labels"].feature.names
     except Exception as error:  # every way of failing to fetch comes as a class of its own
         raise HomeostatError(
             f"the corpus {path} is no file here and could not be fetched from the hub "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason'})"
             "; connect, or give a JSONL or CSV file. Of hub datasets only GoEmotions is understood."
         ) from error
-    for row in found:
+    for row in dataset:
         yield label_row(row["id"], row["text"], [emotions[i] for i in row["labels"]])
 
 

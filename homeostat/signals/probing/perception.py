@@ -57,8 +57,8 @@ class Perception:
     def save(self, folder: Path) -> None:
         """Write the probes and ``report.json``."""
         self.probes.save(folder)
-        report = {affect: asdict(found) for affect, found in self.reports.items()}
-        write_text(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False))
+        records = {affect: asdict(report) for affect, report in self.reports.items()}
+        write_text(folder / "report.json", json.dumps(records, indent=2, ensure_ascii=False))
 
 
 def obtain_perception(
@@ -90,7 +90,7 @@ def obtain_perception(
     ]
     key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
     folder, fingerprint = cache_root() / "probes" / key, policy.base.fingerprint
-    kept = read_kept(folder, lambda path: _load(path, fingerprint)) if signals.cache else None
+    kept = read_kept(folder, lambda path: _read(path, fingerprint)) if signals.cache else None
     if kept is not None:
         return Perception(*kept, corpus, notices)
 
@@ -99,28 +99,29 @@ def obtain_perception(
             return None
         return Sample(of, utterance_states(policy, of, layers, signals.cache, progress), layers)
 
-    own = Sample(corpus, utterance_states(policy, corpus, layers, signals.cache, progress), layers)
+    states = utterance_states(policy, corpus, layers, signals.cache, progress)
+    fitted_on = Sample(corpus, states, layers)
     tested, other = sample(heldout), sample(packaged)
-    probes = fit_probes(own.states, corpus, layers, config, fingerprint)
-    reports = validate_probes(probes, own, tested, tested if config.corpus is None else other)
-    found = Perception(probes, reports, corpus, notices)
+    probes = fit_probes(states, corpus, layers, config, fingerprint)
+    reports = validate_probes(probes, fitted_on, tested, tested if config.corpus is None else other)
+    perception = Perception(probes, reports, corpus, notices)
     if signals.cache:
-        keep(folder, lambda path: replace_folder(path, found.save))
-    return found
+        keep(folder, lambda path: replace_folder(path, perception.save))
+    return perception
 
 
 def what_is_measured(signals: SignalsConfig) -> dict[str, Any]:
     """The config of the signals, less what only decides how their figures are used."""
-    found = asdict(signals)
+    values = asdict(signals)
     for key in ("require", "stale_auroc_drop", "stale_distance"):
-        (found["affect"] or {}).pop(key, None)
-    return found
+        (values["affect"] or {}).pop(key, None)
+    return values
 
 
-def _load(folder: Path, fingerprint: str) -> tuple[AffectProbes, dict[str, ProbeReport]]:
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+def _read(folder: Path, fingerprint: str) -> tuple[AffectProbes, dict[str, ProbeReport]]:
+    records = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     reports = {
-        affect: ProbeReport(**{**found, "ci95": found["ci95"] and tuple(found["ci95"])})
-        for affect, found in report.items()
+        affect: ProbeReport(**{**record, "ci95": record["ci95"] and tuple(record["ci95"])})
+        for affect, record in records.items()
     }
     return AffectProbes.load(folder, fingerprint), reports

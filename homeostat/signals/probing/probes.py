@@ -112,7 +112,7 @@ class AffectProbes:
                 "models do not mean the same. Fit them again on this one."
             )
         weights = load_file(folder / "probes.safetensors")
-        probes = {n: Probe(weight=weights[n], **found) for n, found in about["affects"].items()}
+        probes = {n: Probe(weight=weights[n], **values) for n, values in about["affects"].items()}
         return cls(probes, about["model"], about["corpus"])
 
 
@@ -182,22 +182,22 @@ def select(
     check = np.flatnonzero((part == VALIDATION) & (label >= 0))
     strengths = sorted(config.regularisation)
     middle = strengths[len(strengths) // 2]
-    found: dict[tuple[int, str, float], float] = {}
+    validation_auroc: dict[tuple[int, str, float], float] = {}
 
     def try_out(layer: int, pooling: str, strength: float) -> None:
         at, seen = layers.index(layer), pooling_mask(pooling, states.shape[-1]) > 0
         weight, bias = fit(states[train, at][:, seen], label[train], strength)
         figure = auroc(label[check], states[check, at][:, seen] @ weight + bias)
-        found[layer, pooling, strength] = 0.5 if figure is None else figure
+        validation_auroc[layer, pooling, strength] = 0.5 if figure is None else figure
 
     for layer in layers:
         for pooling in config.pooling:
             try_out(layer, pooling, middle)
-    layer, pooling, _ = max(found, key=lambda key: found[key])
+    layer, pooling, _ = max(validation_auroc, key=lambda key: validation_auroc[key])
     for strength in strengths:
         if strength != middle:
             try_out(layer, pooling, strength)
-    return found
+    return validation_auroc
 
 
 def fit_calibrated(

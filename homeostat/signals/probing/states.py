@@ -52,12 +52,12 @@ def utterance_states(
     for start in range(0, total, SHARD):
         part = corpus.utterances[start : start + SHARD]
         path = folder / f"{start:06d}.safetensors"
-        states = read_kept(path, _load) if cache else None
+        states = read_kept(path, _load_states) if cache else None
         if states is None:
             with policy.reference():
                 states = read_states(policy, part, layers, progress, start, total)
             if cache:
-                keep(path, partial(_save, states=states))
+                keep(path, partial(_save_states, states=states))
         shards.append(states)
         progress(start + len(part), total)
     return np.concatenate(shards)
@@ -86,11 +86,11 @@ def read_states(
     return states
 
 
-def _load(path: Path) -> np.ndarray:
+def _load_states(path: Path) -> np.ndarray:
     states: np.ndarray = load_file(path)["states"]
     return states
 
 
-def _save(path: Path, states: np.ndarray) -> None:
+def _save_states(path: Path, states: np.ndarray) -> None:
     with writing(path) as scratch:
         save_file({"states": states}, scratch)

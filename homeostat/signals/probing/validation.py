@@ -98,42 +98,42 @@ class ProbeReport:
 
 
 def validate_probes(
-    probes: AffectProbes, own: Sample, heldout: Sample | None, other: Sample | None
+    probes: AffectProbes, fitted_on: Sample, heldout: Sample | None, other: Sample | None
 ) -> dict[str, ProbeReport]:
     """A report per affect.
 
     Args:
-        probes: Fitted on ``own``.
-        own: The corpus that they were fitted on.
+        probes: What is reported on.
+        fitted_on: The corpus that they were fitted on.
         heldout: A file that is tested once; None without one.
         other: A corpus from another source, which decides about transfer; None without one.
     """
     return {
-        affect: _report(affect, probe, own, heldout, other)
+        affect: _report(affect, probe, fitted_on, heldout, other)
         for affect, probe in probes.probes.items()
     }
 
 
 def _report(
-    affect: str, probe: Probe, own: Sample, heldout: Sample | None, other: Sample | None
+    affect: str, probe: Probe, fitted_on: Sample, heldout: Sample | None, other: Sample | None
 ) -> ProbeReport:
-    label, part = own.corpus.labels(affect), split_by_group(own.corpus.groups)
-    text = fit_text(own.corpus, label, part)
+    label, part = fitted_on.corpus.labels(affect), split_by_group(fitted_on.corpus.groups)
+    text = fit_text(fitted_on.corpus, label, part)
     test = np.flatnonzero((part == TEST) & (label >= 0))
-    reading = _logit(probe, own)[test]
-    figures = compare(own.corpus, affect, test, reading, text)
-    chance = chance_controls(probe, own, label, part)
+    reading = _logit(probe, fitted_on)[test]
+    figures = compare(fitted_on.corpus, affect, test, reading, text)
+    chance = chance_controls(probe, fitted_on, label, part)
     away = None
     if heldout is not None and affect in heldout.corpus.affects:
         rows = np.flatnonzero(heldout.corpus.labels(affect) >= 0)
         away = compare(heldout.corpus, affect, rows, _logit(probe, heldout)[rows], text)
-    known = [s for s in (own, heldout, other) if s is not None and affect in s.corpus.affects]
+    known = [s for s in (fitted_on, heldout, other) if s is not None and affect in s.corpus.affects]
     samples = list({s.corpus.source: s for s in known}.values())
     transfer = cross_corpus(affect, probe, samples, text)
     moved = None
     if other is not None and affect in other.corpus.affects:
-        moved = transfer[f"{own.corpus.source} → {other.corpus.source}"]
-    verdict, reason = judge(figures, away, moved)
+        moved = transfer[f"{fitted_on.corpus.source} → {other.corpus.source}"]
+    verdict, reason = judge_probe(figures, away, moved)
     probability = 1 / (1 + np.exp(-reading))
     positive = label[test]
     rate = float(positive.mean())
@@ -158,7 +158,7 @@ def _report(
     )
 
 
-def judge(
+def judge_probe(
     figures: Mapping[str, Any], away: Mapping[str, Any] | None, moved: Mapping[str, Any] | None
 ) -> tuple[str, str]:
     """Verdict and reason.
@@ -173,10 +173,10 @@ def judge(
     if moved is not None and (moved["ci95"] is None or moved["ci95"][0] <= 0.5):
         return UNUSABLE, "on another corpus its interval includes chance"
     doubts = []
-    for found, where in ((figures, "unseen authors"), (away, "the held-out file")):
-        if found is None:
+    for compared, where in ((figures, "unseen authors"), (away, "the held-out file")):
+        if compared is None:
             continue
-        gain = found["probe_minus_text_ci95"]
+        gain = compared["probe_minus_text_ci95"]
         if gain is None or gain[0] <= 0:
             doubts.append(f"it is not shown to beat a bag of words on {where}")
     if moved is None:
@@ -204,19 +204,19 @@ def compare(
     texts = [corpus.utterances[i].text for i in rows]
     worded = text.decision_function(texts)
     marked = np.array([float("?" in t) for t in texts])
-    own, words = (auroc_samples(label, score, groups) for score in (reading, worded))
+    probe_draws, text_draws = (auroc_samples(label, score, groups) for score in (reading, worded))
     inside = np.flatnonzero(marked)
     enough = len(inside) and np.bincount(label[inside], minlength=2).min() >= MIN_PER_CLASS
-    found, by_words = auroc(label, reading), auroc(label, worded)
+    by_probe, by_text = auroc(label, reading), auroc(label, worded)
     return {
-        "auroc": found,
-        "ci95": interval95(own),
+        "auroc": by_probe,
+        "ci95": interval95(probe_draws),
         "n": len(rows),
         "n_positive": int(label.sum()),
-        "text_only": by_words,
-        "text_only_ci95": interval95(words),
-        "probe_minus_text": None if found is None or by_words is None else found - by_words,
-        "probe_minus_text_ci95": interval95(own - words),
+        "text_only": by_text,
+        "text_only_ci95": interval95(text_draws),
+        "probe_minus_text": None if by_probe is None or by_text is None else by_probe - by_text,
+        "probe_minus_text_ci95": interval95(probe_draws - text_draws),
         "question_mark": auroc(label, marked),
         "within_question_marks": auroc(label[inside], reading[inside]) if enough else None,
         "text_only_within_question_marks": auroc(label[inside], worded[inside]) if enough else None,
@@ -225,7 +225,7 @@ def compare(
 
 
 def chance_controls(
-    probe: Probe, own: Sample, label: np.ndarray, part: np.ndarray
+    probe: Probe, fitted_on: Sample, label: np.ndarray, part: np.ndarray
 ) -> dict[str, Any]:
     """What the same recipe reaches without a signal to find, on the test authors.
 
@@ -233,7 +233,7 @@ def chance_controls(
     that of random directions in the standardised states, each taken with its better sign.
     """
     rng = np.random.default_rng(0)
-    x = own.at(probe.layer)[:, pooling_mask(probe.pooling, own.states.shape[-1]) > 0]
+    x = fitted_on.at(probe.layer)[:, pooling_mask(probe.pooling, fitted_on.states.shape[-1]) > 0]
     fitted = np.flatnonzero((part != TEST) & (label != UNLABELLED))
     test = np.flatnonzero((part == TEST) & (label >= 0))
     shuffled = []
@@ -248,8 +248,8 @@ def chance_controls(
     ]
     folded = [max(a, 1 - a) for a in random if a is not None]
     return {
-        "shuffled_labels": _mean([a for a in shuffled if a is not None]),
-        "random_direction": _mean(folded),
+        "shuffled_labels": _mean_of_known([a for a in shuffled if a is not None]),
+        "random_direction": _mean_of_known(folded),
     }
 
 
@@ -285,7 +285,7 @@ def cross_corpus(
     on the test authors, on another one on all rows. Nothing is fitted on a corpus of which
     a part has only one class.
     """
-    found = {}
+    transfer = {}
     for index, source in enumerate(samples):
         label, part = source.corpus.labels(affect), split_by_group(source.corpus.groups)
         if index == 0:
@@ -305,8 +305,8 @@ def cross_corpus(
             figures = compare(target.corpus, affect, rows, reading, words)
             kept = ("auroc", "ci95", "n", "text_only", "text_only_ci95")
             name = f"{source.corpus.source} → {target.corpus.source}"
-            found[name] = {key: figures[key] for key in kept}
-    return found
+            transfer[name] = {key: figures[key] for key in kept}
+    return transfer
 
 
 def reliability(probability: np.ndarray, positive: np.ndarray) -> list[dict[str, float]]:
@@ -327,5 +327,5 @@ def _logit(probe: Probe, sample: Sample) -> Float[np.ndarray, " U"]:
     return reading
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def _mean_of_known(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None

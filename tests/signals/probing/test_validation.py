@@ -26,7 +26,7 @@ from homeostat.signals.probing.validation import (
     compare,
     cross_corpus,
     fit_text,
-    judge,
+    judge_probe,
     reliability,
     validate_probes,
 )
@@ -337,14 +337,14 @@ def test_judge(
     verdict: str,
     reason: str,
 ) -> None:
-    found = judge(figures, away, moved)
+    found = judge_probe(figures, away, moved)
     assert found[0] == verdict
     assert reason in found[1]
 
 
 def test_reasons_do_not_name_what_was_not_found_wanting() -> None:
-    assert judge(NO_GAIN, GOOD, GOOD)[1] == f"{WORDS} unseen authors"
-    assert judge(GOOD, NO_GAIN, GOOD)[1] == f"{WORDS} the held-out file"
+    assert judge_probe(NO_GAIN, GOOD, GOOD)[1] == f"{WORDS} unseen authors"
+    assert judge_probe(GOOD, NO_GAIN, GOOD)[1] == f"{WORDS} the held-out file"
 
 
 # --- reliability ----------------------------------------------------------------------------------
