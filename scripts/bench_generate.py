@@ -85,7 +85,7 @@ def sample(policy: Policy, prompts: list[list[int]], new_tokens: int) -> None:
 @torch.no_grad()
 def generate(policy: Policy, prompts: torch.Tensor, new_tokens: int) -> None:
     """Replies to all prompts, by transformers."""
-    found = policy.model.get_base_model().generate(
+    ids = policy.model.get_base_model().generate(
         prompts,
         attention_mask=torch.ones_like(prompts),
         do_sample=True,
@@ -96,7 +96,7 @@ def generate(policy: Policy, prompts: torch.Tensor, new_tokens: int) -> None:
         eos_token_id=None,
         pad_token_id=policy.tokenizer.pad_token_id,
     )
-    assert found.shape == (len(prompts), prompts.shape[1] + new_tokens)
+    assert ids.shape == (len(prompts), prompts.shape[1] + new_tokens)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     tokens = options.batch * options.new_tokens
     rows = []
     for name, spent in seconds.items():
-        ratios = [theirs / own for theirs, own in zip(spent, seconds[OURS], strict=True)]
+        ratios = [theirs / ours for theirs, ours in zip(spent, seconds[OURS], strict=True)]
         rows.append(
             {
                 "sampled_by": name,
@@ -153,21 +153,21 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def table(found: dict[str, Any]) -> list[str]:
+def table(results: dict[str, Any]) -> list[str]:
     """Lines: tokens per second of each, and homeostat's share of the others'."""
     lines = [
-        f"{found['device']}, {found['threads']} threads, torch {found['torch']}; "
-        f"{found['batch']} replies of {found['new_tokens']} tokens to prompts of "
-        f"{found['prompt_tokens']} ({found['template']} template), {found['rounds']} rounds",
+        f"{results['device']}, {results['threads']} threads, torch {results['torch']}; "
+        f"{results['batch']} replies of {results['new_tokens']} tokens to prompts of "
+        f"{results['prompt_tokens']} ({results['template']} template), {results['rounds']} rounds",
         f"{'':<30}{'tokens/s':>10}{'homeostat / it':>16}{'min':>7}{'max':>7}",
     ]
-    for row in found["samplers"]:
+    for row in results["samplers"]:
         lines.append(
             f"{row['sampled_by']:<30}{row['tokens_per_s']:>10.0f}{row['homeostat_share']:>16.2f}"
             f"{row['homeostat_share_min']:>7.2f}{row['homeostat_share_max']:>7.2f}"
         )
-    verdict = "met" if found["met"] else "NOT met"
-    return [*lines, f"at least {found['min_share']} of {BARE}: {verdict}"]
+    verdict = "met" if results["met"] else "NOT met"
+    return [*lines, f"at least {results['min_share']} of {BARE}: {verdict}"]
 
 
 def parse_options() -> argparse.Namespace:
@@ -191,10 +191,10 @@ def main() -> None:
     """Measure, and print a table or one JSON object."""
     options = parse_options()
     try:
-        found = measure(options)
+        results = measure(options)
     except HomeostatError as error:
         sys.exit(str(error))
-    print(json.dumps(found) if options.json else "\n".join(table(found)))
+    print(json.dumps(results) if options.json else "\n".join(table(results)))
 
 
 if __name__ == "__main__":

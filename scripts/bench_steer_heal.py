@@ -64,9 +64,9 @@ def one_round(
 
     def timed(part: str, work: Callable[[], Any]) -> Any:
         start = time.perf_counter()
-        found = work()
+        result = work()
         seconds[part] = time.perf_counter() - start
-        return found
+        return result
 
     contexts = spread(read_contexts(None), seed=0)
     sides = [
@@ -105,12 +105,12 @@ def one_round(
     talks = timed("generate", generate)
 
     def read() -> int:
-        nll = [own for rows in groups for own in base_nll(policy, [talks[n] for n in rows])]
-        found = [
-            Steered(talk.turns[-1].text, reply_ids(talk), own, DOSE)
-            for talk, own in zip(talks, nll, strict=True)
+        nll = [nll_R for rows in groups for nll_R in base_nll(policy, [talks[n] for n in rows])]
+        steered = [
+            Steered(talk.turns[-1].text, reply_ids(talk), nll_R, DOSE)
+            for talk, nll_R in zip(talks, nll, strict=True)
         ]
-        return sum(not judge(completion, gates, 10.0, []) for completion in found)
+        return sum(not judge(completion, gates, 10.0, []) for completion in steered)
 
     timed("filter", read)
     completions = [
@@ -151,7 +151,7 @@ def main() -> None:
             "speedup_min": min(ratios),
             "speedup_max": max(ratios),
         }
-    found = {
+    results = {
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "repeats": arguments.repeats,
@@ -163,7 +163,7 @@ def main() -> None:
         },
     }
     if arguments.json:
-        print(json.dumps(found))
+        print(json.dumps(results))
         return
     print(f"{'part':<10}{'batched':>10}{'one by one':>12}{'faster by':>11}  range")
     for part, row in rows.items():

@@ -307,8 +307,8 @@ def large_vocabulary_policy(device: torch.device) -> Policy:
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    own = ModelConfig(_target_="", name="large_vocabulary")
-    base = finish(LlamaForCausalLM(architecture), tokenizer, own, device)
+    config = ModelConfig(_target_="", name="large_vocabulary")
+    base = finish(LlamaForCausalLM(architecture), tokenizer, config, device)
     policy = Policy(base, config_part("lora"), seed=0)
     stir_adapter(policy)
     return policy
@@ -418,40 +418,40 @@ def fresh_peak(name: str, responses: int, device: torch.device) -> int:
 # --- output -----------------------------------------------------------------------------------
 
 
-def time_table(found: Mapping[str, Any]) -> list[str]:
+def time_table(results: Mapping[str, Any]) -> list[str]:
     """Lines: seconds and tokens per second of each pass, then ratios and whether they are met."""
     lines = [
-        f"Time: {found['model']}, {found['dtype']}, {found['conversations']} conversations, "
-        f"{found['tokens']:,} tokens, {found['response_tokens']:,} of them responses, "
-        f"{found['rounds']} rounds",
+        f"Time: {results['model']}, {results['dtype']}, {results['conversations']} conversations, "
+        f"{results['tokens']:,} tokens, {results['response_tokens']:,} of them responses, "
+        f"{results['rounds']} rounds",
         f"{'':<38}{'median s':>10}{'tokens/s':>10}",
     ]
-    for row in found["passes"]:
+    for row in results["passes"]:
         name = row["pass"] if row["pass"] == "all signals" else f"bare, {row['pass']}"
         label = f"{name}, {_count(row['passes'])}"
         lines.append(f"{label:<38}{row['median_s']:>10.3f}{row['tokens_per_s']:>10.0f}")
-    target = f"at most {found['max_ratio']:.2f}"
+    target = f"at most {results['max_ratio']:.2f}"
     lines += ["", f"{'all signals / bare':<38}{'ratio':>10}{'min':>8}{'max':>8}   {target}"]
-    for row in found["ratios"]:
+    for row in results["ratios"]:
         label = f"{row['baseline']}, {_count(row['passes'])}"
         ratios = f"{row['ratio']:>10.3f}{row['ratio_min']:>8.3f}{row['ratio_max']:>8.3f}"
         lines.append(f"{label:<38}{ratios}   {_verdict(row)}")
     return lines
 
 
-def memory_table(found: Mapping[str, Any]) -> list[str]:
+def memory_table(results: Mapping[str, Any]) -> list[str]:
     """Lines: bytes and shares of each pass, and whether the target is met."""
-    size = f"{found['rows']} x {found['width']} tokens, vocabulary {found['vocabulary']:,}"
+    size = f"{results['rows']} x {results['width']} tokens, vocabulary {results['vocabulary']:,}"
     heads = ("peak bytes", "beyond trunk", "of logits", "of measured")
     lines = [
-        f"Memory: {size}; all logits take {found['logits_bytes']:,} bytes",
-        f"{'':<38}{''.join(f'{head:>15}' for head in heads)}   under {found['max_share']:.0%}",
-        f"{TRUNK:<38}{found['trunk_peak_bytes']:>15,}",
+        f"Memory: {size}; all logits take {results['logits_bytes']:,} bytes",
+        f"{'':<38}{''.join(f'{head:>15}' for head in heads)}   under {results['max_share']:.0%}",
+        f"{TRUNK:<38}{results['trunk_peak_bytes']:>15,}",
     ]
-    beyond = found["full_logits_peak_bytes"] - found["trunk_peak_bytes"]
-    share = f"{beyond / found['logits_bytes']:>15.1%}"
-    lines.append(f"{LOGITS:<38}{found['full_logits_peak_bytes']:>15,}{beyond:>15,}{share}")
-    for row in found["signals"]:
+    beyond = results["full_logits_peak_bytes"] - results["trunk_peak_bytes"]
+    share = f"{beyond / results['logits_bytes']:>15.1%}"
+    lines.append(f"{LOGITS:<38}{results['full_logits_peak_bytes']:>15,}{beyond:>15,}{share}")
+    for row in results["signals"]:
         label = f"{row['pass']}, {row['responses']}"
         shares = f"{row['share_of_logits']:>15.1%}{row['share_of_measured_logits']:>15.1%}"
         numbers = f"{row['peak_bytes']:>15,}{row['added_bytes']:>15,}{shares}"
@@ -490,32 +490,32 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = resolve_device(name)
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if name == "cuda" else name,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
     if not options.skip_memory:
-        found["memory"] = measure_memory(device)
+        results["memory"] = measure_memory(device)
     if not options.skip_time:
-        found["time"] = measure_time(device, options.conversations, options.repeats)
-    return found
+        results["time"] = measure_time(device, options.conversations, options.repeats)
+    return results
 
 
 def main() -> None:
     """Measure, and print tables or one JSON object."""
     options = parse_options()
     try:
-        found = measure(options)
+        results = measure(options)
     except HomeostatError as error:
         sys.exit(str(error))
     if options.json:
-        print(json.dumps(found))
+        print(json.dumps(results))
         return
-    print(f"{found['device']}, {found['threads']} threads, torch {found['torch']}")
+    print(f"{results['device']}, {results['threads']} threads, torch {results['torch']}")
     for part, table in (("time", time_table), ("memory", memory_table)):
-        if part in found:
-            print("", *table(found[part]), sep="\n")
+        if part in results:
+            print("", *table(results[part]), sep="\n")
 
 
 if __name__ == "__main__":
