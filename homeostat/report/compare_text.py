@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from rich.table import Table
 from rich.text import Text
 
 from homeostat.report.console import Console, interval, number
+from homeostat.report.pages import data_uri, read_template
 
 Json = Mapping[str, Any]
 DIRECTIONS = {1: "higher is better", -1: "lower is better", 0: "no direction is better"}
@@ -158,26 +157,16 @@ def _differences(comparison: Json) -> list[str]:
 
 def as_html(comparison: Json, figure: Path | None) -> str:
     """The comparison as one self-contained page; every value is escaped."""
-    engine = Environment(
-        loader=PackageLoader("homeostat.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    template = read_template(
+        "comparison.html.j2", title_of=title, figure_of=_figure, breakable=_breakable
     )
-    engine.filters |= {"number": number, "interval": interval, "title_of": title}
-    engine.filters |= {"figure_of": _figure, "breakable": _breakable}
-    drawn = None
-    if figure is not None:
-        encoded = base64.b64encode(figure.read_bytes()).decode("ascii")
-        drawn = f"data:image/png;base64,{encoded}"
-    return engine.get_template("comparison.html.j2").render(
+    return template.render(
         comparison=comparison,
         headline=changes_by_arm(comparison),
         notes=notes(comparison),
         rows=list(cells_of(comparison)),
         directions=DIRECTIONS,
-        figure=drawn,
+        figure=None if figure is None else data_uri(figure),
     )
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from homeostat.config.rows import kept_rows
 from homeostat.files import read_json, write_text
-from homeostat.report.console import duration, interval, number
+from homeostat.report.console import duration
 from homeostat.report.figures import draw_effects, draw_signals, draw_valence
+from homeostat.report.pages import data_uri, read_template
 from homeostat.report.signal_figures import (
     draw_controls,
     draw_failures,
@@ -57,21 +55,9 @@ def write_report(folder: Path) -> Path:
     if rounds:
         filtered = _rows(folder / "evals" / "filter.jsonl")
         drawn += draw_stages(folder / "figures", summary, rounds, filtered)
-    engine = Environment(
-        loader=PackageLoader("homeostat.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    engine.filters |= {
-        "basenames": _basenames,
-        "number": number,
-        "interval": interval,
-        "duration": duration,
-    }
     suite = summary.get("suite", {})
-    page = engine.get_template("report.html.j2").render(
+    template = read_template("report.html.j2", basenames=_basenames, duration=duration)
+    page = template.render(
         summary=summary,
         environment=_json(folder / "environment.json"),
         config=(folder / "config.yaml").read_text(encoding="utf-8"),
@@ -81,15 +67,11 @@ def write_report(folder: Path) -> Path:
         failures=failures,
         rounds=rounds,
         diary=_rows(folder / "evals" / "diary.jsonl"),
-        figures={path.stem: _data_uri(path) for path in drawn},
+        figures={path.stem: data_uri(path) for path in drawn},
         pairs=side_by_side(episodes),
         units=UNITS,
         headline=f"{headline(summary)} {suite_sentence(suite)}".strip(),
-        compared=any(
-            m["diff"] is not None
-            for evaluation in suite.values()
-            for m in evaluation["metrics"].values()
-        ),
+        compared=any(m["diff"] is not None for e in suite.values() for m in e["metrics"].values()),
     )
     path = folder / "report.html"
     # Of the command line, bytes that are no text here.
@@ -272,7 +254,3 @@ def _json(path: Path, default: Any = ...) -> Any:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     return kept_rows(path) if path.is_file() else []
-
-
-def _data_uri(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
