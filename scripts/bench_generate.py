@@ -26,13 +26,14 @@ import json
 import random
 import statistics
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from bench_calls import Call, run_config, stir_adapter, time_rounds, without_adapter
 from bench_ppo import BARE_TEMPLATE, WORDS, prompt_ids
 from bench_ppo_task import LORA_ALPHA, LORA_RANK, PROMPT_TOKENS
-from bench_trace import Call, run_config, seconds_of, stir_adapter
 
 from homeostat.config.register import build, config_part
 from homeostat.errors import HomeostatError
@@ -107,37 +108,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     prompts = make_prompts(policy, options.batch)
     ready = torch.tensor(prompts, device=device)
     bare = functools.partial(generate, policy, ready, options.new_tokens)
-
-    def without_adapter() -> None:
-        with policy.reference():
-            bare()
-
     calls: dict[str, Call] = {
         OURS: functools.partial(sample, policy, prompts, options.new_tokens),
         BARE: bare,
-        PLAIN: without_adapter,
+        PLAIN: functools.partial(without_adapter, policy, bare),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(options.repeats + 1):
-        print(f"round {number} of {options.repeats}" if number else "warm-up", file=sys.stderr)
-        for name in list(calls)[:: 1 if number % 2 else -1]:
-            spent = seconds_of(calls[name], device)
-            if number:
-                seconds[name].append(spent)
-    tokens = options.batch * options.new_tokens
-    rows = []
-    for name, spent in seconds.items():
-        ratios = [theirs / ours for theirs, ours in zip(spent, seconds[OURS], strict=True)]
-        rows.append(
-            {
-                "sampled_by": name,
-                "seconds": spent,
-                "tokens_per_s": tokens / statistics.median(spent),
-                "homeostat_share": statistics.median(ratios),
-                "homeostat_share_min": min(ratios),
-                "homeostat_share_max": max(ratios),
-            }
-        )
+    seconds = time_rounds(calls, options.repeats, device)
+    rows = compare(seconds, options.batch * options.new_tokens)
     return {
         "device": str(device),
         "threads": torch.get_num_threads(),
@@ -151,6 +128,24 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "met": rows[1]["homeostat_share"] >= MIN_SHARE,
         "samplers": rows,
     }
+
+
+def compare(seconds: Mapping[str, Sequence[float]], tokens: int) -> list[dict[str, Any]]:
+    """One row for each sampler: its speed, and homeostat's as a share of it, round by round."""
+    rows = []
+    for name, spent in seconds.items():
+        ratios = [theirs / ours for theirs, ours in zip(spent, seconds[OURS], strict=True)]
+        rows.append(
+            {
+                "sampled_by": name,
+                "seconds": spent,
+                "tokens_per_s": tokens / statistics.median(spent),
+                "homeostat_share": statistics.median(ratios),
+                "homeostat_share_min": min(ratios),
+                "homeostat_share_max": max(ratios),
+            }
+        )
+    return rows
 
 
 def table(results: dict[str, Any]) -> list[str]:

@@ -56,6 +56,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_calls import run_config
 from bench_ppo_task import (
     EPOCHS,
     LORA_RANK,
@@ -63,7 +64,6 @@ from bench_ppo_task import (
     PROMPT_TOKENS,
     Task,
 )
-from bench_trace import run_config
 
 from homeostat.config.register import build
 from homeostat.errors import HomeostatError

@@ -27,7 +27,7 @@ from homeostat.config.register import build, config_part
 from homeostat.models.adapters import Policy
 from homeostat.models.load import BaseModel
 from homeostat.rollout.replies import Sampling, base_nll, reply, reply_ids
-from homeostat.runs.run import peak_rss_mb
+from homeostat.runs.summary import peak_rss_mb
 from homeostat.steering.filters import Steered, judge
 from homeostat.steering.heal import Completion, Heal
 from homeostat.steering.vectors import (
@@ -74,10 +74,11 @@ def one_round(
         for side in ("positive", "negative")
         for c in contexts[:CONTEXTS]
     ]
-    width = 1 if single else 4096
+    parts = [[side] for side in sides] if single else [sides]
 
     def read_vector() -> Any:
-        states = last_token_residual(policy, sides, BAND, max_tokens=width)
+        of_parts = [last_token_residual(policy, part, BAND) for part in parts]
+        states = {layer: torch.cat([one[layer] for one in of_parts]) for layer in BAND}
         differences = {layer: h[:CONTEXTS] - h[CONTEXTS:] for layer, h in states.items()}
         scale = {layer: float(h.norm(dim=-1).mean()) for layer, h in states.items()}
         return make_vector(

@@ -33,7 +33,8 @@ from rich.console import Console as RichConsole
 
 from homeostat.config.register import compose_run, config_part
 from homeostat.config.run import RunConfig
-from homeostat.evals.subject import PolicySubject, ids_of
+from homeostat.evals.branches import ids_of
+from homeostat.evals.subject import PolicySubject
 from homeostat.evals.suite import Suite
 from homeostat.files import replace_folder
 from homeostat.models.adapters import Policy
