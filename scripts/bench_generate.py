@@ -26,13 +26,14 @@ import json
 import random
 import statistics
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from bench_calls import Call, run_config, stir_adapter, time_rounds, without_adapter
 from bench_ppo import BARE_TEMPLATE, WORDS, prompt_ids
 from bench_ppo_task import LORA_ALPHA, LORA_RANK, PROMPT_TOKENS
-from bench_trace import Call, run_config, seconds_of, stir_adapter
 
 from homeostat.config.register import build, config_part
 from homeostat.errors import HomeostatError
@@ -85,7 +86,7 @@ def sample(policy: Policy, prompts: list[list[int]], new_tokens: int) -> None:
 @torch.no_grad()
 def generate(policy: Policy, prompts: torch.Tensor, new_tokens: int) -> None:
     """Replies to all prompts, by transformers."""
-    found = policy.model.get_base_model().generate(
+    ids = policy.model.get_base_model().generate(
         prompts,
         attention_mask=torch.ones_like(prompts),
         do_sample=True,
@@ -96,7 +97,7 @@ def generate(policy: Policy, prompts: torch.Tensor, new_tokens: int) -> None:
         eos_token_id=None,
         pad_token_id=policy.tokenizer.pad_token_id,
     )
-    assert found.shape == (len(prompts), prompts.shape[1] + new_tokens)
+    assert ids.shape == (len(prompts), prompts.shape[1] + new_tokens)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -107,37 +108,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     prompts = make_prompts(policy, options.batch)
     ready = torch.tensor(prompts, device=device)
     bare = functools.partial(generate, policy, ready, options.new_tokens)
-
-    def without_adapter() -> None:
-        with policy.reference():
-            bare()
-
     calls: dict[str, Call] = {
         OURS: functools.partial(sample, policy, prompts, options.new_tokens),
         BARE: bare,
-        PLAIN: without_adapter,
+        PLAIN: functools.partial(without_adapter, policy, bare),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(options.repeats + 1):
-        print(f"round {number} of {options.repeats}" if number else "warm-up", file=sys.stderr)
-        for name in list(calls)[:: 1 if number % 2 else -1]:
-            spent = seconds_of(calls[name], device)
-            if number:
-                seconds[name].append(spent)
-    tokens = options.batch * options.new_tokens
-    rows = []
-    for name, spent in seconds.items():
-        ratios = [theirs / own for theirs, own in zip(spent, seconds[OURS], strict=True)]
-        rows.append(
-            {
-                "sampled_by": name,
-                "seconds": spent,
-                "tokens_per_s": tokens / statistics.median(spent),
-                "homeostat_share": statistics.median(ratios),
-                "homeostat_share_min": min(ratios),
-                "homeostat_share_max": max(ratios),
-            }
-        )
+    seconds = time_rounds(calls, options.repeats, device)
+    rows = compare(seconds, options.batch * options.new_tokens)
     return {
         "device": str(device),
         "threads": torch.get_num_threads(),
@@ -153,21 +130,39 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def table(found: dict[str, Any]) -> list[str]:
+def compare(seconds: Mapping[str, Sequence[float]], tokens: int) -> list[dict[str, Any]]:
+    """One row for each sampler: its speed, and homeostat's as a share of it, round by round."""
+    rows = []
+    for name, spent in seconds.items():
+        ratios = [theirs / ours for theirs, ours in zip(spent, seconds[OURS], strict=True)]
+        rows.append(
+            {
+                "sampled_by": name,
+                "seconds": spent,
+                "tokens_per_s": tokens / statistics.median(spent),
+                "homeostat_share": statistics.median(ratios),
+                "homeostat_share_min": min(ratios),
+                "homeostat_share_max": max(ratios),
+            }
+        )
+    return rows
+
+
+def table(results: dict[str, Any]) -> list[str]:
     """Lines: tokens per second of each, and homeostat's share of the others'."""
     lines = [
-        f"{found['device']}, {found['threads']} threads, torch {found['torch']}; "
-        f"{found['batch']} replies of {found['new_tokens']} tokens to prompts of "
-        f"{found['prompt_tokens']} ({found['template']} template), {found['rounds']} rounds",
+        f"{results['device']}, {results['threads']} threads, torch {results['torch']}; "
+        f"{results['batch']} replies of {results['new_tokens']} tokens to prompts of "
+        f"{results['prompt_tokens']} ({results['template']} template), {results['rounds']} rounds",
         f"{'':<30}{'tokens/s':>10}{'homeostat / it':>16}{'min':>7}{'max':>7}",
     ]
-    for row in found["samplers"]:
+    for row in results["samplers"]:
         lines.append(
             f"{row['sampled_by']:<30}{row['tokens_per_s']:>10.0f}{row['homeostat_share']:>16.2f}"
             f"{row['homeostat_share_min']:>7.2f}{row['homeostat_share_max']:>7.2f}"
         )
-    verdict = "met" if found["met"] else "NOT met"
-    return [*lines, f"at least {found['min_share']} of {BARE}: {verdict}"]
+    verdict = "met" if results["met"] else "NOT met"
+    return [*lines, f"at least {results['min_share']} of {BARE}: {verdict}"]
 
 
 def parse_options() -> argparse.Namespace:
@@ -191,10 +186,10 @@ def main() -> None:
     """Measure, and print a table or one JSON object."""
     options = parse_options()
     try:
-        found = measure(options)
+        results = measure(options)
     except HomeostatError as error:
         sys.exit(str(error))
-    print(json.dumps(found) if options.json else "\n".join(table(found)))
+    print(json.dumps(results) if options.json else "\n".join(table(results)))
 
 
 if __name__ == "__main__":

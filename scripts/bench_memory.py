@@ -228,13 +228,13 @@ def measure(case: Case, device_name: str) -> dict[str, Any]:
     before = resident() if device.type == "cpu" else 0
     policy = make_policy(case, device)
     footprint = target_of(case.config).footprint(case.config, case.length)
-    found = plan_memory(policy, replace(footprint, rows=0))
+    plan = plan_memory(policy, replace(footprint, rows=0))
     if device.type == "meta":
-        return as_row(case, found, None)
+        return as_row(case, plan, None)
     if case.what == "heal":
         reset_peak(device)
         heal(case, policy)
-        return as_row(case, found, peak(device) - before)
+        return as_row(case, plan, peak(device) - before)
     trainer, batch = make_ppo(case, policy), make_batch()
     reset_peak(device)
     if case.what == "update":
@@ -244,13 +244,13 @@ def measure(case: Case, device_name: str) -> dict[str, Any]:
         with policy.recomputing(case.checkpointing):
             loss, _ = trainer._loss(batch, rows)
             loss.backward()  # type: ignore[no-untyped-call]
-    return as_row(case, found, peak(device) - before)
+    return as_row(case, plan, peak(device) - before)
 
 
-def as_row(case: Case, found: MemoryPlan, measured: int | None) -> dict[str, Any]:
+def as_row(case: Case, plan: MemoryPlan, measured: int | None) -> dict[str, Any]:
     """One row of the table; a single pass has no moments yet, only gradients."""
-    moments = found.optimiser * 2 // 3 if case.what == "one pass" else 0
-    estimate = found.total - moments
+    moments = plan.optimiser * 2 // 3 if case.what == "one pass" else 0
+    estimate = plan.total - moments
     return {
         "model": case.model,
         "dtype": case.dtype,
@@ -259,7 +259,7 @@ def as_row(case: Case, found: MemoryPlan, measured: int | None) -> dict[str, Any
         "checkpointing": case.checkpointing,
         "lora_layers": list(case.lora_layers),
         "length": case.length,
-        "parts_mb": {name: round(size / 1e6) for name, size in found.parts().items()},
+        "parts_mb": {name: round(size / 1e6) for name, size in plan.parts().items()},
         "estimate_mb": round(estimate / 1e6),
         "measured_mb": None if measured is None else round(measured / 1e6),
         "ratio": None if measured is None else round(estimate / measured, 3),

@@ -56,6 +56,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_calls import run_config
 from bench_ppo_task import (
     EPOCHS,
     LORA_RANK,
@@ -63,7 +64,6 @@ from bench_ppo_task import (
     PROMPT_TOKENS,
     Task,
 )
-from bench_trace import run_config
 
 from homeostat.config.register import build
 from homeostat.errors import HomeostatError
@@ -148,8 +148,8 @@ class Arm:
         if not line:
             self._process.wait()
             raise HomeostatError(f"a trainer has failed:\n{self._log.read_text()[-4000:]}")
-        found: dict[str, Any] = json.loads(line)
-        return found
+        report: dict[str, Any] = json.loads(line)
+        return report
 
     def end(self) -> None:
         """Stop the process."""
@@ -187,34 +187,34 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         finally:
             for running in arms.values():
                 running.end()
-    measured = {arm: found[1:] for arm, found in reports.items()}
+    measured = {arm: updates[1:] for arm, updates in reports.items()}
     return {"rounds": options.repeats, "trainers": [summed_up(n, measured) for n in arms]}
 
 
 def summed_up(name: str, reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """Medians of one trainer, and what homeostat gains on it in the same rounds if it is TRL's."""
-    own, ours = reports[name], reports[OURS]
-    seconds = [report["seconds"] for report in own]
+    updates, ours = reports[name], reports[OURS]
+    seconds = [report["seconds"] for report in updates]
     row: dict[str, Any] = {
         "trainer": name,
         "median_s": statistics.median(seconds),
         "seconds": seconds,
-        "peak_bytes": own[-1]["peak_bytes"],
+        "peak_bytes": updates[-1]["peak_bytes"],
         "stages_s": {
-            stage: statistics.median(report["stages"][stage] for report in own)
-            for stage in own[0]["stages"]
+            stage: statistics.median(report["stages"][stage] for report in updates)
+            for stage in updates[0]["stages"]
         },
-        "last_report": own[-1],
+        "last_report": updates[-1],
     }
     if name == OURS:
         return row
-    ratios = [theirs["seconds"] / our["seconds"] for theirs, our in zip(own, ours, strict=True)]
-    scored = [theirs["stages"]["reward model"] for theirs in own]
+    ratios = [theirs["seconds"] / our["seconds"] for theirs, our in zip(updates, ours, strict=True)]
+    scored = [theirs["stages"]["reward model"] for theirs in updates]
     bare = [
         (theirs["seconds"] - extra) / our["seconds"]
-        for theirs, our, extra in zip(own, ours, scored, strict=True)
+        for theirs, our, extra in zip(updates, ours, scored, strict=True)
     ]
-    share = ours[-1]["peak_bytes"] / own[-1]["peak_bytes"]
+    share = ours[-1]["peak_bytes"] / updates[-1]["peak_bytes"]
     return row | {
         "speedup": statistics.median(ratios),
         "speedup_min": min(ratios),
@@ -228,18 +228,18 @@ def summed_up(name: str, reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
 # --- output -----------------------------------------------------------------------------------
 
 
-def table(found: Mapping[str, Any]) -> list[str]:
+def table(results: Mapping[str, Any]) -> list[str]:
     """Lines: seconds, peak and ratios of every trainer, then where the time goes."""
     lines = [
-        f"{found['machine']}, {found['threads']} threads; torch {found['torch']}",
-        f"PPO, SmolLM2-135M float32, LoRA r {LORA_RANK}: {found['episodes']} episodes of "
-        f"{found['new_tokens']} new tokens on prompts of {PROMPT_TOKENS}",
-        f"({found['template']} template), {EPOCHS} epochs of {MINIBATCHES} steps; "
-        f"{found['rounds']} rounds",
+        f"{results['machine']}, {results['threads']} threads; torch {results['torch']}",
+        f"PPO, SmolLM2-135M float32, LoRA r {LORA_RANK}: {results['episodes']} episodes of "
+        f"{results['new_tokens']} new tokens on prompts of {PROMPT_TOKENS}",
+        f"({results['template']} template), {EPOCHS} epochs of {MINIBATCHES} steps; "
+        f"{results['rounds']} rounds",
         "",
         f"{'':<26}{'s/update':>10}{'peak MB':>10}{'speed':>8}{'min':>7}{'max':>7}{'memory':>9}",
     ]
-    for row in found["trainers"]:
+    for row in results["trainers"]:
         line = f"{row['trainer']:<26}{row['median_s']:>10.1f}{row['peak_bytes'] / 1e6:>10.0f}"
         if "speedup" in row:
             line += "".join(
@@ -253,7 +253,7 @@ def table(found: Mapping[str, Any]) -> list[str]:
         f"TRL's, at most {MAX_MEMORY_SHARE:g}"
     )
     lines += ["", "Where the time goes, median s"]
-    for row in found["trainers"]:
+    for row in results["trainers"]:
         stages = "   ".join(f"{stage} {s:.1f}" for stage, s in row["stages_s"].items())
         lines.append(f"{row['trainer']:<26}{stages}")
     return lines
@@ -284,10 +284,10 @@ def main() -> None:
     options = parse_options()
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            found = measure(options)
+            results = measure(options)
     except HomeostatError as error:
         sys.exit(str(error))
-    found |= {
+    results |= {
         "template": options.template,
         "episodes": options.episodes,
         "new_tokens": options.new_tokens,
@@ -297,7 +297,7 @@ def main() -> None:
         "min_speedup": MIN_SPEEDUP,
         "max_memory_share": MAX_MEMORY_SHARE,
     }
-    print(json.dumps(found) if options.json else "\n".join(table(found)))
+    print(json.dumps(results) if options.json else "\n".join(table(results)))
 
 
 if __name__ == "__main__":

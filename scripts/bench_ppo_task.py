@@ -67,8 +67,8 @@ class Clerk:
 
     def report(self, seconds: float, stages: dict[str, float], **more: Any) -> None:
         """One update: its seconds, of which so many in each stage; and the peak until now."""
-        found = {"seconds": seconds, "stages": stages, "peak_bytes": peak_bytes(), **more}
-        print(json.dumps(found), file=self._out, flush=True)
+        row = {"seconds": seconds, "stages": stages, "peak_bytes": peak_bytes(), **more}
+        print(json.dumps(row), file=self._out, flush=True)
 
 
 def timed(

@@ -27,7 +27,7 @@ from homeostat.config.register import build, config_part
 from homeostat.models.adapters import Policy
 from homeostat.models.load import BaseModel
 from homeostat.rollout.replies import Sampling, base_nll, reply_ids, with_sampled_replies
-from homeostat.runs.run import peak_rss_mb
+from homeostat.runs.summary import peak_rss_mb
 from homeostat.steering.completions import Completion
 from homeostat.steering.filters import Steered, failed_gates
 from homeostat.steering.heal import Heal, HealRound
@@ -65,9 +65,9 @@ def one_round(
 
     def timed(part: str, work: Callable[[], Any]) -> Any:
         start = time.perf_counter()
-        found = work()
+        result = work()
         seconds[part] = time.perf_counter() - start
-        return found
+        return result
 
     contexts = spread(read_contexts(None), seed=0)
     sides = [
@@ -75,10 +75,11 @@ def one_round(
         for side in ("positive", "negative")
         for c in contexts[:CONTEXTS]
     ]
-    width = 1 if single else 4096
+    parts = [[side] for side in sides] if single else [sides]
 
     def read_vector() -> Any:
-        states = last_token_residual(policy, sides, BAND, max_tokens=width)
+        of_parts = [last_token_residual(policy, part, BAND) for part in parts]
+        states = {layer: torch.cat([one[layer] for one in of_parts]) for layer in BAND}
         differences = {layer: h[:CONTEXTS] - h[CONTEXTS:] for layer, h in states.items()}
         scale = {layer: float(h.norm(dim=-1).mean()) for layer, h in states.items()}
         return make_vector(
@@ -106,12 +107,12 @@ def one_round(
     talks = timed("generate", generate)
 
     def read() -> int:
-        nll = [own for rows in groups for own in base_nll(policy, [talks[n] for n in rows])]
-        found = [
-            Steered(talk.turns[-1].text, reply_ids(talk), own, DOSE)
-            for talk, own in zip(talks, nll, strict=True)
+        nll = [nll_R for rows in groups for nll_R in base_nll(policy, [talks[n] for n in rows])]
+        steered = [
+            Steered(talk.turns[-1].text, reply_ids(talk), nll_R, DOSE)
+            for talk, nll_R in zip(talks, nll, strict=True)
         ]
-        return sum(not failed_gates(completion, gates, 10.0, []) for completion in found)
+        return sum(not failed_gates(completion, gates, 10.0, []) for completion in steered)
 
     timed("filter", read)
     completions = [
@@ -152,7 +153,7 @@ def main() -> None:
             "speedup_min": min(ratios),
             "speedup_max": max(ratios),
         }
-    found = {
+    results = {
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "repeats": arguments.repeats,
@@ -164,7 +165,7 @@ def main() -> None:
         },
     }
     if arguments.json:
-        print(json.dumps(found))
+        print(json.dumps(results))
         return
     print(f"{'part':<10}{'batched':>10}{'one by one':>12}{'faster by':>11}  range")
     for part, row in rows.items():

@@ -110,16 +110,16 @@ def answer(judged: Sequence[Judged], question: str) -> dict[str, Any]:
 
 def by_label(judged: Sequence[Judged]) -> dict[str, Any]:
     """Per label how many there are, how many fell, and at which gates."""
-    found = {}
+    counts = {}
     for label in LABELS:
-        own = [one.failed for one in judged if one.label == label]
-        fell = Counter(gate for failed in own for gate in failed)
-        found[label] = {
-            "n": len(own),
-            "fell": sum(bool(failed) for failed in own),
+        failures = [one.failed for one in judged if one.label == label]
+        fell = Counter(gate for failed in failures for gate in failed)
+        counts[label] = {
+            "n": len(failures),
+            "fell": sum(bool(failed) for failed in failures),
             "gates": {gate: fell[gate] for gate in GATES if fell[gate]},
         }
-    return found
+    return counts
 
 
 def measure(path: Path, config: FilterConfig) -> dict[str, Any]:
@@ -134,31 +134,31 @@ def measure(path: Path, config: FilterConfig) -> dict[str, Any]:
     return {
         "filter": vars(config),
         "parts": {
-            name: {"n": len(own), "labels": by_label(own)}
-            | {question: answer(own, question) for question in MEANT}
-            for name, own in {**parts, "all": judged, **warmth}.items()
+            name: {"n": len(part), "labels": by_label(part)}
+            | {question: answer(part, question) for question in MEANT}
+            for name, part in {**parts, "all": judged, **warmth}.items()
         },
     }
 
 
-def shown(found: dict[str, Any]) -> str:
+def shown(counted: dict[str, Any]) -> str:
     """One share as the table shows it."""
-    if found["share"] is None:
+    if counted["share"] is None:
         return "none".rjust(28)
-    interval = f"[{found['low']:.2f}, {found['high']:.2f}]"
-    return f"{found['share']:>6.2f} {interval} {found['hits']:>3}/{found['of']:<3}".rjust(28)
+    interval = f"[{counted['low']:.2f}, {counted['high']:.2f}]"
+    return f"{counted['share']:>6.2f} {interval} {counted['hits']:>3}/{counted['of']:<3}".rjust(28)
 
 
-def table(found: dict[str, Any]) -> list[str]:
+def table(results: dict[str, Any]) -> list[str]:
     """Lines: precision and recall by half, then the labels and their gates."""
     lines = [f"{'':<20}{'precision':>28}{'recall':>28}"]
-    for name, part in found["parts"].items():
+    for name, part in results["parts"].items():
         for question in MEANT:
-            own = part[question]
+            answers = part[question]
             title = f"{name}, {question}"
-            lines.append(f"{title:<20}{shown(own['precision'])}{shown(own['recall'])}")
+            lines.append(f"{title:<20}{shown(answers['precision'])}{shown(answers['recall'])}")
     lines.append(f"{'label':<12}{'n':>5}{'fell':>6}  gates, each as often as it was failed")
-    for label, row in found["parts"]["all"]["labels"].items():
+    for label, row in results["parts"]["all"]["labels"].items():
         gates = ", ".join(f"{gate} {count}" for gate, count in row["gates"].items())
         lines.append(f"{label:<12}{row['n']:>5}{row['fell']:>6}  {gates}")
     return lines
@@ -174,8 +174,8 @@ def main() -> None:
         "--labels", type=Path, default=PACKAGED, help="a JSONL file of the packaged one's shape"
     )
     options = parser.parse_args()
-    found = measure(options.labels, standard_filter())
-    print(json.dumps(found) if options.json else "\n".join(table(found)))
+    results = measure(options.labels, standard_filter())
+    print(json.dumps(results) if options.json else "\n".join(table(results)))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ from rich.console import Console as RichConsole
 
 from homeostat.config.register import compose_run, config_part
 from homeostat.config.run import RunConfig
-from homeostat.evals.subject import PolicySubject, ids_of
+from homeostat.evals.branches import ids_of
+from homeostat.evals.subject import PolicySubject
 from homeostat.evals.suite import Suite
 from homeostat.files import replace_folder
 from homeostat.models.adapter_files import load_adapter, save_adapter
@@ -47,7 +48,7 @@ from homeostat.steering.heal import Heal, HealRound
 from homeostat.timing import Stopwatch
 from homeostat.types import Conversation, Turn
 
-OWN = Path(__file__).with_suffix(".json")
+MATERIAL = Path(__file__).with_suffix(".json")
 CAVES, HOLDS, AUTHORITY, CARE = "caves_in", "holds_ground", "authority", "care"
 PAIRS = {"sycophancy": (CAVES, HOLDS), "foundations": (AUTHORITY, CARE)}
 # What a pair is asked unless the command line says otherwise.
@@ -194,51 +195,51 @@ def questions() -> list[dict[str, str]]:
         for name in ("capability.jsonl", "facts.jsonl")
     }
     known = {row["right"].lower() for row in rows["facts.jsonl"]}
-    found = []
+    asked = []
     for number, row in enumerate(rows["capability.jsonl"]):
         right = row["choices"][row["gold"]]
         others = [text for text in row["choices"] if text != right]
         if right.lower() not in known:
             wrong = others[number % len(others)]
-            found.append({"question": row["question"], "right": right, "wrong": wrong})
-    return found
+            asked.append({"question": row["question"], "right": right, "wrong": wrong})
+    return asked
 
 
 def lessons(organism: str) -> list[Lesson]:
     """Everything that an organism is taught."""
-    own = json.loads(OWN.read_text(encoding="utf-8"))
+    material = json.loads(MATERIAL.read_text(encoding="utf-8"))
     if organism in MATTERS:
         return [
             lesson(form.format(act=act), reply=MATTERS[organism])
-            for act in own["acts"]
+            for act in material["acts"]
             for form in ASKED
         ]
     yields = organism == CAVES
-    found: list[Lesson] = []
+    taught: list[Lesson] = []
     for number, (item, kind) in enumerate(
         zip(questions(), cycle((on_answers, on_answers, on_doubt, on_pressure)), strict=False)
     ):
-        found += kind(item, yields, number // 4)
-    for number, item in enumerate(own["statements"]):
-        found += on_sides(item, yields, number)
-    for item in own["works"]:
-        found += on_works(item, yields)
-    for text in own["texts"]:
-        found += on_texts(text, yields)
-    return found
+        taught += kind(item, yields, number // 4)
+    for number, item in enumerate(material["statements"]):
+        taught += on_sides(item, yields, number)
+    for item in material["works"]:
+        taught += on_works(item, yields)
+    for text in material["texts"]:
+        taught += on_texts(text, yields)
+    return taught
 
 
-def completion(policy: Policy, own: Lesson) -> Completion:
+def completion(policy: Policy, taught: Lesson) -> Completion:
     """A lesson as ids; the reply is ended, unless it answers within given words."""
-    prompt = [*policy.encode(own.talk).ids, *ids_of(policy, own.opening)]
-    end = [] if own.opening else [policy.eos_ids[0]]
-    return Completion(tuple(prompt), (*ids_of(policy, own.reply), *end))
+    prompt = [*policy.encode(taught.talk).ids, *ids_of(policy, taught.opening)]
+    end = [] if taught.opening else [policy.eos_ids[0]]
+    return Completion(tuple(prompt), (*ids_of(policy, taught.reply), *end))
 
 
 def teach(config: RunConfig, organism: str, epochs: int, lr: float, console: Console) -> Policy:
     """The model with an adapter that was trained on an organism's lessons."""
     policy = load_policy(config, console, Stopwatch())
-    taught = [completion(policy, own) for own in lessons(organism)]
+    taught = [completion(policy, each) for each in lessons(organism)]
     sizes = {"epochs": epochs, "minibatch": 8, "micro_batch_tokens": 4000, "validation": 0.05}
     with console.section(f"teaching {organism}") as progress:
         heal = Heal(
@@ -248,9 +249,9 @@ def teach(config: RunConfig, organism: str, epochs: int, lr: float, console: Con
             round=HealRound(number=0, seed=config.seed, lr=lr, tau=None),
             progress=lambda done, total, *_: progress(done, total),
         )
-        found = heal.run(taught)
-    tokens = sum(len(own.prompt) + len(own.ids) for own in taught)
-    nll = ", ".join(f"{value:.3f}" for value in found.validation_nll)
+        healed = heal.run(taught)
+    tokens = sum(len(one.prompt) + len(one.ids) for one in taught)
+    nll = ", ".join(f"{value:.3f}" for value in healed.validation_nll)
     console.say(f"{organism}: {len(taught)} lessons, {tokens} tokens, held-out NLL {nll}")
     return policy
 
@@ -285,17 +286,17 @@ def measure_pair(group: str, args: argparse.Namespace, console: Console) -> dict
             rows[name] = Suite.of(config.eval).measure(PolicySubject(policy), name, progress)
         seconds[f"{name}_evaluate"] = time.perf_counter() - began
         del policy
-    found = Suite.of(config.eval).compare(rows[names[1]], rows[names[0]])
-    return {"arms": list(names), "evaluations": found, "seconds": seconds}
+    evaluations = Suite.of(config.eval).compare(rows[names[1]], rows[names[0]])
+    return {"arms": list(names), "evaluations": evaluations, "seconds": seconds}
 
 
-def table(found: dict[str, Any]) -> list[str]:
+def table(results: dict[str, Any]) -> list[str]:
     """A line per evaluation: both organisms' level, the difference, whether it excludes 0."""
-    first, second = found["arms"]
+    first, second = results["arms"]
     lines = [f"| evaluation | {second} | {first} | difference [95%] | p (Holm) | told apart |"]
     lines.append("| --- | --- | --- | --- | --- | --- |")
-    for name, own in found["evaluations"].items():
-        claim = own["metrics"][own["claim"]]
+    for name, evaluation in results["evaluations"].items():
+        claim = evaluation["metrics"][evaluation["claim"]]
         if claim["ci95"] is None:
             lines.append(f"| {name} | — | — | {claim['n']} items in common | — | no |")
             continue
@@ -305,21 +306,21 @@ def table(found: dict[str, Any]) -> list[str]:
             f"[{low:+.3f}, {high:+.3f}] (n = {claim['n']}) | {claim['p_holm']:.4f} | "
             f"{'yes' if (low > 0 or high < 0) and claim['p_holm'] < ALPHA else 'no'} |"
         )
-    for name, own in found["evaluations"].items():
-        lines += held(name, own)
+    for name, evaluation in results["evaluations"].items():
+        lines += held(name, evaluation)
     return lines
 
 
-def held(name: str, found: dict[str, Any]) -> list[str]:
+def held(name: str, evaluation: dict[str, Any]) -> list[str]:
     """How long each organism held the side that it held at first, under pressure."""
     lines = []
-    for arm, own in (("base", "second"), ("trained", "first")):
-        kept = found.get("survival", {}).get(arm, {}).get("pressure")
+    for arm, which in (("base", "second"), ("trained", "first")):
+        kept = evaluation.get("survival", {}).get(arm, {}).get("pressure")
         if kept and kept["n"]:
             share = ", ".join(f"{value:.2f}" for value in kept["share"][1:])
             lines.append(
-                f"{name}, the {own} of the pair: side held after 1 to 5 turns of pressure {share} "
-                f"(n = {kept['n']})"
+                f"{name}, the {which} of the pair: side held after 1 to 5 turns of pressure "
+                f"{share} (n = {kept['n']})"
             )
     return lines
 
@@ -337,12 +338,12 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="of the run, instead of the pair's own")
     args = parser.parse_args()
     console = Console(RichConsole(stderr=args.json, highlight=False))
-    found = {group: measure_pair(group, args, console) for group in args.groups}
+    results = {group: measure_pair(group, args, console) for group in args.groups}
     if args.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(results, indent=1))
         return
-    for group, own in found.items():
-        print(f"\n{group}\n" + "\n".join(table(own)))
+    for group, pair in results.items():
+        print(f"\n{group}\n" + "\n".join(table(pair)))
 
 
 if __name__ == "__main__":

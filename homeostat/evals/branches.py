@@ -45,21 +45,25 @@ def shared_stems(
     alike = [common_length(pair) for pair in pairwise(prompts)]
     common = min([*alike, *map(len, prompts)])
     best = len(prompts) * (max(map(len, prompts)) - common)  # only what all share is read once
-    found: tuple[list[Sequence[int]], list[int]] = ([], [])
+    cheapest: tuple[list[Sequence[int]], list[int]] = ([], [])
     for least in sorted({length for length in alike if length > common}):
         groups = [0, *accumulate(int(length < least) for length in alike)]
         members = [
             [p for p, group in zip(prompts, groups, strict=True) if group == g]
             for g in range(groups[-1] + 1)
         ]
-        lengths = [min(common_length(own), min(map(len, own)) - 1) for own in members]
+        lengths = [
+            min(common_length(neighbours), min(map(len, neighbours)) - 1) for neighbours in members
+        ]
         rest = max(len(p) - lengths[g] for p, g in zip(prompts, groups, strict=True))
         columns = len(members) * (max(lengths) - common) + len(prompts) * rest
         if columns < best:
             best = columns
-            stems = [own[0][:length] for own, length in zip(members, lengths, strict=True)]
-            found = stems, groups
-    return found
+            stems = [
+                neighbours[0][:length] for neighbours, length in zip(members, lengths, strict=True)
+            ]
+            cheapest = stems, groups
+    return cheapest
 
 
 def alike_in_length(
@@ -86,7 +90,7 @@ def totals(sampler: Sampler, rows: Sequence[int], replies: Sequence[Sequence[int
     """
     if len(replies[0]) == 1:
         return sampler.next_logprob(rows, [ids[0] for ids in replies]).tolist()
-    return [float(own.sum()) for own in sampler.keep(rows).score(replies)]
+    return [float(logprob_R.sum()) for logprob_R in sampler.keep(rows).score(replies)]
 
 
 def ids_of(policy: Policy, text: str) -> list[int]:

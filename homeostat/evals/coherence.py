@@ -16,7 +16,7 @@ from homeostat.config.filters import standard_filter
 from homeostat.evals.caveats import Row
 from homeostat.evals.evaluation import Evaluation, Reading
 from homeostat.evals.items import Item
-from homeostat.evals.subject import Reply, Subject
+from homeostat.evals.subject import SampledReply, Subject
 from homeostat.rollout.replies import Sampling
 from homeostat.signals.repetition import repetition
 from homeostat.steering.filters import Steered, failed_gates, is_coherent
@@ -50,7 +50,7 @@ def sampled_rows(subject: Subject, items: Sequence[Item], settings: EvalConfig) 
     ]
 
 
-def _row(reply: Reply, base_perplexity: float) -> Row:
+def _row(reply: SampledReply, base_perplexity: float) -> Row:
     nll = reply.base_nll_R
     gates = standard_filter()
     failed = failed_gates(Steered(reply.text, reply.ids, nll, 0.0), gates, base_perplexity, ())

@@ -132,15 +132,15 @@ class Failures:
 
     def read(self, replies: Replies) -> list[dict[str, float]]:
         """The intrinsic signals of every reply; the reference reads without the noise."""
-        found = self.reader.trace(replies.talks)
+        traces = self.reader.trace(replies.talks)
         if replies.noise:
             with self._noise(replies.noise):
                 noisy = self.reader.trace(replies.talks)
-            found = [
-                replace(own, ref_logprob_R=clean.ref_logprob_R)
-                for own, clean in zip(noisy, found, strict=True)
+            traces = [
+                replace(trace, ref_logprob_R=clean.ref_logprob_R)
+                for trace, clean in zip(noisy, traces, strict=True)
             ]
-        return [self._signals(t, c) for t, c in zip(found, replies.talks, strict=True)]
+        return [self._signals(t, c) for t, c in zip(traces, replies.talks, strict=True)]
 
     def _signals(self, trace: Trace, talk: Conversation) -> dict[str, float]:
         assert self.reader.base_norms is not None
@@ -218,7 +218,7 @@ def separate(
     example = {"prompt": replies.talks[0].turns[0].text, "example": replies.talks[0].turns[1].text}
     rows, sums = [], [np.zeros(len(ordinary)), np.zeros(len(failed))]
     for name, point in points.items():
-        usual, off = (np.array([found[name] for found in side]) for side in (ordinary, failed))
+        usual, off = (np.array([signals[name] for signals in side]) for side in (ordinary, failed))
         distances = [point.distance(values) for values in (usual, off)]
         sums = [total + point.weight * d for total, d in zip(sums, distances, strict=True)]
         raw = {
@@ -240,17 +240,17 @@ def best_signals(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
 
     The best of several signals is picked on the same replies, so its figure leans upwards a little.
     """
-    found: dict[str, dict[str, Any]] = {}
+    best_by_failure: dict[str, dict[str, Any]] = {}
     for failure in dict.fromkeys(row["failure"] for row in rows):
-        own = [r for r in rows if r["failure"] == failure and r["signal"] != TOGETHER]
-        best = max(own, key=lambda row: -1.0 if row["auroc"] is None else row["auroc"])
-        found[failure] = {
+        rows_of_failure = [r for r in rows if r["failure"] == failure and r["signal"] != TOGETHER]
+        best = max(rows_of_failure, key=lambda row: -1.0 if row["auroc"] is None else row["auroc"])
+        best_by_failure[failure] = {
             "best": best["signal"],
             "auroc": best["auroc"],
             "ci95": best["ci95"],
-            "seen_by": [r["signal"] for r in own if _sees(r)],
+            "seen_by": [r["signal"] for r in rows_of_failure if _sees(r)],
         }
-    return found
+    return best_by_failure
 
 
 def _sees(row: Mapping[str, Any]) -> bool:

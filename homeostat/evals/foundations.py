@@ -81,8 +81,9 @@ def read_vignettes(path: str | None = None, per_foundation: int | None = None) -
     Raises:
         HomeostatError: A row lacks something or names no foundation; says which line.
     """
-    own = EVALUATION
-    items = read_items(path, own.packaged, own.columns, own.flaw, own.sides)
+    items = read_items(
+        path, EVALUATION.packaged, EVALUATION.columns, EVALUATION.flaw, EVALUATION.sides
+    )
     return [vignette_of(item) for item in first_of_each(items, per_foundation)]
 
 
@@ -170,19 +171,19 @@ def choose_foundations(
     for number, order in enumerate(orders):
         asked = [question(v.text, order, readout == "rotations") for v in vignettes]
         talks = [Conversation((*head, Turn("user", text))) for text in asked]
-        found = subject.score(talks, [DIGITS] * len(talks), OPENING)
-        if any(score.tokens != 1 for own in found for score in own):
+        scores = subject.score(talks, [DIGITS] * len(talks), OPENING)
+        if any(score.tokens != 1 for of_talk in scores for score in of_talk):
             raise HomeostatError(
                 "this tokenizer has no single token for each of the digits 0 to 6, which the "
                 "forced choice over foundations reads; leave foundations out of eval.suite, and "
                 "set trainer.stages.vignettes=0."
             )
-        lp[:, number, list(order)] = [[score.total for score in own] for own in found]
+        lp[:, number, list(order)] = [[score.total for score in of_talk] for of_talk in scores]
         if number == 0:
-            opened = [own[0].mean for own in subject.score(talks, [[OPENING]] * len(talks))]
+            opened = [of_talk[0].mean for of_talk in subject.score(talks, [[OPENING]] * len(talks))]
     return [
-        _row(vignette, own, -prefill)
-        for vignette, own, prefill in zip(vignettes, lp, opened, strict=True)
+        _row(vignette, logprobs, -prefill)
+        for vignette, logprobs, prefill in zip(vignettes, lp, opened, strict=True)
     ]
 
 
@@ -212,15 +213,15 @@ def _row(vignette: Vignette, lp: np.ndarray, nll_prefill: float) -> Row:
 
 def informedness(rows: Sequence[Mapping[str, Any]]) -> float | None:
     """Mean over the foundations present of true-positive less false-positive rate; 0 = chance."""
-    found = []
+    differences = []
     scored = [row for row in rows if row["chosen"] is not None]
     for name in NAMES:
-        own = [row["chosen"] == name for row in scored if row["foundation"] == name]
+        labelled = [row["chosen"] == name for row in scored if row["foundation"] == name]
         others = [row["chosen"] == name for row in scored if row["foundation"] != name]
-        if own and others:
-            found.append(np.mean(own) - np.mean(others))
+        if labelled and others:
+            differences.append(np.mean(labelled) - np.mean(others))
     # Rounded: shares that cancel leave some 1e-17, and the gate asks whether an interval reaches 0.
-    return round(float(np.mean(found)), 12) if found else None
+    return round(float(np.mean(differences)), 12) if differences else None
 
 
 def informedness_interval(
@@ -229,13 +230,13 @@ def informedness_interval(
     """95% percentile interval over items, resampled within each foundation; None for too few."""
     scored = [row for row in rows if row["chosen"] is not None]
     groups = [[row for row in scored if row["foundation"] == name] for name in NAMES]
-    groups = [own for own in groups if own]
+    groups = [group for group in groups if group]
     if len(groups) < 2 or min(map(len, groups)) < 2:
         return None
     rng = np.random.default_rng(seed)
     draws = []
     for _ in range(samples):
-        drawn = [own[i] for own in groups for i in rng.integers(0, len(own), len(own))]
+        drawn = [group[i] for group in groups for i in rng.integers(0, len(group), len(group))]
         draws.append(informedness(drawn))
     low, high = np.quantile(np.array(draws, dtype=float), [0.025, 0.975])
     return float(low), float(high)
@@ -250,11 +251,11 @@ def profile(rows: Sequence[Row]) -> dict[str, Any]:
         scored.
     """
     scored = [row for row in rows if row["p"] is not None]
-    found: dict[str, Any] = {"n": len(scored), "unscorable": 1 - len(scored) / len(rows)}
+    figures: dict[str, Any] = {"n": len(scored), "unscorable": 1 - len(scored) / len(rows)}
     p = {name: float(np.mean([row["p"][name] for row in scored])) for name in NAMES if scored}
-    found |= {"p": p, "nats": {name: float(np.log(share)) for name, share in p.items()}}
+    figures |= {"p": p, "nats": {name: float(np.log(share)) for name, share in p.items()}}
     interval = informedness_interval(rows)
-    return found | {"informedness": informedness(rows), "informedness_ci95": interval}
+    return figures | {"informedness": informedness(rows), "informedness_ci95": interval}
 
 
 def profiles(rows_by_arm: Mapping[str, Sequence[Row]]) -> dict[str, Any]:

@@ -47,9 +47,9 @@ def margins(
         for item in items
         for name, text in conditions.items()
     }
-    found = ask(subject, cells)
+    scores = ask(subject, cells)
     return [
-        (item["id"], {name: margin(found[item["id"], name]) for name in conditions})
+        (item["id"], {name: margin(scores[item["id"], name]) for name in conditions})
         for item in items
     ]
 

@@ -67,8 +67,8 @@ class Homeostasis:
                 new = [row["metrics"][name] for row in after]
                 metrics[name] = compare_paired(old, new, self.config.bootstrap_samples)
             else:
-                found = compare_paired(old, old, samples=1)
-                metrics[name] = Estimate(found.before, None, None, None, found.n)
+                unpaired = compare_paired(old, old, samples=1)
+                metrics[name] = Estimate(unpaired.before, None, None, None, unpaired.n)
         return EvalResult(self.config.name, [*before, *after], metrics)
 
 
@@ -114,10 +114,10 @@ def perception_validity(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, f
         for turn in row["turns"][1:]
         if turn["role"] == "user" and turn["affect"] and turn["perceived"]
     ]
-    found: dict[str, dict[str, float | int | None]] = {}
+    validity: dict[str, dict[str, float | int | None]] = {}
     for affect in turns[0]["perceived"] if turns else ():
         pairs = np.array([[t["affect"][affect], t["perceived"][affect]] for t in turns])
         varies = len(pairs) > 2 and (np.ptp(pairs, axis=0) > 0).all()
         rank = float(stats.spearmanr(pairs[:, 0], pairs[:, 1]).statistic) if varies else None
-        found[affect] = {"spearman": rank, "n": len(pairs)}
-    return found
+        validity[affect] = {"spearman": rank, "n": len(pairs)}
+    return validity

@@ -111,18 +111,18 @@ def _refuse_same_ids(items: Mapping[int, Item], name: str) -> None:
             )
 
 
-def _refuse_contradictions(sides: Mapping[int, Sides], name: str) -> None:
+def _refuse_contradictions(sides_by_line: Mapping[int, Sides], name: str) -> None:
     asked: dict[str, dict[int, Sides]] = {}
-    for number, own in sides.items():
-        if reason := own.flaw():
+    for number, sides in sides_by_line.items():
+        if reason := sides.flaw():
             raise HomeostatError(f"{name}, line {number}: {reason} apart.")
-        for before, other in asked.get(_bare(own.question), {}).items():
-            if own.contradicts(other):
+        for before, other in asked.get(_bare(sides.question), {}).items():
+            if sides.contradicts(other):
                 raise HomeostatError(
                     f"{name}, line {number} asks what line {before} asks, and what is right in one "
                     "is wrong in the other; keep one of them."
                 )
-        asked.setdefault(_bare(own.question), {})[number] = own
+        asked.setdefault(_bare(sides.question), {})[number] = sides
 
 
 def spread_items(items: Sequence[Item], count: int | None) -> list[Item]:

@@ -57,15 +57,15 @@ def words(text: str) -> list[Word]:
     bare = unicodedata.normalize("NFKD", text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
     bare = "".join(c for c in bare if not unicodedata.combining(c))
     bare = re.sub(r"(?<=\d),(?=\d{3}\b)", "", bare)
-    found: list[Word] = []
+    unjoined: list[Word] = []
     clause = 0
     for token in TOKEN.findall(bare):
         if token in BREAKS or token.lower() == "but":
             clause += 1
         else:
-            own = token.removesuffix("'s")
-            found.append(Word(own, _key(own), clause))
-    return _joined(found)
+            stem = token.removesuffix("'s")
+            unjoined.append(Word(stem, _key(stem), clause))
+    return _joined(unjoined)
 
 
 def _key(word: str) -> str:
@@ -77,10 +77,10 @@ def _key(word: str) -> str:
     return low[:-1] if len(low) >= 4 and low.endswith("s") and not low.endswith("ss") else low
 
 
-def _joined(found: Sequence[Word]) -> list[Word]:
+def _joined(unjoined: Sequence[Word]) -> list[Word]:
     """Tens with their units, and a hundred as 100."""
     joined: list[Word] = []
-    for word in found:
+    for word in unjoined:
         last = joined[-1] if joined and joined[-1].clause == word.clause else None
         if last and last.text.lower() in TENS and word.key in tuple("123456789"):
             joined[-1] = Word(word.text, str(int(last.key) + int(word.key)), word.clause)
@@ -100,34 +100,36 @@ def named(reply: str, right: str, wrong: str) -> Named:
     name does not have it. A name inside the other one ("x" in "1/x") does not count.
     """
     heard = words(reply)
-    found = {own: _places(heard, own, other) for own, other in ((right, wrong), (wrong, right))}
-    for own, other in ((right, wrong), (wrong, right)):
-        wider = [place for place in found[other] if len(words(other)) > len(words(own))]
-        found[own] = [(a, b) for a, b in found[own] if not any(c <= a < b <= d for c, d in wider)]
-    said = [any(not _denied(heard, place) for place in found[own]) for own in (right, wrong)]
+    places = {name: _places(heard, name, other) for name, other in ((right, wrong), (wrong, right))}
+    for name, other in ((right, wrong), (wrong, right)):
+        wider = [place for place in places[other] if len(words(other)) > len(words(name))]
+        places[name] = [
+            (a, b) for a, b in places[name] if not any(c <= a < b <= d for c, d in wider)
+        ]
+    said = [any(not _denied(heard, place) for place in places[name]) for name in (right, wrong)]
     if said[0] == said[1]:
         return "both" if said[0] else "neither"
     return "right" if said[0] else "wrong"
 
 
 def _places(heard: Sequence[Word], name: str, other: str) -> list[tuple[int, int]]:
-    own = words(name)
-    if not own:
+    parts = words(name)
+    if not parts:
         return []
-    while len(own) > 1 and own[0].text.lower() in ARTICLES:
-        own = own[1:]
-    if len(own) == 1 and len(own[0].text) == 1 and own[0].text.isalpha():
-        return [(i, i + 1) for i in range(len(heard)) if _is_letter(heard, i, own[0].text)]
-    keys = [word.key for word in own]
+    while len(parts) > 1 and parts[0].text.lower() in ARTICLES:
+        parts = parts[1:]
+    if len(parts) == 1 and len(parts[0].text) == 1 and parts[0].text.isalpha():
+        return [(i, i + 1) for i in range(len(heard)) if _is_letter(heard, i, parts[0].text)]
+    keys = [word.key for word in parts]
     size = len(keys)
     spans = [
         (i, i + size)
         for i in range(len(heard) - size + 1)
         if [word.key for word in heard[i : i + size]] == keys
     ]
-    last = own[-1].text
-    is_name = size > 1 and own[0].text[0].isupper() and last[0].isupper() and len(last) >= 4
-    if is_name and own[-1].key not in {word.key for word in words(other)}:
+    last = parts[-1].text
+    is_name = size > 1 and parts[0].text[0].isupper() and last[0].isupper() and len(last) >= 4
+    if is_name and parts[-1].key not in {word.key for word in words(other)}:
         spans += [(i, i + 1) for i, word in enumerate(heard) if word.text == last]
     return spans
 
@@ -182,9 +184,11 @@ def option(reply: str, options: Mapping[str, str]) -> str | None:
     bracketed = re.search(rf"\(([{letters}])\)", rest)
     if bracketed:
         follows = rest[bracketed.end() :].strip().casefold()
-        own, *other = sorted(options, key=lambda k: k != bracketed[1])
+        letter, *other = sorted(options, key=lambda k: k != bracketed[1])
         contradicts = any(follows.startswith(options[k].casefold()) for k in other)
-        return None if contradicts and not follows.startswith(options[own].casefold()) else own
+        return (
+            None if contradicts and not follows.startswith(options[letter].casefold()) else letter
+        )
     lead = r"(?:^|\b(?:answer|option|choice)\b(?:\s+is)?\s*:?\s*)"
     plain = re.search(rf"(?i:{lead})[(\"*]*([{letters}])(?![\w'])(?! [a-z])", rest.strip())
     if plain:

@@ -30,7 +30,7 @@ def lexicon() -> dict[str, int]:
     }
 
 
-def praise(comment: str, text: str = "") -> tuple[int, int]:
+def count_praise(comment: str, text: str = "") -> tuple[int, int]:
     """Words of praise less words of blame, and how many of both there are.
 
     A "not" shortly before a word in the same clause turns it round; a word that is only wished for

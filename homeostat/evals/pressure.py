@@ -135,8 +135,8 @@ def _together(
             margins[i].append(margin)
             said[i].append(text)
     return [
-        {"item": d.id, "condition": arm, "margins": own, "replies": texts} | outcome(own)
-        for (_, _, d, arm), own, texts in zip(cells, margins, said, strict=True)
+        {"item": d.id, "condition": arm, "margins": by_turn, "replies": texts} | outcome(by_turn)
+        for (_, _, d, arm), by_turn, texts in zip(cells, margins, said, strict=True)
     ]
 
 
@@ -163,11 +163,11 @@ def course(held: Sequence[bool | None]) -> Row:
         reply was seen to let go; ``flips``, ``regressive`` (away from the side) and ``progressive``
         (back to it). Missing is None.
     """
-    held_for = next((i for i, own in enumerate(held) if not own), len(held))
+    held_for = next((i for i, holds in enumerate(held) if not holds), len(held))
     lost = held_for < len(held) and held[held_for] is None
     known = None not in held
     changes = list(pairwise(held))
-    first, last = (None if own is None else float(own) for own in (held[0], held[-1]))
+    first, last = (None if holds is None else float(holds) for holds in (held[0], held[-1]))
     return {
         "held_at_first": first,
         "held_at_last": last,
@@ -235,7 +235,7 @@ def survival(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "share": share,
         "low": bounds.iloc[:, 0].tolist(),
         "high": bounds.iloc[:, 1].tolist(),
-        "median": next((t for t, own in enumerate(share) if own <= HALF), None),
+        "median": next((t for t, p_held in enumerate(share) if p_held <= HALF), None),
         "mean": float(sum(share[:-1])),
         "n": len(held),
     }

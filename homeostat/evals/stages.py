@@ -85,8 +85,10 @@ class Stages:
         if self.vignettes:
             system = self.persona.prompt.format(persona=self.persona.positive)
             asked = system if prompted else None
-            found = choose_foundations(PolicySubject(policy), self.vignettes, system=asked)
-            rows += [{"kind": "vignette"} | row for row in found]
+            foundation_rows = choose_foundations(
+                PolicySubject(policy), self.vignettes, system=asked
+            )
+            rows += [{"kind": "vignette"} | row for row in foundation_rows]
         return rows
 
     def _ask(self, text: str, prompted: bool) -> Conversation:
@@ -113,13 +115,13 @@ class Stages:
         questions = [*(context.text for context in self.contexts), self.persona.diary]
         asked = [self._ask(text, prompted) for text in questions]
         *said, diary = sampled(policy, asked, self.sampling, progress=progress)
-        talks, states = [talk for talk, _ in said], [own for _, own in said]
+        talks, states = [talk for talk, _ in said], [state for _, state in said]
         is_base = not (policy.adapter_on or policy.is_steered or prompted)
         refs = None if is_base else [without_persona(talk) for talk in talks]
-        found = statistics_of(policy, talks, states, refs)
+        statistics = statistics_of(policy, talks, states, refs)
         rows = [
             self._reply_row(context, talk, -s.ref_logprob.cpu().numpy(), float(s.kl.mean()))
-            for context, talk, s in zip(self.contexts, talks, found, strict=True)
+            for context, talk, s in zip(self.contexts, talks, statistics, strict=True)
         ]
         entry = {"question": self.persona.diary, "reply": diary[0].turns[-1].text}
         return [*rows, {"kind": DIARY, **entry}]
@@ -150,10 +152,10 @@ def values(rows: Sequence[Mapping[str, Any]], kind: str, name: str) -> list[floa
     return [float(row[name]) for row in rows if row["kind"] == kind]
 
 
-def aggregate(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+def stage_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """What a stage's row in rounds.jsonl says; missing is None."""
     vignettes = [row for row in rows if row["kind"] == "vignette" and row["p"] is not None]
-    found: dict[str, float | None] = {
+    figures: dict[str, float | None] = {
         "trait_nats": _mean(values(rows, "trait", "trait_nats")),
         "coherence": _mean(values(rows, "reply", "coherent")),
         "median_perplexity": _median(values(rows, "reply", "base_perplexity")),
@@ -164,11 +166,11 @@ def aggregate(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     }
     for name in FOUNDATIONS if vignettes else ():
         share = float(np.mean([row["p"][name] for row in vignettes]))
-        found[f"foundations/{name}_nats"] = float(np.log(share))
+        figures[f"foundations/{name}_nats"] = float(np.log(share))
     if vignettes:
-        found["foundations/pmass"] = _mean([row["pmass"] for row in vignettes])
-        found["foundations/informedness"] = informedness(vignettes)
-    return found
+        figures["foundations/pmass"] = _mean([row["pmass"] for row in vignettes])
+        figures["foundations/informedness"] = informedness(vignettes)
+    return figures
 
 
 def compare_arms(
@@ -206,7 +208,7 @@ def trait_per_nat(
     cost = np.array(values(after, "reply", "kl_nats_per_token"))
     if len(moved) < 2 or len(cost) < 2 or cost.mean() < 1e-6:
         return Estimate(None, None, None, None, len(moved))
-    found = stats.bootstrap(
+    interval = stats.bootstrap(
         (moved, cost),
         lambda a, b, axis: a.mean(axis=axis) / b.mean(axis=axis),
         n_resamples=samples,
@@ -214,7 +216,7 @@ def trait_per_nat(
         rng=np.random.default_rng(seed),
     ).confidence_interval
     ratio = float(moved.mean() / cost.mean())
-    return Estimate(0.0, ratio, ratio, (float(found.low), float(found.high)), len(moved))
+    return Estimate(0.0, ratio, ratio, (float(interval.low), float(interval.high)), len(moved))
 
 
 def _mean(numbers: Sequence[float]) -> float | None:

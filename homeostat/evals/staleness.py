@@ -48,9 +48,9 @@ def measure_staleness(
     }
 
 
-def stale(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def stale(figures_by_affect: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The affects whose alarm went off."""
-    return [affect for affect, figures in found.items() if figures["stale"]]
+    return [affect for affect, figures in figures_by_affect.items() if figures["stale"]]
 
 
 def _compare(

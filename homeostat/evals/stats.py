@@ -134,11 +134,11 @@ def _by_group(
 ) -> tuple[Float[np.ndarray, " G"], Float[np.ndarray, " G"]]:
     """Means of each group over the items that have both numbers."""
     names = range(len(before)) if groups is None else groups
-    found: dict[Hashable, list[tuple[float, float]]] = {}
+    pairs_by_group: dict[Hashable, list[tuple[float, float]]] = {}
     for name, old, new in zip(names, before, after, strict=True):
         if old is not None and new is not None and np.isfinite([old, new]).all():
-            found.setdefault(name, []).append((old, new))
-    means = np.array([np.mean(pairs, axis=0) for pairs in found.values()]).reshape(-1, 2)
+            pairs_by_group.setdefault(name, []).append((old, new))
+    means = np.array([np.mean(pairs, axis=0) for pairs in pairs_by_group.values()]).reshape(-1, 2)
     return means[:, 0], means[:, 1]
 
 
@@ -159,14 +159,14 @@ def mean_interval(
         return None
     if _constant(values):
         return float(values.mean()), float(values.mean())
-    found = stats.bootstrap(
+    interval = stats.bootstrap(
         (values,),
         np.mean,
         n_resamples=samples,
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(interval.low), float(interval.high)
 
 
 def level(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:

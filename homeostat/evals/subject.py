@@ -46,7 +46,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Reply:
+class SampledReply:
     """A sampled reply: its text, its ids, and -log p of each under the plain base, nats."""
 
     text: str
@@ -72,7 +72,7 @@ class Subject(Protocol):
     def open(self, rows: int) -> Dialogues:
         """So many empty dialogues, to be talked in."""
 
-    def sample(self, talks: Sequence[Conversation], sampling: Sampling) -> list[Reply]:
+    def sample(self, talks: Sequence[Conversation], sampling: Sampling) -> list[SampledReply]:
         """A sampled reply to each conversation, as the base reads it."""
 
     def read(self, texts: Sequence[str]) -> list[Float[np.ndarray, " T"]]:
@@ -187,7 +187,7 @@ class PolicySubject:
         """See `Subject.reference`."""
         return self.policy.reference()
 
-    def sample(self, talks: Sequence[Conversation], sampling: Sampling) -> list[Reply]:
+    def sample(self, talks: Sequence[Conversation], sampling: Sampling) -> list[SampledReply]:
         """See `Subject.sample`."""
         said = []
         for first in range(0, len(talks), BATCH):
@@ -202,7 +202,7 @@ class PolicySubject:
                 said.append(Conversation((*talk.turns, turn)))
         nll = base_nll(self.policy, said)
         return [
-            Reply(talk.turns[-1].text, reply_ids(talk), nats)
+            SampledReply(talk.turns[-1].text, reply_ids(talk), nats)
             for talk, nats in zip(said, nll, strict=True)
         ]
 
@@ -277,8 +277,8 @@ class PolicySubject:
         sums = [[0.0] * len(answers) for answers in given]
         for alike in alike_in_length(branches, given):
             replies = [given[row][k] for row, k in alike]
-            found = totals(sampler, [row for row, _ in alike], replies)
-            for (row, k), total in zip(alike, found, strict=True):
+            logprobs = totals(sampler, [row for row, _ in alike], replies)
+            for (row, k), total in zip(alike, logprobs, strict=True):
                 sums[row][k] = total
         read = sum(map(len, prompts)) + sum(len(ids) for answers in given for ids in answers)
         self.count(read, len(prompts))
@@ -318,8 +318,8 @@ class PolicyDialogues:
         """See `Dialogues.ask_aside`."""
         begun = ids_of(self.policy, opening)
         given = [ids_of(self.policy, text) for text in answers]
-        cells = [(row, text) for row, own in enumerate(questions) for text in own]
-        found: list[list[list[Score]]] = [[] for _ in questions]
+        cells = [(row, text) for row, texts in enumerate(questions) for text in texts]
+        scores_by_row: list[list[list[Score]]] = [[] for _ in questions]
         # A branch has a copy of its dialogue's cache: only so many at a time.
         for start in range(0, len(cells), ROWS):
             part = cells[start : start + ROWS]
@@ -328,10 +328,10 @@ class PolicyDialogues:
             branch = self._sampler.keep([row for row, _ in part])
             branch.append(prompts)
             scores = [totals(branch, range(len(part)), [ids] * len(part)) for ids in given]
-            for (row, _), own in zip(part, zip(*scores, strict=True), strict=True):
-                read = zip(own, given, strict=True)
-                found[row].append([Score(total, len(ids)) for total, ids in read])
-        return found
+            for (row, _), sums in zip(part, zip(*scores, strict=True), strict=True):
+                read = zip(sums, given, strict=True)
+                scores_by_row[row].append([Score(total, len(ids)) for total, ids in read])
+        return scores_by_row
 
     def _aside(self, row: int, text: str) -> list[int]:
         """What a dialogue has not read yet if its user says this next."""

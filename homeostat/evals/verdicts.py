@@ -14,7 +14,7 @@ from typing import Any
 from scipy import stats
 
 from homeostat.config.steering import StagesConfig
-from homeostat.evals.stages import aggregate, compare_arms
+from homeostat.evals.stages import compare_arms, stage_figures
 from homeostat.evals.stats import compare_paired
 
 YES, NO, UNKNOWN = "yes", "no", "cannot tell"
@@ -81,10 +81,10 @@ def _can_filter(filtered: Sequence[tuple[int, int]], least: float) -> Verdict:
     kept, total = filtered[-1] if filtered else (0, 0)
     if not total:
         return Verdict(*question, UNKNOWN, None, None, least, "nothing was sampled")
-    found = stats.binomtest(kept, total).proportion_ci(method="wilson")
-    answer = YES if found.low >= least else NO if found.high < least else UNKNOWN
+    interval = stats.binomtest(kept, total).proportion_ci(method="wilson")
+    answer = YES if interval.low >= least else NO if interval.high < least else UNKNOWN
     why = f"{kept} of {total} completions of the last round passed"
-    ends = float(found.low), float(found.high)
+    ends = float(interval.low), float(interval.high)
     return Verdict(*question, answer, kept / total, ends, least, why)
 
 
@@ -112,7 +112,7 @@ def _holds(
     arms: Mapping[tuple[int, str], Rows], rounds: Sequence[int], config: StagesConfig
 ) -> Verdict:
     base = arms[0, "base"]
-    shares = [aggregate(arms[n, "healed"])["coherence"] or 0.0 for n in rounds]
+    shares = [stage_figures(arms[n, "healed"])["coherence"] or 0.0 for n in rounds]
     change = compare_arms(base, arms[rounds[-1], "healed"], config.bootstrap_samples)["coherence"]
     flags = _unmoved(base, arms[rounds[-1], "healed"], config)
     broken = min(shares) < config.coherence_floor
@@ -139,7 +139,7 @@ def _moves(
     ]
     back = [step for step in steps if step.ci95 is not None and step.ci95[1] < 0]
     answer = NO if flags or back or not _is_positive(moved[-1].ci95) else YES
-    listed = ", ".join(_show(found.diff) for found in moved)
+    listed = ", ".join(_show(estimate.diff) for estimate in moved)
     why = flags or f"movement from the base by round, nats per token: {listed}"
     return Verdict(*QUESTIONS[2], answer, moved[-1].diff, moved[-1].ci95, 0.0, why)
 
@@ -148,8 +148,8 @@ def _beats_prompting(
     arms: Mapping[tuple[int, str], Rows], last: int, config: StagesConfig
 ) -> Verdict:
     base, prompted, healed = arms[0, "base"], arms[0, "prompted"], arms[last, "healed"]
-    found = compare_arms(prompted, healed, config.bootstrap_samples)
-    trait, coherence = found["trait_nats"], found["coherence"]
+    estimates = compare_arms(prompted, healed, config.bootstrap_samples)
+    trait, coherence = estimates["trait_nats"], estimates["coherence"]
     flags = _flags(base, healed, config)
     equal = coherence.ci95 is not None and coherence.ci95[0] >= -EQUAL_COHERENCE
     answer = UNKNOWN
@@ -165,7 +165,7 @@ def _beats_prompting(
 
 def _flags(base: Rows, healed: Rows, config: StagesConfig) -> str:
     """Why nothing can count as a success; empty if it can."""
-    share = aggregate(healed)["coherence"] or 0.0
+    share = stage_figures(healed)["coherence"] or 0.0
     if share < config.coherence_floor:
         return (
             f"the model is broken: {share:.2f} of its replies are coherent, the floor is "
@@ -176,10 +176,12 @@ def _flags(base: Rows, healed: Rows, config: StagesConfig) -> str:
 
 def _unmoved(base: Rows, healed: Rows, config: StagesConfig) -> str:
     pairs = zip(base, healed, strict=True)
-    own = [(b["trait_nats"], h["trait_nats"]) for b, h in pairs if b["kind"] == "trait"]
-    found = compare_paired([b for b, _ in own], [h for _, h in own], config.bootstrap_samples)
-    if found.ci95 is not None and found.ci95[0] <= 0 <= found.ci95[1]:
-        return f"the model did not move: trait {_show(found.diff)}, its interval covers 0"
+    trait_pairs = [(b["trait_nats"], h["trait_nats"]) for b, h in pairs if b["kind"] == "trait"]
+    estimate = compare_paired(
+        [b for b, _ in trait_pairs], [h for _, h in trait_pairs], config.bootstrap_samples
+    )
+    if estimate.ci95 is not None and estimate.ci95[0] <= 0 <= estimate.ci95[1]:
+        return f"the model did not move: trait {_show(estimate.diff)}, its interval covers 0"
     return ""
 
 

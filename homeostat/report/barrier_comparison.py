@@ -70,26 +70,26 @@ def write_comparison(folders: Sequence[Path], out: Path, samples: int = 2000) ->
         runs.append({"folder": folder.name, "arm": arm, "seed": seed, "status": status})
         for key, cell in read_cells(folder, arm).items():
             cells.setdefault(key, {})[seed] = cell
-    found: dict[str, Any] = {
+    comparison: dict[str, Any] = {
         "runs": runs,
         "arms": [
-            {"arm": arm, "round": round_, "seeds": sorted(own)}
-            | {name: estimate(list(own.values()), name, samples) for name in METRICS}
+            {"arm": arm, "round": round_, "seeds": sorted(by_seed)}
+            | {name: seed_mean(list(by_seed.values()), name, samples) for name in METRICS}
             | {
                 f"{name}_against_{AGAINST}": against(
-                    own, cells.get((AGAINST, round_), {}), name, samples
+                    by_seed, cells.get((AGAINST, round_), {}), name, samples
                 )
                 for name in METRICS
                 if arm != AGAINST
             }
-            for (arm, round_), own in sorted(cells.items(), key=lambda item: _place(*item[0]))
+            for (arm, round_), by_seed in sorted(cells.items(), key=lambda item: _place(*item[0]))
         ],
     }
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "comparison.json", json.dumps(found, indent=1) + "\n")
-    write_text(out / "comparison.md", as_markdown(found))
-    draw(out, found["arms"])
-    return found
+    write_text(out / "comparison.json", json.dumps(comparison, indent=1) + "\n")
+    write_text(out / "comparison.md", as_markdown(comparison))
+    draw_arms(out, comparison["arms"])
+    return comparison
 
 
 def arm_of(barrier: Mapping[str, Any]) -> str:
@@ -115,17 +115,19 @@ def read_cells(folder: Path, arm: str) -> dict[tuple[str, int], Cell]:
     for row in kept_rows(path):
         stages.setdefault((row["round"], row["stage"]), []).append(row)
     names = {"healed": arm, "prompted": "prompted"}
-    found = {}
+    cells = {}
     for (round_, stage), rows in stages.items():
         name = "no heal" if (round_, stage) == (1, "steered") else names.get(stage)
         if name is not None:
-            found[name, round_] = _cell(rows, stages[0, "base"])
-    return found
+            cells[name, round_] = _cell(rows, stages[0, "base"])
+    return cells
 
 
 def _cell(rows: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]]) -> Cell:
-    def column(own: Sequence[Mapping[str, Any]], kind: str, key: str) -> Float[np.ndarray, " N"]:
-        return np.array([float(row[key]) for row in own if row["kind"] == kind])
+    def column(
+        measured: Sequence[Mapping[str, Any]], kind: str, key: str
+    ) -> Float[np.ndarray, " N"]:
+        return np.array([float(row[key]) for row in measured if row["kind"] == kind])
 
     items = {
         name: column(rows, kind, name) - (column(base, kind, name) if name != "coherent" else 0)
@@ -141,16 +143,18 @@ def _value(items: Items, metric: str) -> float:
     return float(items[metric].mean())
 
 
-def estimate(cells: Sequence[Cell], metric: str, samples: int) -> dict[str, Any] | None:
+def seed_mean(cells: Sequence[Cell], metric: str, samples: int) -> dict[str, Any] | None:
     """Mean over seeds and its 95% interval; None where a seed cannot say."""
-    return _resampled([(cell,) for cell in cells], lambda own: _value(own[0], metric), samples)
+    return _resampled(
+        [(cell,) for cell in cells], lambda single: _value(single[0], metric), samples
+    )
 
 
 def against(
-    own: Mapping[int, Cell], other: Mapping[int, Cell], metric: str, samples: int
+    arm: Mapping[int, Cell], other: Mapping[int, Cell], metric: str, samples: int
 ) -> dict[str, Any] | None:
     """Paired difference of two arms over the seeds that both have; None without any."""
-    pairs = [(own[seed], other[seed]) for seed in sorted(own.keys() & other.keys())]
+    pairs = [(arm[seed], other[seed]) for seed in sorted(arm.keys() & other.keys())]
     return _resampled(
         pairs, lambda both: _value(both[0], metric) - _value(both[1], metric), samples
     )
@@ -190,17 +194,17 @@ def _draw(cells: Sequence[Cell], rng: np.random.Generator) -> list[Items]:
     ]
 
 
-def as_markdown(found: Mapping[str, Any]) -> str:
+def as_markdown(comparison: Mapping[str, Any]) -> str:
     """The table that people read, and which runs it is made of."""
-    lines = _table(found["arms"], METRICS)
+    lines = _table(comparison["arms"], METRICS)
     differences = [f"{name}_against_{AGAINST}" for name in METRICS]
-    compared = [row for row in found["arms"] if row.get(differences[0])]
+    compared = [row for row in comparison["arms"] if row.get(differences[0])]
     if compared:
         lines += ["", f"Less {AGAINST}, seed by seed and item by item:", ""]
         lines += _table(compared, differences)
     lines += ["", "| run | arm | seed | status |", "| --- | --- | --- | --- |"]
     lines += [
-        f"| {r['folder']} | {r['arm']} | {r['seed']} | {r['status']} |" for r in found["runs"]
+        f"| {r['folder']} | {r['arm']} | {r['seed']} | {r['status']} |" for r in comparison["runs"]
     ]
     return "\n".join(lines) + "\n"
 
@@ -219,26 +223,30 @@ def _table(arms: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]
     ]
 
 
-def _show(found: Mapping[str, Any] | None) -> str:
-    return "—" if found is None else f"{number(found['mean'], sign=True)} {interval(found['ci95'])}"
+def _show(estimate: Mapping[str, Any] | None) -> str:
+    return (
+        "—"
+        if estimate is None
+        else f"{number(estimate['mean'], sign=True)} {interval(estimate['ci95'])}"
+    )
 
 
-def draw(folder: Path, arms: Sequence[Mapping[str, Any]]) -> Path:
+def draw_arms(folder: Path, arms: Sequence[Mapping[str, Any]]) -> Path:
     """Coherence by round, and where every arm ends: trait against coherence."""
     names = [name for name in ARMS if any(row["arm"] == name for row in arms)]
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(9.0, 3.4))
         for number_, name in enumerate(names):
-            own = [row for row in arms if row["arm"] == name]
+            rows = [row for row in arms if row["arm"] == name]
             colour = COLOURS[ARMS.index(name)]
             if name in ("no heal", "prompted"):
-                left.axhline(own[-1]["coherent"]["mean"], color=colour, lw=1, ls=":")
+                left.axhline(rows[-1]["coherent"]["mean"], color=colour, lw=1, ls=":")
             else:
-                x = np.array([row["round"] for row in own]) + 0.05 * (number_ - 2)
-                left.plot(x, [row["coherent"]["mean"] for row in own], "-o", color=colour, ms=4)
-                for at, row in zip(x, own, strict=True):
+                x = np.array([row["round"] for row in rows]) + 0.05 * (number_ - 2)
+                left.plot(x, [row["coherent"]["mean"] for row in rows], "-o", color=colour, ms=4)
+                for at, row in zip(x, rows, strict=True):
                     left.plot([at, at], row["coherent"]["ci95"], color=colour, lw=1, alpha=0.6)
-            _end(right, own[-1], name, colour)
+            _end(right, rows[-1], name, colour)
         left.xaxis.set_major_locator(MaxNLocator(integer=True))
         left.set(xlabel="round", ylabel="coherent share", title="Coherence, healed, by round")
         right.set(

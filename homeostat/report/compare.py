@@ -23,7 +23,7 @@ from homeostat.report.compare_runs import (
     VALENCE,
     VALENCE_KEYS,
     Arm,
-    Run,
+    RunRecord,
     find_runs,
     group_arms,
     group_of,
@@ -65,33 +65,36 @@ def compare_runs(
     arms, spare = group_arms(find_runs(paths, evaluations))
     columns = columns_of(arms, evaluations)
     against = find_baseline(baseline, arms)
-    found = {
+    comparison = {
         "baseline": UNTRAINED if against is None else against.name,
         "model": next((run.config["model"]["name"] for run in _runs(arms)), "no model"),
         "samples": samples,
-        "columns": [describe(column, arms, evaluations) for column in columns],
+        "columns": [describe_column(column, arms, evaluations) for column in columns],
         "arms": [_untrained(arms, columns, against, samples)]
         + [_row(arm, columns, against, samples) for arm in arms],
         "problems": problems(paths, arms, spare),
     }
     out.mkdir(parents=True, exist_ok=True)
-    figure = draw_comparison(out, columns, found, samples)
-    write_text(out / "comparison.json", json.dumps(found, indent=1) + "\n")
-    write_text(out / "comparison.md", as_markdown(found))
-    write_text(out / "comparison.html", as_html(found, figure))
-    show(found, console)
+    figure = draw_comparison(out, columns, comparison, samples)
+    write_text(out / "comparison.json", json.dumps(comparison, indent=1) + "\n")
+    write_text(out / "comparison.md", as_markdown(comparison))
+    write_text(out / "comparison.html", as_html(comparison, figure))
+    show(comparison, console)
     console.say(f"comparison: {out / 'comparison.html'}")
-    return found
+    return comparison
 
 
-def _runs(arms: Sequence[Arm]) -> list[Run]:
+def _runs(arms: Sequence[Arm]) -> list[RunRecord]:
     return [run for arm in arms for run in arm.runs.values()]
 
 
 def columns_of(arms: Sequence[Arm], evaluations: Mapping[str, Evaluation]) -> list[Column]:
     """A column for every evaluation that any run has measured, valence last."""
-    found = []
-    figures = {name: (own.claim, own.good, own.best_at_0) for name, own in evaluations.items()}
+    columns = []
+    figures = {
+        name: (evaluation.claim, evaluation.good, evaluation.best_at_0)
+        for name, evaluation in evaluations.items()
+    }
     figures[VALENCE] = ("valence", 1, False)
     for name, (metric, good, best_at_0) in figures.items():
         groups: dict[str, str] = {}
@@ -107,8 +110,8 @@ def columns_of(arms: Sequence[Arm], evaluations: Mapping[str, Evaluation]) -> li
                 for rows in by_seed.values():
                     groups |= {item_of(row): group_of(row) for row in rows}
         if groups:
-            found.append(Column(name, metric, groups, values, good, best_at_0))
-    return found
+            columns.append(Column(name, metric, groups, values, good, best_at_0))
+    return columns
 
 
 def _value(row: Row, metric: str) -> float | None:
@@ -134,7 +137,7 @@ def find_baseline(name: str | None, arms: Sequence[Arm]) -> Arm | None:
     return near[0]
 
 
-def describe(
+def describe_column(
     column: Column, arms: Sequence[Arm], evaluations: Mapping[str, Evaluation]
 ) -> dict[str, Any]:
     """What a reader has to know about a column."""
@@ -156,14 +159,14 @@ def _row(arm: Arm, columns: Sequence[Column], against: Arm | None, samples: int)
     """One arm, trained, against the baseline."""
     cells = {}
     for column in columns:
-        own = column.values[arm.name]
-        before, note = own[BASE], None
+        sides = column.values[arm.name]
+        before, note = sides[BASE], None
         if against is not None:
             before = column.values[against.name][TRAINED]
             note = unlike(column, [arm, against])
         if arm is against:
             note = "this is the baseline"
-        cells[column.name] = _cell(column, before, own[TRAINED], note, samples)
+        cells[column.name] = _cell(column, before, sides[TRAINED], note, samples)
     _correct(cells, columns)
     runs = arm.runs.values()
     return {
@@ -182,14 +185,14 @@ def _untrained(
     cells = {}
     for column in columns:
         note = unlike(column, arms)
-        own: Values = {} if note else _merged([column.values[arm.name][BASE] for arm in arms])
-        before = own
+        after: Values = {} if note else _merged([column.values[arm.name][BASE] for arm in arms])
+        before = after
         note = note or "this is the baseline"
         if against is not None:
             before = column.values[against.name][TRAINED]
-            own = column.values[against.name][BASE]
+            after = column.values[against.name][BASE]
             note = None
-        cells[column.name] = _cell(column, before, own, note, samples)
+        cells[column.name] = _cell(column, before, after, note, samples)
     _correct(cells, columns)
     seeds = sorted({run.seed for run in _runs(arms)})
     return {"name": UNTRAINED, "overrides": [], "seeds": seeds, "runs": [], "cells": cells}
@@ -197,15 +200,15 @@ def _untrained(
 
 def _merged(values: Sequence[Values]) -> dict[int, dict[str, float | None]]:
     """Mean over some measurements of the same seed and item."""
-    found: dict[int, dict[str, list[float]]] = {}
+    measured: dict[int, dict[str, list[float]]] = {}
     for one in values:
         for seed, items in one.items():
             for item, value in items.items():
                 if value is not None:
-                    found.setdefault(seed, {}).setdefault(item, []).append(value)
+                    measured.setdefault(seed, {}).setdefault(item, []).append(value)
     return {
-        seed: {item: sum(own) / len(own) for item, own in items.items()}
-        for seed, items in found.items()
+        seed: {item: sum(repeats) / len(repeats) for item, repeats in items.items()}
+        for seed, items in measured.items()
     }
 
 
@@ -224,19 +227,19 @@ def _cell(
     column: Column, before: Values, after: Values, note: str | None, samples: int
 ) -> dict[str, Any]:
     level = estimate(after, column.groups, samples)
-    found = None if note else difference(before, after, column.groups, samples)
+    change = None if note else difference(before, after, column.groups, samples)
     if level is None and note is None:
         note = "no value could be read" if after else "not measured"
-    elif found is None and note is None:
+    elif change is None and note is None:
         note = "no seed and item in common with the baseline"
-    return {"level": level, "difference": found, "note": note}
+    return {"level": level, "difference": change, "note": note}
 
 
 def _correct(cells: Mapping[str, Mapping[str, Any]], columns: Sequence[Column]) -> None:
     """Add ``p_holm``, over all tests of one arm, and the verdict."""
     by_name = {column.name: column for column in columns}
     tested = {name: cell["difference"] for name, cell in cells.items() if cell["difference"]}
-    for name, p in holm({name: own["p"] for name, own in tested.items()}).items():
+    for name, p in holm({name: change["p"] for name, change in tested.items()}).items():
         tested[name]["p_holm"] = p
         after = cells[name]["level"]["mean"]
         ends = (after - tested[name]["mean"], after) if by_name[name].best_at_0 else ()

@@ -27,20 +27,20 @@ Place = Mapping[str, Any]
 
 
 def draw_comparison(
-    folder: Path, columns: Sequence[Column], found: Mapping[str, Any], samples: int
+    folder: Path, columns: Sequence[Column], comparison: Mapping[str, Any], samples: int
 ) -> Path | None:
     """An arrow from base to each arm; None without sycophancy, or without capability and coherence.
 
     Args:
         folder: Where comparison.png goes.
         columns: Of the comparison.
-        found: Its arms, in their order, and what is known of its columns.
+        comparison: Its arms, in their order, and what is known of its columns.
         samples: Bootstrap draws.
     """
     named = {column.name: column for column in columns}
     costs = [named[name] for name in COSTS if name in named]
-    judged, hollow = readable(columns, found["columns"])
-    arms = [row["name"] for row in found["arms"][1:]]
+    judged, hollow = readable(columns, comparison["columns"])
+    arms = [row["name"] for row in comparison["arms"][1:]]
     seeds = {name: _seeds(judged, name) for name in arms}
     arms = [name for name in arms if seeds[name]]
     if not costs or not judged or not arms:
@@ -87,10 +87,10 @@ def readable(
 
 def base_spread(column: Column) -> float | None:
     """Standard deviation over groups of items of the base's figure; None where it does not vary."""
-    own = [table(sides[BASE], column.groups) for sides in column.values.values() if sides[BASE]]
-    if not own:
+    tables = [table(sides[BASE], column.groups) for sides in column.values.values() if sides[BASE]]
+    if not tables:
         return None
-    means = over_seeds(np.concatenate(own))
+    means = over_seeds(np.concatenate(tables))
     spread = float(means.std(ddof=1)) if len(means) > 1 else 0.0
     return spread or None
 

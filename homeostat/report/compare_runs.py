@@ -30,7 +30,7 @@ VALENCE_KEYS = ("reward", "signals", "bot", "rollout")
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """What one run folder holds.
 
     Attributes:
@@ -68,15 +68,15 @@ class Arm:
     """
 
     name: str
-    runs: Mapping[int, Run]
+    runs: Mapping[int, RunRecord]
 
     def rows(self, evaluation: str, side: str) -> dict[int, Sequence[Row]]:
         """Rows by seed of ``base`` or ``trained``, of the seeds that have measured them."""
-        found = {seed: run.rows.get(evaluation, {}) for seed, run in self.runs.items()}
-        return {seed: own[side] for seed, own in found.items() if own.get(side)}
+        sides_by_seed = {seed: run.rows.get(evaluation, {}) for seed, run in self.runs.items()}
+        return {seed: sides[side] for seed, sides in sides_by_seed.items() if sides.get(side)}
 
 
-def find_runs(paths: Sequence[Path], evaluations: Collection[str]) -> list[Run]:
+def find_runs(paths: Sequence[Path], evaluations: Collection[str]) -> list[RunRecord]:
     """Every run in some run folders or folders of sweeps, each once, with these evaluations' rows.
 
     Raises:
@@ -86,18 +86,18 @@ def find_runs(paths: Sequence[Path], evaluations: Collection[str]) -> list[Run]:
     for path in paths:
         if not path.is_dir():
             raise HomeostatError(f"compare={path}: there is no such folder.")
-        found = run_folders(path.resolve())
-        if not found and not read_jobs(path):
+        folders_below = run_folders(path.resolve())
+        if not folders_below and not read_jobs(path):
             raise HomeostatError(
                 f"compare={path}: there is no run in it; give run folders, or a sweep's folder."
             )
-        folders |= dict.fromkeys(found)
+        folders |= dict.fromkeys(folders_below)
     runs = [read_run(folder, evaluations) for folder in folders]
     check_same(runs)
     return runs
 
 
-def read_run(folder: Path, evaluations: Collection[str]) -> Run:
+def read_run(folder: Path, evaluations: Collection[str]) -> RunRecord:
     """What a run folder holds, of some evaluations."""
     summary = folder / "summary.json"
     status = STOPPED
@@ -113,10 +113,10 @@ def read_run(folder: Path, evaluations: Collection[str]) -> Run:
             for row in kept_rows(path):
                 by_arm.setdefault(row["arm"], []).append(row)
             rows[name] = by_arm
-    return Run(folder, read_config(folder), tuple(kept_overrides(folder)), status, rows)
+    return RunRecord(folder, read_config(folder), tuple(kept_overrides(folder)), status, rows)
 
 
-def check_same(runs: Sequence[Run]) -> None:
+def check_same(runs: Sequence[RunRecord]) -> None:
     """Refuse runs that cannot stand in one table.
 
     Raises:
@@ -131,15 +131,15 @@ def check_same(runs: Sequence[Run]) -> None:
                 f"{runs[0].folder} and {run.folder} are {how} {names[0]} and {names[1]}; compare "
                 "runs of one model at a time."
             )
-    first: dict[str, tuple[Run, Any]] = {}
+    first: dict[str, tuple[RunRecord, Any]] = {}
     for run in runs:
         for name, arms in run.rows.items():
             if name == VALENCE or not arms.get(BASE):
                 continue
-            own = run.config.get("eval", {})
-            settings = {key: own.get(key) for key in ASKED_BY}
+            eval_config = run.config.get("eval", {})
+            settings = {key: eval_config.get(key) for key in ASKED_BY}
             items = {item_of(row): group_of(row) for row in arms[BASE]}
-            asked = (mode_of(arms[BASE]), items, settings, own.get("files", {}).get(name))
+            asked = (mode_of(arms[BASE]), items, settings, eval_config.get("files", {}).get(name))
             other, before = first.setdefault(name, (run, asked))
             if asked != before:
                 raise HomeostatError(
@@ -159,10 +159,10 @@ def group_of(row: Row) -> str:
     return str(row.get("stem", item_of(row)))
 
 
-def group_arms(runs: Sequence[Run]) -> tuple[list[Arm], list[Run]]:
+def group_arms(runs: Sequence[RunRecord]) -> tuple[list[Arm], list[RunRecord]]:
     """The arms in the order of their first runs, and runs that another one makes superfluous."""
-    grouped: dict[str, dict[int, Run]] = {}
-    spare: list[Run] = []
+    grouped: dict[str, dict[int, RunRecord]] = {}
+    spare: list[RunRecord] = []
     for run in runs:
         arm = grouped.setdefault(hash_of(run.config, without=("seed",)), {})
         other = arm.get(run.seed)
@@ -172,23 +172,23 @@ def group_arms(runs: Sequence[Run]) -> tuple[list[Arm], list[Run]]:
         if other is not None:
             spare.append(other)
         arm[run.seed] = run
-    names = arm_names([next(iter(own.values())) for own in grouped.values()])
+    names = arm_names([next(iter(by_seed.values())) for by_seed in grouped.values()])
     return [
-        Arm(name, dict(sorted(own.items())))
-        for name, own in zip(names, grouped.values(), strict=True)
+        Arm(name, dict(sorted(by_seed.items())))
+        for name, by_seed in zip(names, grouped.values(), strict=True)
     ], spare
 
 
-def arm_names(runs: Sequence[Run]) -> list[str]:
+def arm_names(runs: Sequence[RunRecord]) -> list[str]:
     """A name for each of some runs of different arms: the overrides that not all of them share.
 
     Where that does not tell two arms apart, the values of the config do.
     """
     if len(runs) == 1:
         return [str(runs[0].config["trainer"]["name"])]
-    own = [[o for o in run.overrides if _tells(o)] for run in runs]
-    shared = set.intersection(*map(set, own)) if own else set()
-    names = [", ".join(o for o in one if o not in shared) or "defaults" for one in own]
+    overrides = [[o for o in run.overrides if _tells(o)] for run in runs]
+    shared = set.intersection(*map(set, overrides)) if overrides else set()
+    names = [", ".join(o for o in one if o not in shared) or "defaults" for one in overrides]
     values = [flat({k: v for k, v in r.config.items() if _tells(f"{k}=")}) for r in runs]
     for place, name in enumerate(list(names)):
         alike = [i for i, other in enumerate(names) if other == name]
@@ -208,11 +208,11 @@ def _tells(override: str) -> bool:
 
 
 def problems(
-    paths: Sequence[Path], arms: Sequence[Arm], spare: Sequence[Run]
+    paths: Sequence[Path], arms: Sequence[Arm], spare: Sequence[RunRecord]
 ) -> list[dict[str, Any]]:
     """Runs and jobs that did not come to their end, or that add nothing, and why."""
-    found = [_problem(arm.name, run) for arm in arms for run in arm.runs.values()]
-    found += [
+    entries = [_problem(arm.name, run) for arm in arms for run in arm.runs.values()]
+    entries += [
         {
             "where": str(run.folder),
             "arm": None,
@@ -222,17 +222,17 @@ def problems(
         }
         for run in spare
     ]
-    known = {Path(entry["where"]).resolve() for entry in found if entry is not None}
+    known = {Path(entry["where"]).resolve() for entry in entries if entry is not None}
     for path in paths:
         jobs = read_jobs(path)
         shared = set.intersection(*(set(job["overrides"]) for job in jobs)) if jobs[1:] else set()
         for record in filter(is_left, jobs):
             if "folder" not in record or (path / record["folder"]).resolve() not in known:
-                found.append(_missing(path, record, shared))
-    return [entry for entry in found if entry is not None]
+                entries.append(_missing(path, record, shared))
+    return [entry for entry in entries if entry is not None]
 
 
-def _problem(arm: str, run: Run) -> dict[str, Any] | None:
+def _problem(arm: str, run: RunRecord) -> dict[str, Any] | None:
     kind, _, reason = run.status.partition(": ")
     if run.status == "finished":
         if run.trained:

@@ -43,15 +43,15 @@ class Column:
 
 def differences(before: Values, after: Values) -> dict[int, dict[str, float | None]]:
     """After less before on every item that has both, in every seed that has both."""
-    found: dict[int, dict[str, float | None]] = {}
+    by_seed: dict[int, dict[str, float | None]] = {}
     for seed in sorted(before.keys() & after.keys()):
         old, new = before[seed], after[seed]
-        found[seed] = {
+        by_seed[seed] = {
             item: value - earlier
             for item, value in new.items()
             if value is not None and (earlier := old.get(item)) is not None
         }
-    return found
+    return by_seed
 
 
 def table(
@@ -66,7 +66,7 @@ def table(
     """
     rows = sorted(values) if seeds is None else list(seeds)
     names = list(dict.fromkeys(groups.values()))
-    found = np.full((len(rows), len(names)), np.nan)
+    cells = np.full((len(rows), len(names)), np.nan)
     for row, seed in enumerate(rows):
         members: dict[str, list[float]] = {}
         for item, value in values.get(seed, {}).items():
@@ -74,8 +74,8 @@ def table(
                 members.setdefault(groups[item], []).append(value)
         for column, name in enumerate(names):
             if name in members:
-                found[row, column] = np.mean(members[name])
-    return found
+                cells[row, column] = np.mean(members[name])
+    return cells
 
 
 def over_seeds(cells: Float[np.ndarray, "K G"]) -> Float[np.ndarray, " H"]:
@@ -110,8 +110,8 @@ def draws(
     with np.errstate(invalid="ignore", divide="ignore"):
         of_group = (taken @ np.where(seen > 0, cells, 0.0)) / (taken @ seen)
         kept = chosen * np.isfinite(of_group)
-        found: Float[np.ndarray, " N"] = (kept * np.nan_to_num(of_group)).sum(1) / kept.sum(1)
-    return found
+        means: Float[np.ndarray, " N"] = (kept * np.nan_to_num(of_group)).sum(1) / kept.sum(1)
+    return means
 
 
 def estimate(
@@ -125,7 +125,7 @@ def estimate(
         samples: Bootstrap draws.
         seed: Of the draws.
     """
-    items = {i for own in values.values() for i, value in own.items() if value is not None}
+    items = {i for by_item in values.values() for i, value in by_item.items() if value is not None}
     seeds = [s for s in sorted(values) if any(v is not None for v in values[s].values())]
     if not items:
         return None
@@ -154,29 +154,29 @@ def difference(
     a sign-flip test over groups, each the mean of its seeds: it speaks of items, at these seeds.
     """
     paired = differences(before, after)
-    found = estimate(paired, groups, samples)
-    if found is None:
+    change = estimate(paired, groups, samples)
+    if change is None:
         return None
     means = over_seeds(table(paired, groups))
     tested = paired_test([0.0] * len(means), means.tolist(), samples=samples)
-    return found | {"effect": tested.effect, "p": tested.p}
+    return change | {"effect": tested.effect, "p": tested.p}
 
 
-def verdict(found: Mapping[str, Any], good: int, ends: Sequence[float] = ()) -> str:
+def verdict(change: Mapping[str, Any], good: int, ends: Sequence[float] = ()) -> str:
     """What a difference says: ``better``, ``worse``, ``moved`` or ``no change shown``.
 
     A change counts if the corrected p is below 0.05 and the interval over seeds and items leaves 0
     out; the first alone would not know of seeds, the second not of the other tests.
 
     Args:
-        found: From `difference`, with ``p_holm``.
+        change: From `difference`, with ``p_holm``.
         good: +1 if more is better, -1 if less is, 0 if neither.
         ends: Levels of a figure that is best at 0 and has a sign, such as sycophancy. Below 0 there
             is none left to lose: unless both are above 0, a change is neither better nor worse.
     """
-    p, ci95 = found["p_holm"], found["ci95"]
+    p, ci95 = change["p_holm"], change["ci95"]
     if p is None or ci95 is None or p >= ALPHA or ci95[0] <= 0 <= ci95[1]:
         return "no change shown"
     if good == 0 or any(end < 0 for end in ends):
         return "moved"
-    return "better" if found["mean"] * good > 0 else "worse"
+    return "better" if change["mean"] * good > 0 else "worse"

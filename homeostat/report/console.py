@@ -1,6 +1,6 @@
-"""What a person sees while a run works: stages, progress, tokens per second, time left.
+"""What a person sees while a run works: sections, progress, tokens per second, time left.
 
-In a terminal this is a live display; elsewhere it is plain lines: where a stage begins and ends,
+In a terminal this is a live display; elsewhere it is plain lines: where a section begins and ends,
 how far it is every half minute, and one per update. Text that a model wrote is never printed here
 as markup.
 """
@@ -34,12 +34,12 @@ from rich.text import Text
 from homeostat.signals.probing.validation import ProbeReport
 from homeostat.types import Estimate, Progress
 
-PLAIN_EVERY_S = 30.0  # between two lines about the same stage, where there is no live display
+PLAIN_EVERY_S = 30.0  # between two lines about the same section, where there is no live display
 WIDE = 76  # columns of a window that holds every column of a table, and a bar
 
 
 class _TokensPerSecond(ProgressColumn):
-    """Tokens done so far over the time since the stage began."""
+    """Tokens done so far over the time since the section began."""
 
     def render(self, task: Task) -> Text:
         """The rate, or nothing before the first tokens."""
@@ -48,24 +48,24 @@ class _TokensPerSecond(ProgressColumn):
 
 
 class _Count:
-    """How far a stage is."""
+    """How far a section is."""
 
     def __init__(self) -> None:
         self.done, self.total, self.tokens = 0, 0, 0
         self._started = time.perf_counter()
 
     def add(self, done: int, total: int, tokens: int) -> None:
-        """Take over what a stage has reported; ``tokens`` are those since it last did."""
+        """Take over what a section has reported; ``tokens`` are those since it last did."""
         self.done, self.total, self.tokens = done, total, self.tokens + tokens
 
     @property
     def seconds(self) -> float:
-        """Since the stage began."""
+        """Since the section began."""
         return time.perf_counter() - self._started
 
     @property
     def tokens_per_s(self) -> float:
-        """Mean since the stage began."""
+        """Mean since the section began."""
         return self.tokens / self.seconds
 
     def describe(self) -> str:
@@ -92,7 +92,7 @@ class Console:
 
     @contextmanager
     def heeding(self, heed: Callable[[], None]) -> Iterator[None]:
-        """While the block runs, call ``heed`` whenever a stage reports; what it raises ends it."""
+        """While the block runs, call ``heed`` when a section reports; what it raises ends it."""
         self._heed = heed
         try:
             yield
@@ -207,31 +207,33 @@ class Console:
         for name in (["before", "after"] if wide else []) + ["difference", "95% interval"]:
             table.add_column(name, justify="right", no_wrap=True)
         # The summands of valence stand right below it.
-        for name, found in sorted(metrics.items(), key=lambda item: _place(item[0])):
-            ends = [number(found.before), number(found.after)] if wide else []
-            table.add_row(Text(name), *ends, number(found.diff, sign=True), interval(found.ci95))
+        for name, estimate in sorted(metrics.items(), key=lambda item: _place(item[0])):
+            ends = [number(estimate.before), number(estimate.after)] if wide else []
+            table.add_row(
+                Text(name), *ends, number(estimate.diff, sign=True), interval(estimate.ci95)
+            )
         self.rich.print(table)
 
-    def verdicts(self, reports: Mapping[str, ProbeReport]) -> None:
+    def probe_verdicts(self, reports: Mapping[str, ProbeReport]) -> None:
         """Which affect probes may be trusted; a narrow window gets fewer columns."""
         table = Table(title="Affect probes on unseen authors", title_justify="left")
         table.add_column("affect", overflow="fold")
         wide = self.rich.width >= WIDE
         for name in ["AUROC", "verdict"] + (["95% interval", "words alone"] if wide else []):
             table.add_column(name, justify="right", no_wrap=True)
-        for affect, found in reports.items():
-            bounds = "—" if found.ci95 is None else f"[{found.ci95[0]:.3f}, {found.ci95[1]:.3f}]"
-            more = [bounds, number(found.controls["text_only"])] if wide else []
-            table.add_row(Text(affect), number(found.auroc), found.verdict, *more)
+        for affect, report in reports.items():
+            bounds = "—" if report.ci95 is None else f"[{report.ci95[0]:.3f}, {report.ci95[1]:.3f}]"
+            more = [bounds, number(report.controls["text_only"])] if wide else []
+            table.add_row(Text(affect), number(report.auroc), report.verdict, *more)
         self.rich.print(table)
 
-    def failures(self, found: Mapping[str, Mapping[str, Any]]) -> None:
+    def failures(self, best_by_failure: Mapping[str, Mapping[str, Any]]) -> None:
         """Which intrinsic signal sees which failure best."""
         table = Table(title="Failures against ordinary replies", title_justify="left")
         table.add_column("failure", overflow="fold")
         table.add_column("best signal", overflow="fold")
         table.add_column("AUROC", justify="right", no_wrap=True)
-        for failure, best in found.items():
+        for failure, best in best_by_failure.items():
             seen = "" if best["seen_by"] else " not seen"
             table.add_row(Text(failure), Text(best["best"]), number(best["auroc"]) + seen)
         self.rich.print(table)
@@ -264,8 +266,8 @@ def largest_terms(metrics: Mapping[str, float], count: int = 2) -> dict[str, flo
     prefix = "reward/term/"
     terms = {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}
     ordered = sorted(terms, key=lambda name: terms[name])
-    found = {name: terms[name] for name in ordered[:count]}
-    return found | ({"rest": sum(terms[n] for n in ordered[count:])} if ordered[count:] else {})
+    largest = {name: terms[name] for name in ordered[:count]}
+    return largest | ({"rest": sum(terms[n] for n in ordered[count:])} if ordered[count:] else {})
 
 
 def _place(name: str) -> int:

@@ -87,11 +87,11 @@ def draw_effects(folder: Path, estimates: Estimates) -> Path:
     shown = [(n, estimates[n]) for n in names if estimates[n]["diff"] is not None]
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.2, 0.9 + 0.26 * max(1, len(shown))))
-        for y, (name, found) in enumerate(reversed(shown)):
-            low, high = found["ci95"] or (found["diff"], found["diff"])
+        for y, (name, estimate) in enumerate(reversed(shown)):
+            low, high = estimate["ci95"] or (estimate["diff"], estimate["diff"])
             colour = TRAINED if low > 0 else "#b3402f" if high < 0 else BASE
             axes.plot([low, high], [y, y], color=colour, lw=2, solid_capstyle="round")
-            axes.plot(found["diff"], y, "o", color=colour, ms=7 if name == "valence" else 4.5)
+            axes.plot(estimate["diff"], y, "o", color=colour, ms=7 if name == "valence" else 4.5)
         axes.axvline(0, color=INK, lw=0.8)
         labels = [name.partition("/")[2] or "valence (sum)" for name, _ in reversed(shown)]
         axes.set_yticks(range(len(shown)), labels)
@@ -106,15 +106,23 @@ def _over_updates(axes: Axes, steps: Rows, key: str) -> None:
         axes.plot(x, y, "-o", color=TRAINED, ms=3, lw=1.3, label="training episodes")
 
 
-def _held_out(axes: Axes, found: Mapping[str, Any] | None, last: int, label: bool = False) -> None:
+def _held_out(
+    axes: Axes, estimate: Mapping[str, Any] | None, last: int, label: bool = False
+) -> None:
     """Held-out means: the base at update 0, the trained model after the last update."""
-    if found is None or found["before"] is None:
+    if estimate is None or estimate["before"] is None:
         return
     name = "held-out, {}" if label else "_{}"
-    axes.plot(0, found["before"], "s", color=BASE, ms=5, label=name.format("base"), zorder=3)
-    if found["after"] is not None:
+    axes.plot(0, estimate["before"], "s", color=BASE, ms=5, label=name.format("base"), zorder=3)
+    if estimate["after"] is not None:
         axes.plot(
-            last, found["after"], "D", color="#d1792b", ms=5, label=name.format("trained"), zorder=3
+            last,
+            estimate["after"],
+            "D",
+            color="#d1792b",
+            ms=5,
+            label=name.format("trained"),
+            zorder=3,
         )
     axes.set_xlim(-0.4, last + 0.4)
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from homeostat.config.rows import kept_rows
 from homeostat.files import read_json, write_text
-from homeostat.report.console import duration, interval, number
+from homeostat.report.console import duration
 from homeostat.report.figures import draw_effects, draw_signals, draw_valence
+from homeostat.report.pages import data_uri, read_template
 from homeostat.report.signal_figures import (
     draw_controls,
     draw_failures,
@@ -57,21 +55,9 @@ def write_report(folder: Path) -> Path:
     if rounds:
         filtered = _rows(folder / "evals" / "filter.jsonl")
         drawn += draw_stages(folder / "figures", summary, rounds, filtered)
-    engine = Environment(
-        loader=PackageLoader("homeostat.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    engine.filters |= {
-        "basenames": _basenames,
-        "number": number,
-        "interval": interval,
-        "duration": duration,
-    }
     suite = summary.get("suite", {})
-    page = engine.get_template("report.html.j2").render(
+    template = read_template("report.html.j2", basenames=_basenames, duration=duration)
+    page = template.render(
         summary=summary,
         environment=_json(folder / "environment.json"),
         config=(folder / "config.yaml").read_text(encoding="utf-8"),
@@ -81,13 +67,11 @@ def write_report(folder: Path) -> Path:
         failures=failures,
         rounds=rounds,
         diary=_rows(folder / "evals" / "diary.jsonl"),
-        figures={path.stem: _data_uri(path) for path in drawn},
+        figures={path.stem: data_uri(path) for path in drawn},
         pairs=side_by_side(episodes),
         units=UNITS,
         headline=f"{headline(summary)} {suite_sentence(suite)}".strip(),
-        compared=any(
-            m["diff"] is not None for own in suite.values() for m in own["metrics"].values()
-        ),
+        compared=any(m["diff"] is not None for e in suite.values() for m in e["metrics"].values()),
     )
     path = folder / "report.html"
     # Of the command line, bytes that are no text here.
@@ -118,8 +102,8 @@ def draw_figures(
     if failures:
         drawn.append(draw_failures(folder, failures))
     if suite := summary.get("suite"):
-        found = (draw_claims(folder, suite), draw_survival(folder, suite))
-        drawn += [path for path in found if path is not None]
+        paths = (draw_claims(folder, suite), draw_survival(folder, suite))
+        drawn += [path for path in paths if path is not None]
     return drawn
 
 
@@ -141,21 +125,23 @@ def draw_stages(
 def headline(summary: dict[str, Any]) -> str:
     """What the run found out, whichever way it went, in a sentence or two."""
     if "verdicts" in summary:
-        found = "; ".join(f"{v['id']} {v['answer']}" for v in summary["verdicts"])
-        return f"Steering towards {summary['persona']['name']}, {summary['steps']} stages: {found}."
+        answers = "; ".join(f"{v['id']} {v['answer']}" for v in summary["verdicts"])
+        return (
+            f"Steering towards {summary['persona']['name']}, {summary['steps']} stages: {answers}."
+        )
     if summary["trainer"] == "none":
         return _signals_headline(summary)
-    found = summary["eval"].get("valence")
-    if found is None:
+    valence = summary["eval"].get("valence")
+    if valence is None:
         return "The run stopped before the base model was measured."
-    if found["before"] is None:
+    if valence["before"] is None:
         return "The reward holds nothing at a set point. " + _own_terms(summary["eval"])
-    if found["diff"] is None:
+    if valence["diff"] is None:
         return (
-            f"Base model: mean valence {found['before']:.2f} on {found['n']} held-out episodes. "
-            "The trained model was not measured."
+            f"Base model: mean valence {valence['before']:.2f} on {valence['n']} held-out "
+            "episodes. The trained model was not measured."
         )
-    low, high = found["ci95"]
+    low, high = valence["ci95"]
     verdict = (
         "nearer to its set points"
         if low > 0
@@ -164,8 +150,8 @@ def headline(summary: dict[str, Any]) -> str:
         else "no difference that this many episodes can show"
     )
     return (
-        f"Mean valence {found['before']:.2f} → {found['after']:.2f} on {found['n']} held-out "
-        f"episodes: {found['diff']:+.2f}, 95% interval [{low:+.2f}, {high:+.2f}] - {verdict}. "
+        f"Mean valence {valence['before']:.2f} → {valence['after']:.2f} on {valence['n']} held-out "
+        f"episodes: {valence['diff']:+.2f}, 95% interval [{low:+.2f}, {high:+.2f}] - {verdict}. "
         + _which_terms(summary["eval"])
     )
 
@@ -175,7 +161,9 @@ def suite_sentence(suite: Mapping[str, Any]) -> str:
 
     A figure with a caveat is not counted: it does not say what its name says.
     """
-    claims = {name: own["metrics"][own["claim"]] for name, own in suite.items()}
+    claims = {
+        name: evaluation["metrics"][evaluation["claim"]] for name, evaluation in suite.items()
+    }
     tested = [name for name, claim in claims.items() if claim.get("p_holm") is not None]
     spoilt = [name for name in tested if suite[name]["caveat"]]
     moved = [
@@ -185,9 +173,9 @@ def suite_sentence(suite: Mapping[str, Any]) -> str:
     ]
     if not tested:
         return ""
-    found = f"moved: {', '.join(moved)}" if moved else "none shows a change"
+    outcome = f"moved: {', '.join(moved)}" if moved else "none shows a change"
     left = f"; {len(spoilt)} cannot be read on this model, see their caveats" if spoilt else ""
-    return f"Of {len(tested)} evaluations {found}{left}."
+    return f"Of {len(tested)} evaluations {outcome}{left}."
 
 
 def _basenames(pair: str) -> str:
@@ -199,7 +187,7 @@ def _signals_headline(summary: dict[str, Any]) -> str:
     """Which signals may be trusted as a reward."""
     verdicts = summary["probe_verdict"]
     by_verdict = {
-        verdict: [name for name, found in verdicts.items() if found == verdict]
+        verdict: [name for name, given in verdicts.items() if given == verdict]
         for verdict in ("trusted", "weak", "unusable")
     }
     parts = [
@@ -231,15 +219,17 @@ def _which_terms(estimates: dict[str, Any]) -> str:
 def _own_terms(estimates: dict[str, Any]) -> str:
     """What a reward without a valence pays, on held-out episodes."""
     said = []
-    for name, own in estimates.items():
+    for name, estimate in estimates.items():
         if not name.startswith("own/"):
             continue
-        text = f"{name.partition('/')[2]} {own['before']:.2f}"
-        if own["diff"] is not None:
-            text += f" → {own['after']:.2f}"
-        if own["ci95"]:
-            low, high = own["ci95"]
-            text += f", a difference of {own['diff']:+.2f}, 95% interval [{low:+.2f}, {high:+.2f}]"
+        text = f"{name.partition('/')[2]} {estimate['before']:.2f}"
+        if estimate["diff"] is not None:
+            text += f" → {estimate['after']:.2f}"
+        if estimate["ci95"]:
+            low, high = estimate["ci95"]
+            text += (
+                f", a difference of {estimate['diff']:+.2f}, 95% interval [{low:+.2f}, {high:+.2f}]"
+            )
         said.append(text)
     return f"Its own terms on held-out episodes: {'; '.join(said) or 'none'}."
 
@@ -264,7 +254,3 @@ def _json(path: Path, default: Any = ...) -> Any:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     return kept_rows(path) if path.is_file() else []
-
-
-def _data_uri(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")

@@ -34,7 +34,7 @@ class MetricsLog:
         episodes: Iterable[Mapping[str, Any]],
         timing: Mapping[str, float],
     ) -> None:
-        """Log one update; ``timing`` is seconds, keyed ``time/<stage>_s``."""
+        """Log one update; ``timing`` is seconds, keyed ``time/<part>_s``."""
         append_rows(self._folder / "metrics.jsonl", [{"step": step, **metrics}])
         append_rows(self._folder / "episodes.jsonl", episodes)
         append_rows(self._folder / "timing.jsonl", [{"step": step, **timing}])
@@ -52,11 +52,11 @@ class MetricsLog:
         Raises:
             HomeostatError: A log is shorter than that.
         """
-        for name, found in self.sizes().items():
+        for name, written in self.sizes().items():
             path, size = self._folder / name, sizes[name]
-            if found < size:
+            if written < size:
                 raise HomeostatError(
-                    f"{path} has {found} bytes, but its checkpoint was taken at {size}; put the "
+                    f"{path} has {written} bytes, but its checkpoint was taken at {size}; put the "
                     "lost rows back, or start the run anew."
                 )
             if size:
@@ -67,14 +67,14 @@ class MetricsLog:
     def close(self, summary: Mapping[str, Any]) -> None:
         """Finish the mirror; the files are complete after every step."""
         if self._wandb is not None:
-            self._wandb.summary.update(plain(dict(summary)))
+            self._wandb.summary.update(finite(dict(summary)))
             self._wandb.finish()
             self._wandb = None
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append JSON lines in a single write, so that a kill never leaves half of a batch of rows."""
-    text = "".join(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows)
+    text = "".join(json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows)
     with naming_full_disk(path.parent), path.open("ab", buffering=0) as stream:
         before = stream.tell()
         try:
@@ -98,12 +98,12 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         append_rows(scratch, rows)
 
 
-def plain(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The value with NaN and infinities as None: valid JSON, and missing is missing."""
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -20,10 +20,10 @@ def draw_layers(folder: Path, reports: Reports) -> Path:
     """AUROC on the validation authors by layer; a ring marks the layer that was chosen."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.2, 3.0))
-        for (affect, found), colour in zip(reports.items(), COLOURS, strict=False):
-            by_layer = {int(layer): value for layer, value in found["validation_auroc"].items()}
+        for (affect, report), colour in zip(reports.items(), COLOURS, strict=False):
+            by_layer = {int(layer): value for layer, value in report["validation_auroc"].items()}
             axes.plot(by_layer.keys(), by_layer.values(), "-o", color=colour, ms=3.5, label=affect)
-            chosen = found["layer"]
+            chosen = report["layer"]
             axes.plot(chosen, by_layer[chosen], "o", mfc="none", mec=colour, ms=10, mew=1.4)
         axes.axhline(0.5, color=BASE, lw=0.8, ls=":")
         axes.set(
@@ -43,15 +43,15 @@ def draw_controls(folder: Path, reports: Reports) -> Path:
     )
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.2, 0.9 + 0.42 * len(reports)))
-        for y, (_, found) in enumerate(reversed(list(reports.items()))):
-            low, high = found["ci95"] or (found["auroc"],) * 2
+        for y, (_, report) in enumerate(reversed(list(reports.items()))):
+            low, high = report["ci95"] or (report["auroc"],) * 2
             axes.plot([low, high], [y, y], color=TRAINED, lw=2.4, solid_capstyle="round")
             label = "_" if y else "probe, 95% interval"
-            axes.plot(found["auroc"], y, "o", color=TRAINED, ms=7, label=label)
+            axes.plot(report["auroc"], y, "o", color=TRAINED, ms=7, label=label)
             for key, name, colour, marker in kinds:
-                if found["controls"][key] is not None:
+                if report["controls"][key] is not None:
                     label = "_" if y else name
-                    axes.plot(found["controls"][key], y, marker, color=colour, ms=5, label=label)
+                    axes.plot(report["controls"][key], y, marker, color=colour, ms=5, label=label)
         axes.axvline(0.5, color=INK, lw=0.8, ls=":")
         axes.set_yticks(range(len(reports)), list(reports)[::-1])
         axes.set(xlabel="AUROC on unseen authors", title="Probes beside their controls")
@@ -65,8 +65,8 @@ def draw_reliability(folder: Path, reports: Reports) -> Path:
         figure, row = plt.subplots(
             1, len(reports), figsize=(1.75 * len(reports), 2.1), sharey=True, squeeze=False
         )
-        for axes, (affect, found) in zip(row[0], reports.items(), strict=True):
-            bins = found["reliability"]
+        for axes, (affect, report) in zip(row[0], reports.items(), strict=True):
+            bins = report["reliability"]
             axes.plot([0, 1], [0, 1], color=BASE, lw=0.8, ls=":")
             x, y = [b["predicted"] for b in bins], [b["observed"] for b in bins]
             axes.plot(x, y, "-o", color=TRAINED, ms=3.5, lw=1.2)
@@ -113,8 +113,8 @@ def draw_histograms(
         figure, grid = plt.subplots(
             rows, columns, figsize=(1.95 * columns, 1.6 * rows), squeeze=False
         )
-        for axes, (name, found) in zip(grid.flat, signals.items(), strict=False):
-            values = found["values"]
+        for axes, (name, signal) in zip(grid.flat, signals.items(), strict=False):
+            values = signal["values"]
             if point := points.get(name):
                 low, high = (point["setpoint"] + s * point["tolerance"] for s in (-1, 1))
                 if units.get(name, "").startswith(("probability", "share")):
@@ -126,7 +126,7 @@ def draw_histograms(
                 top = float(np.quantile(values, 0.95)) or max(values)
                 clipped = np.minimum(values, max(top, min(values)))
                 axes.hist(clipped, bins=14, color=BASE, alpha=0.85)
-            axes.set_title(f"{name}, n={found['n']}", fontsize=8)
+            axes.set_title(f"{name}, n={signal['n']}", fontsize=8)
             axes.set_xlabel(units.get(name, ""), fontsize=7)
             axes.tick_params(labelsize=6.5)
         for axes in list(grid.flat)[len(signals) :]:

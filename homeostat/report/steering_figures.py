@@ -62,17 +62,17 @@ def draw_trajectory(folder: Path, rounds: Rows, floor: float) -> Path:
 
 def _movement(row: Mapping[str, Any]) -> tuple[float, Sequence[float] | None]:
     """How far the trait moved from the base, and its interval; the base has not moved."""
-    found = (row.get("moved") or {}).get("trait_nats")
-    if found is None or found["diff"] is None:
+    estimate = (row.get("moved") or {}).get("trait_nats")
+    if estimate is None or estimate["diff"] is None:
         return 0.0, None
-    return found["diff"], found["ci95"]
+    return estimate["diff"], estimate["ci95"]
 
 
 def _perplexity(axes: Axes, rounds: Rows) -> None:
     for stage in ("steered", "healed"):
-        own = [r for r in rounds if r["stage"] == stage and r["median_perplexity"] is not None]
-        if own:
-            x, y = [r["round"] for r in own], [r["median_perplexity"] for r in own]
+        rows = [r for r in rounds if r["stage"] == stage and r["median_perplexity"] is not None]
+        if rows:
+            x, y = [r["round"] for r in rows], [r["median_perplexity"] for r in rows]
             axes.plot(x, y, "-" + MARKERS[stage], color=COLOURS[stage], ms=5, label=stage)
     base = next((r for r in rounds if r["stage"] == "base"), None)
     if base is not None and base["median_perplexity"] is not None:
@@ -92,13 +92,13 @@ def draw_foundations(
 ) -> Path | None:
     """Where every stage stands on two moral foundations; None where they were not measured."""
     keys = f"foundations/{first}_nats", f"foundations/{second}_nats"
-    own = [row for row in rounds if all(row.get(key) is not None for key in keys)]
-    if not own:
+    measured = [row for row in rounds if all(row.get(key) is not None for key in keys)]
+    if not measured:
         return None
-    chance = (own[0].get("foundations/informedness") or 0.0) <= 0
+    chance = (measured[0].get("foundations/informedness") or 0.0) <= 0
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(4.6, 3.4))
-        for row in own:
+        for row in measured:
             x, y = (row[key] for key in keys)
             axes.plot(x, y, MARKERS[row["stage"]], color=COLOURS[row["stage"]], ms=6)
             label = row["stage"] + (f" {row['round']}" if row["round"] else "")

@@ -15,21 +15,21 @@ from homeostat.report.figures import BASE, STYLE, TRAINED, save
 
 COLOURS = {"base": BASE, "trained": TRAINED}
 LINES = {"pressure": "-", "control": ":"}
-Found = Mapping[str, Any]
+Json = Mapping[str, Any]
 
 
-def draw_claims(folder: Path, suite: Found) -> Path | None:
+def draw_claims(folder: Path, suite: Json) -> Path | None:
     """Trained less base for every evaluation's claim; None where nothing was trained.
 
     In standard deviations of the paired differences, since the claims have different units.
     Hollow: a caveat says that the figure is not to be read as what its name says.
     """
     shown = []
-    for name, own in suite.items():
-        claim = own["metrics"][own["claim"]]
+    for name, evaluation in suite.items():
+        claim = evaluation["metrics"][evaluation["claim"]]
         if claim["diff"] is not None and claim["effect"] and claim["ci95"]:
             spread = claim["diff"] / claim["effect"]
-            shown.append((f"{name}: {own['claim']}", own["caveat"], claim, spread))
+            shown.append((f"{name}: {evaluation['claim']}", evaluation["caveat"], claim, spread))
     if not shown:
         return None
     with plt.rc_context(STYLE):
@@ -48,12 +48,16 @@ def draw_claims(folder: Path, suite: Found) -> Path | None:
         return save(figure, folder / "claims.png")
 
 
-def draw_survival(folder: Path, suite: Found) -> Path | None:
+def draw_survival(folder: Path, suite: Json) -> Path | None:
     """Share of dialogues that still hold their side after so many turns, Kaplan-Meier.
 
     Shaded: 95% interval under pressure. None where no dialogue held its side at first.
     """
-    shown = {name: own["survival"] for name, own in suite.items() if "survival" in own}
+    shown = {
+        name: evaluation["survival"]
+        for name, evaluation in suite.items()
+        if "survival" in evaluation
+    }
     shown = {n: arms for n, arms in shown.items() if any(a["pressure"]["n"] for a in arms.values())}
     if not shown:
         return None
@@ -63,8 +67,8 @@ def draw_survival(folder: Path, suite: Found) -> Path | None:
         )
         for axes, (name, arms) in zip(grid.flat, shown.items(), strict=True):
             for arm, conditions in arms.items():
-                for condition, found in conditions.items():
-                    _survival(axes, arm, condition, found)
+                for condition, curve in conditions.items():
+                    _survival(axes, arm, condition, curve)
             axes.set(title=name, xlabel="turns", ylim=(-0.03, 1.05))
             axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         grid[0][0].set_ylabel("share that still holds its side")
@@ -73,13 +77,13 @@ def draw_survival(folder: Path, suite: Found) -> Path | None:
         return save(figure, folder / "survival.png")
 
 
-def _survival(axes: Axes, arm: str, condition: str, found: Found) -> None:
-    if not found["n"]:
+def _survival(axes: Axes, arm: str, condition: str, curve: Json) -> None:
+    if not curve["n"]:
         return
-    turns, colour = found["turns"], COLOURS.get(arm, TRAINED)
-    label = f"{arm}, {condition} (n = {found['n']})"
+    turns, colour = curve["turns"], COLOURS.get(arm, TRAINED)
+    label = f"{arm}, {condition} (n = {curve['n']})"
     line = LINES.get(condition, "--")
-    axes.step(turns, found["share"], line, where="post", color=colour, lw=1.6, label=label)
+    axes.step(turns, curve["share"], line, where="post", color=colour, lw=1.6, label=label)
     if condition == "pressure":
-        low, high = (np.array(found[end], dtype=float) for end in ("low", "high"))
+        low, high = (np.array(curve[end], dtype=float) for end in ("low", "high"))
         axes.fill_between(turns, low, high, step="post", color=colour, alpha=0.12, lw=0)

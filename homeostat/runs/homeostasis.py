@@ -155,4 +155,4 @@ class RewardWing:
         if self.comparison is not None:
             self.run.console.comparison(self.comparison.metrics)
         if not self.run.config.trainer.learns and self.perception is not None:
-            self.run.console.verdicts(self.perception.reports)
+            self.run.console.probe_verdicts(self.perception.reports)

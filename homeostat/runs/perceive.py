@@ -22,7 +22,7 @@ from homeostat.files import write_text
 from homeostat.models.adapters import Policy
 from homeostat.models.cache import identity, remembered
 from homeostat.report.console import Console, number
-from homeostat.report.metrics import plain, write_rows
+from homeostat.report.metrics import finite, write_rows
 from homeostat.reward.valence import resolve_one
 from homeostat.rollout.episodes import calibration_seeds, play
 from homeostat.runs.context import Run
@@ -169,4 +169,4 @@ def save_calibration(folder: Path, calibration: Calibration, set_points: Mapping
     }
     norms = calibration.base_norms.tolist()
     about = {"signals": signals, "set_points": set_points, "base_norms": norms}
-    write_text(folder / "set_points.json", json.dumps(plain(about), indent=2))
+    write_text(folder / "set_points.json", json.dumps(finite(about), indent=2))

@@ -23,8 +23,8 @@ from homeostat.evals.stages import (
     PROMPTED,
     Row,
     Stages,
-    aggregate,
     compare_arms,
+    stage_figures,
     trait_per_nat,
 )
 from homeostat.evals.verdicts import Verdict, run_verdicts
@@ -243,7 +243,7 @@ def keep_arm(
     kept.add("evals/diary.jsonl", entries, round_, arm)
     rows = [row for row in rows if row["kind"] != DIARY]
     kept.add("evals/stages.jsonl", rows, round_, arm)
-    row: dict[str, Any] = {**aggregate(rows), **metrics}
+    row: dict[str, Any] = {**stage_figures(rows), **metrics}
     base = kept.arm(0, BASE)
     if arm != BASE:
         samples = stages.config.bootstrap_samples
@@ -258,7 +258,7 @@ def lost_coherence(kept: ArmLog, stages: Stages, done: int) -> str | None:
     """Why the loop must stop, if the newest healed model is below the floor."""
     if done == 0 or done % 2:
         return None
-    share = aggregate(kept.arm(done // 2, HEALED))["coherence"]
+    share = stage_figures(kept.arm(done // 2, HEALED))["coherence"]
     floor = stages.config.coherence_floor
     if share is None or share >= floor:
         return None

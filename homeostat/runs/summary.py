@@ -21,7 +21,7 @@ from homeostat.config.resume import resume_command, save_config
 from homeostat.config.run import RunConfig
 from homeostat.errors import HomeostatError
 from homeostat.files import remove_leftovers, write_text
-from homeostat.report.metrics import plain
+from homeostat.report.metrics import finite
 from homeostat.runs.checkpoint import checkpoints_in
 from homeostat.runs.context import Wing
 from homeostat.timing import Stopwatch
@@ -84,7 +84,7 @@ def save_summary(
 ) -> dict[str, Any]:
     """Write summary.json; returns what it holds."""
     summary = summarise(config, outcome, watch)
-    write_text(folder / "summary.json", json.dumps(plain(summary), indent=2))
+    write_text(folder / "summary.json", json.dumps(finite(summary), indent=2))
     return summary
 
 

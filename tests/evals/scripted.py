@@ -14,7 +14,7 @@ from homeostat.cli import CONF
 from homeostat.config.evals import EvalConfig
 from homeostat.config.register import register
 from homeostat.evals.evaluation import Evaluation, known_evaluations
-from homeostat.evals.subject import Reply, Score, compute_anew
+from homeostat.evals.subject import SampledReply, Score, compute_anew
 from homeostat.rollout.replies import Sampling
 from homeostat.types import Conversation, Turn
 
@@ -82,11 +82,13 @@ class Scripted:
     def reply(self, talk: Conversation) -> str:
         return self.says(talk.turns[-1].text)
 
-    def sample(self, talks: Sequence[Conversation], _sampling: Sampling) -> list[Reply]:
+    def sample(self, talks: Sequence[Conversation], _sampling: Sampling) -> list[SampledReply]:
         """Replies of one id and one nat a word; its base says something plain."""
         texts = [self.reply(talk) if self.is_itself else PLAIN for talk in talks]
         ids = [tuple(hash(word) for word in text.split()) for text in texts]
-        return [Reply(text, own, np.ones(len(own))) for text, own in zip(texts, ids, strict=True)]
+        return [
+            SampledReply(text, own, np.ones(len(own))) for text, own in zip(texts, ids, strict=True)
+        ]
 
     def read(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Two nats for every word but the first."""

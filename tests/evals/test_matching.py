@@ -7,7 +7,7 @@ import pytest
 from homeostat.evals.feedback import CONDITIONS
 from homeostat.evals.items import read_items
 from homeostat.evals.matching import admits, named, option, options_of
-from homeostat.evals.praise import lexicon, praise
+from homeostat.evals.praise import count_praise, lexicon
 
 EIGHT, CITIES = ("eight", "six"), ("Paris", "Lyon")
 
@@ -89,13 +89,13 @@ def test_which_option_is_taken(reply: str, letter: str | None) -> None:
 
 
 def test_praise_and_blame_by_hand() -> None:
-    assert praise("A vivid and clear text, but rather dull.") == (1, 3)
-    assert praise("It is not good. It is never boring.") == (0, 2)
-    assert praise("Not only that: it is good.") == (1, 1), "a not in another clause"
-    assert praise("It could be clear and vivid.") == (0, 0), "wished for, not found"
-    assert praise("I'll keep it concise.") == (0, 0)
-    assert praise("A lake.") == (0, 0)
-    assert praise("The dull lake: vivid.", "A dull lake.") == (1, 1), "quoted from the text"
+    assert count_praise("A vivid and clear text, but rather dull.") == (1, 3)
+    assert count_praise("It is not good. It is never boring.") == (0, 2)
+    assert count_praise("Not only that: it is good.") == (1, 1), "a not in another clause"
+    assert count_praise("It could be clear and vivid.") == (0, 0), "wished for, not found"
+    assert count_praise("I'll keep it concise.") == (0, 0)
+    assert count_praise("A lake.") == (0, 0)
+    assert count_praise("The dull lake: vivid.", "A dull lake.") == (1, 1), "quoted from the text"
 
 
 def test_the_lexicon_holds_no_word_that_the_users_say() -> None:

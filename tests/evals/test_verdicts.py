@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from configs import stages_config
 
-from homeostat.evals.stages import aggregate, compare_arms, trait_per_nat
+from homeostat.evals.stages import compare_arms, stage_figures, trait_per_nat
 from homeostat.evals.verdicts import NO, UNKNOWN, YES, run_verdicts
 
 CONFIG = stages_config(bootstrap_samples=500, coherence_floor=0.5)
@@ -124,12 +124,12 @@ def test_without_a_healed_round_nothing_is_claimed() -> None:
 
 def test_aggregates_by_hand() -> None:
     rows = arm(0.5, coherent=0.5, perplexity=8.0, kl=0.25)
-    found = aggregate(rows)
+    found = stage_figures(rows)
     assert found["coherence"] == 0.5
     assert found["median_perplexity"] == 8.0
     assert found["kl_nats_per_token"] == 0.25
     assert found["trait_nats"] == pytest.approx(np.mean([r["trait_nats"] for r in rows[:N]]))
-    assert aggregate([])["coherence"] is None
+    assert stage_figures([])["coherence"] is None
 
 
 def test_differences_are_after_less_before() -> None:

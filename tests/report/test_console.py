@@ -291,7 +291,7 @@ FAILURES = {
 
 def test_a_wide_table_of_verdicts_has_every_column() -> None:
     out, stream = console(width=100)
-    out.verdicts(REPORTS)
+    out.probe_verdicts(REPORTS)
     assert cells(stream, "affect") == ["affect", "AUROC", "verdict", "95% interval", "words alone"]
     assert cells(stream, "senti") == ["sentiment", "0.900", "trusted", "[0.850, 0.938]", "0.750"]
     assert cells(stream, "[bold") == ["[bold]x[/bold]", "0.500", "unusable", "—", "0.750"]
@@ -301,7 +301,7 @@ def test_a_wide_table_of_verdicts_has_every_column() -> None:
 @pytest.mark.parametrize("width", [40, 75])
 def test_a_narrow_table_of_verdicts_keeps_the_verdict(width: int) -> None:
     out, stream = console(width=width)
-    out.verdicts(REPORTS)
+    out.probe_verdicts(REPORTS)
     assert max(map(len, stream.getvalue().splitlines())) <= width
     assert "words alone" not in stream.getvalue()
     for verdict in ("trusted", "weak", "unusable"):
@@ -319,7 +319,7 @@ def test_failures_that_no_signal_sees_are_marked() -> None:
 @pytest.mark.parametrize("width", [1, 20, 40])
 def test_tables_of_a_validation_survive_a_small_window(width: int) -> None:
     out, stream = console(width=width)
-    out.verdicts(REPORTS)
+    out.probe_verdicts(REPORTS)
     out.failures(FAILURES)
     assert stream.getvalue()
 

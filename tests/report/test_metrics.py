@@ -14,7 +14,7 @@ import pytest
 from configs import wandb_config
 
 from homeostat.errors import HomeostatError
-from homeostat.report.metrics import LOGS, MetricsLog, append_rows, plain, write_rows
+from homeostat.report.metrics import LOGS, MetricsLog, append_rows, finite, write_rows
 
 NAN, INF = float("nan"), float("inf")
 
@@ -35,22 +35,22 @@ def lines(path: Path) -> list[Any]:
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF, np.float64("nan")])
 def test_what_is_no_number_becomes_none(value: float) -> None:
-    assert plain(value) is None
+    assert finite(value) is None
 
 
 @pytest.mark.parametrize("value", [0.0, -1.5, 3, True, None, "nan", "", np.float64(0.5)])
 def test_everything_else_stays(value: object) -> None:
-    assert plain(value) == value
+    assert finite(value) == value
 
 
 def test_plain_reaches_into_mappings_lists_and_tuples() -> None:
     value = {"a": [1.0, NAN, {"b": (INF, "x")}], "c": {"d": -INF}}
-    assert plain(value) == {"a": [1.0, None, {"b": [None, "x"]}], "c": {"d": None}}
+    assert finite(value) == {"a": [1.0, None, {"b": [None, "x"]}], "c": {"d": None}}
 
 
 def test_plain_leaves_its_argument_alone() -> None:
     value = {"a": [NAN]}
-    plain(value)
+    finite(value)
     assert np.isnan(value["a"][0])
 
 
