@@ -110,8 +110,9 @@ def obtain_perception(
 
 
 def what_is_measured(signals: SignalsConfig) -> dict[str, Any]:
-    """The config of the signals, less what only decides how their figures are used."""
+    """The config of the packaged signals, less what only decides how their figures are used."""
     found = asdict(signals)
+    del found["own"]
     for key in ("require", "stale_auroc_drop", "stale_distance"):
         (found["affect"] or {}).pop(key, None)
     return found
