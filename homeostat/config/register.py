@@ -93,8 +93,7 @@ def check_target(part: Any, kind: type) -> None:
     absent = [name for name in methods if not hasattr(target, name)]
     if lacking := [*absent, *sorted(getattr(target, "__abstractmethods__", ()))]:
         raise HomeostatError(
-            f"_target_={part._target_} is no {kind.__name__}: the class lacks "
-            f"{', '.join(lacking)}."
+            f"_target_={part._target_} is no {kind.__name__}: the class lacks {', '.join(lacking)}."
         )
 
 

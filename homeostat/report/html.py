@@ -73,6 +73,7 @@ def write_report(folder: Path) -> Path:
     suite = summary.get("suite", {})
     page = engine.get_template("report.html.j2").render(
         summary=summary,
+        learns=learns(summary),
         environment=_json(folder / "environment.json"),
         config=(folder / "config.yaml").read_text(encoding="utf-8"),
         calibration=calibration,
@@ -143,7 +144,7 @@ def headline(summary: dict[str, Any]) -> str:
     if "verdicts" in summary:
         found = "; ".join(f"{v['id']} {v['answer']}" for v in summary["verdicts"])
         return f"Steering towards {summary['persona']['name']}, {summary['steps']} stages: {found}."
-    if summary["trainer"] == "none":
+    if not learns(summary):
         return _signals_headline(summary)
     found = summary["eval"].get("valence")
     if found is None:
@@ -168,6 +169,11 @@ def headline(summary: dict[str, Any]) -> str:
         f"episodes: {found['diff']:+.2f}, 95% interval [{low:+.2f}, {high:+.2f}] - {verdict}. "
         + _which_terms(summary["eval"])
     )
+
+
+def learns(summary: Mapping[str, Any]) -> bool:
+    """Whether the run was to change its model; an earlier summary says so by its trainer's name."""
+    return bool(summary.get("learns", summary["trainer"] != "none"))
 
 
 def suite_sentence(suite: Mapping[str, Any]) -> str:

@@ -63,7 +63,9 @@ class OwnFunction:
         fit = ~np.isinf(values) if self.may_miss else np.isfinite(values)
         if not fit.all():
             turn = int(np.flatnonzero(~fit)[0])
-            missing = "NaN where it is missing" if self.may_miss else "0 where there is nothing to say"
+            missing = (
+                "NaN where it is missing" if self.may_miss else "0 where there is nothing to say"
+            )
             raise HomeostatError(
                 f"{self.key} gave {given[turn]} for assistant turn {turn + 1} of {turns}; every "
                 f"turn needs a finite number, {missing}."
