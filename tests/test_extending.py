@@ -28,7 +28,7 @@ from homeostat.config.upgrade import schema_path
 from homeostat.errors import HomeostatError
 from homeostat.runs.checkpoint import checkpoints_in, read_state
 from homeostat.runs.run import check_own
-from homeostat.types import Bot, Bots, Trainer
+from homeostat.types import Bot, Bots
 
 PAGE = CONF.parent / "docs" / "extending.md"
 FILE = re.compile(r"^`([^`\s]+)`\n\n```\w+\n(.*?)^```$", re.M | re.S)
@@ -269,9 +269,6 @@ def test_a_class_that_is_not_made_from_its_config_is_named(project: Path) -> Non
     config = chosen(project, "bot._target_=mine.wrong.Spawns")
     with pytest.raises(HomeostatError, match=r"cannot be called with its config: missing a req"):
         build(config.bot, Bots)
-    config = chosen(project, "trainer._target_=mine.wrong.MyPPO")
-    with pytest.raises(HomeostatError, match=r"cannot be called with its config, wrld: "):
-        build(config.trainer, Trainer, wrld=None)
 
 
 def test_a_population_that_spawns_no_user_is_named() -> None:
