@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from homeostat.config.checks import require, require_fraction, require_one_of
 from homeostat.config.signals import AFFECTS
@@ -24,6 +24,14 @@ class BotConfig:
 
     _target_: str
     name: str
+
+
+@dataclass(kw_only=True)
+class OwnBotConfig(BotConfig):
+    """A population of the user's own, which reads its ``options`` as it likes."""
+
+    schema: ClassVar[str] = "bot/own"
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, TypeVar
@@ -41,17 +42,63 @@ def build(part: Any, kind: type[T], **runtime: Any) -> T:
         **runtime: What only exists while the program runs, by keyword.
 
     Raises:
-        HomeostatError: The target cannot be imported, or makes something else.
+        HomeostatError: The target cannot be imported or called so, or makes something else.
     """
-    made = target_of(part)(part, **runtime)
-    if not isinstance(made, kind):
-        wanted = [name for name in vars(kind) if not name.startswith("_")]
-        lacking = ", ".join(name for name in wanted if not hasattr(made, name)) or "its class"
+    check_target(part, kind)
+    target = target_of(part)
+    try:
+        signature(target).bind(part, **runtime)
+    except TypeError as error:
+        told = ", ".join(["its config", *runtime])
         raise HomeostatError(
-            f"_target_={part._target_} makes a {type(made).__name__}, which is no "
-            f"{kind.__name__}: it lacks {lacking}."
+            f"_target_={part._target_} cannot be called with {told}: {error}."
+        ) from error
+    return checked(target(part, **runtime), kind, f"_target_={part._target_}")
+
+
+def checked(made: Any, kind: type[T], maker: str) -> T:
+    """What was made, if it is what it must be.
+
+    Args:
+        made: By whatever the user has named.
+        kind: A class or protocol that it must be of.
+        maker: What made it, for the error.
+
+    Raises:
+        HomeostatError: It is something else.
+    """
+    if isinstance(made, kind):
+        return made
+    wanted = [*vars(kind).get("__annotations__", ()), *_public(kind)]
+    lacking = [name for name in wanted if not hasattr(made, name)]
+    raise HomeostatError(
+        f"{maker} makes a {type(made).__name__}, which is no {kind.__name__}: it lacks "
+        f"{', '.join(lacking) or 'its class'}."
+    )
+
+
+def check_target(part: Any, kind: type) -> None:
+    """Check before anything is made that ``part._target_`` can make a ``kind``.
+
+    Raises:
+        HomeostatError: It cannot be imported or called, or is a class that lacks a method.
+    """
+    target = target_of(part)
+    if not callable(target):
+        raise HomeostatError(f"_target_={part._target_} cannot be called; give a class.")
+    if not isinstance(target, type):
+        return
+    found = _public(kind).items()
+    methods = [name for name, one in found if callable(one) or isinstance(one, classmethod)]
+    absent = [name for name in methods if not hasattr(target, name)]
+    if lacking := [*absent, *sorted(getattr(target, "__abstractmethods__", ()))]:
+        raise HomeostatError(
+            f"_target_={part._target_} is no {kind.__name__}: the class lacks {', '.join(lacking)}."
         )
-    return made
+
+
+def _public(kind: type) -> dict[str, Any]:
+    return {name: member for name, member in vars(kind).items() if not name.startswith("_")}
 
 
 def target_of(part: Any) -> Any:

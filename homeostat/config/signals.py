@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+import re
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from homeostat.config.checks import (
     MOST,
@@ -87,6 +88,8 @@ class AffectConfig:
 class SignalsConfig:
     """Both families of signals; leave one out with ``signals=[intrinsic]`` or ``[affect]``.
 
+    ``own`` maps a name to ``{_target_: package.function, ...}``: a callable that gets a
+    conversation, its trace and the other keys, and returns one number per assistant turn.
     Automatic set points are measured on ``calibration_episodes`` conversations of the base model,
     sampled at ``calibration_temperature``: below 1, because the set point is to be the base model
     when it is coherent, and training samples at 1. ``validation_replies`` says how many replies of
@@ -96,6 +99,7 @@ class SignalsConfig:
 
     intrinsic: IntrinsicConfig | None = None
     affect: AffectConfig | None = None
+    own: dict[str, Any] = field(default_factory=dict)
     author_groups: int | None
     calibration_episodes: int
     calibration_temperature: float
@@ -124,9 +128,29 @@ class SignalsConfig:
             f"signals.calibration_episodes={self.calibration_episodes} is too few for a median "
             "and quartiles; use at least 4.",
         )
+        for name, signal in self.own.items():
+            _require_own(name, signal)
 
     @property
     def names(self) -> tuple[str, ...]:
         """All signals that this run measures, in the order of the signal table."""
         intrinsic = self.intrinsic.names if self.intrinsic else []
-        return (*intrinsic, *(self.affect.names if self.affect else []))
+        return (*intrinsic, *(self.affect.names if self.affect else []), *self.own)
+
+
+def _require_own(name: str, signal: Any) -> None:
+    require(
+        re.fullmatch(r"[a-z][a-z0-9_]*", name) is not None,
+        f"signals.own.{name} must be called by small letters, digits and _, since it names a "
+        "figure of every file.",
+    )
+    packaged = (*INTRINSIC_SIGNALS, *AFFECTS)
+    require(
+        name not in packaged,
+        f"signals.own.{name} has the name of a packaged signal; call it anything but "
+        f"{', '.join(packaged)}.",
+    )
+    require(
+        isinstance(signal, dict) and "_target_" in signal,
+        f"signals.own.{name} needs _target_, the dotted path of a callable.",
+    )

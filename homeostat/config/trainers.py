@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from homeostat.config.checks import (
     MOST,
@@ -60,6 +60,14 @@ class NoTrainerConfig(TrainerConfig):
     schema: ClassVar[str] = "trainer/none"
     learns: ClassVar[bool] = False
     _target_: str = "homeostat.trainers.none.NoTrainer"
+
+
+@dataclass(kw_only=True)
+class OwnTrainerConfig(TrainerConfig):
+    """A trainer of the user's own, which reads its ``options`` as it likes."""
+
+    schema: ClassVar[str] = "trainer/own"
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)

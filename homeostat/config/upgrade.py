@@ -111,6 +111,11 @@ def schema_path(group: str, node: Values) -> str:
     return min(fitting, key=lambda path: len(sizes[path]))
 
 
+def schema_of(group: str, node: Values) -> Any:
+    """The schema of an option of ``group``; see `schema_path`."""
+    return schemas()[schema_path(group, node).removeprefix("schema/")]
+
+
 def _moved(node: Any) -> Any:
     """The same values with every ``_target_`` under its present name."""
     if isinstance(node, Mapping):
@@ -126,7 +131,5 @@ def _schema(config: Values) -> Any:
     typed = OmegaConf.structured(RunConfig)
     for group, node in config.items():
         if varies(group, node):
-            typed[group] = OmegaConf.structured(
-                schemas()[schema_path(group, node).removeprefix("schema/")]
-            )
+            typed[group] = OmegaConf.structured(schema_of(group, node))
     return typed

@@ -105,8 +105,8 @@ def _mean(values: np.ndarray) -> float | None:
 def perception_validity(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | int | None]]:
     """Rank correlation of the bots' true affect with what the probes perceived, per affect.
 
-    Over the user turns that answer a reply; the opening shows no affect yet. ``spearman`` is None
-    where one of the two does not vary.
+    Over the user turns that answer a reply and whose affect is known; the opening shows none yet.
+    ``spearman`` is None where one of the two does not vary.
     """
     turns = [
         turn
@@ -116,7 +116,8 @@ def perception_validity(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, f
     ]
     validity: dict[str, dict[str, float | int | None]] = {}
     for affect in turns[0]["perceived"] if turns else ():
-        pairs = np.array([[t["affect"][affect], t["perceived"][affect]] for t in turns])
+        known = [t for t in turns if affect in t["affect"]]
+        pairs = np.array([[t["affect"][affect], t["perceived"][affect]] for t in known])
         varies = len(pairs) > 2 and (np.ptp(pairs, axis=0) > 0).all()
         rank = float(stats.spearmanr(pairs[:, 0], pairs[:, 1]).statistic) if varies else None
         validity[affect] = {"spearman": rank, "n": len(pairs)}

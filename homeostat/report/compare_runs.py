@@ -17,6 +17,7 @@ from homeostat.config.resume import (
 )
 from homeostat.config.rows import kept_rows
 from homeostat.config.sweep import NOT_STARTED, RUNNING, STOPPED, is_left, read_jobs, run_folders
+from homeostat.config.upgrade import schema_of
 from homeostat.errors import HomeostatError
 from homeostat.evals.caveats import Row, mode_of
 from homeostat.files import read_json
@@ -238,8 +239,9 @@ def _problem(arm: str, run: RunRecord) -> dict[str, Any] | None:
         if run.trained:
             return None
         kind, reason = "no figures", "nothing was measured after training"
-        if run.config["trainer"]["name"] == "none":
-            reason = "trainer=none trains nothing"
+        trainer = run.config["trainer"]
+        if not schema_of("trainer", trainer).learns:
+            reason = f"trainer={trainer['name']} trains nothing"
     place = {"where": str(run.folder), "arm": arm, "seed": run.seed}
     return place | {"status": kind, "reason": reason or kind}
 

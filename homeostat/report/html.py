@@ -59,6 +59,7 @@ def write_report(folder: Path) -> Path:
     template = read_template("report.html.j2", basenames=_basenames, duration=duration)
     page = template.render(
         summary=summary,
+        learns=learns(summary),
         environment=_json(folder / "environment.json"),
         config=(folder / "config.yaml").read_text(encoding="utf-8"),
         calibration=calibration,
@@ -129,7 +130,7 @@ def headline(summary: dict[str, Any]) -> str:
         return (
             f"Steering towards {summary['persona']['name']}, {summary['steps']} stages: {answers}."
         )
-    if summary["trainer"] == "none":
+    if not learns(summary):
         return _signals_headline(summary)
     valence = summary["eval"].get("valence")
     if valence is None:
@@ -154,6 +155,11 @@ def headline(summary: dict[str, Any]) -> str:
         f"episodes: {valence['diff']:+.2f}, 95% interval [{low:+.2f}, {high:+.2f}] - {verdict}. "
         + _which_terms(summary["eval"])
     )
+
+
+def learns(summary: Mapping[str, Any]) -> bool:
+    """Whether the run was to change its model; an earlier summary says so by its trainer's name."""
+    return bool(summary.get("learns", summary["trainer"] != "none"))
 
 
 def suite_sentence(suite: Mapping[str, Any]) -> str:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from hydra.utils import get_object
 from jaxtyping import Float
 
 from homeostat.config.reward import RewardConfig
 from homeostat.errors import HomeostatError
 from homeostat.reward.valence import SetPoint, valence
+from homeostat.signals.own import OwnFunction, own_function
 from homeostat.types import Conversation, Reading, Trace, Valence
-
-TermFunction = Callable[..., Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,7 @@ class Reward:
     def _score(self, talk: Conversation, reading: Reading) -> Rewards:
         homeostatic = valence(reading.signals, self.set_points)
         own_terms = {
-            name: weight * self._evaluate(name, function, talk, reading)
+            name: weight * self._evaluate(function, talk, reading)
             for name, (function, weight) in self._terms.items()
         }
         level = homeostatic.total_N
@@ -91,11 +87,11 @@ class Reward:
         return Rewards(total, homeostatic, own_terms)
 
     def _evaluate(
-        self, name: str, function: TermFunction, talk: Conversation, reading: Reading
+        self, function: OwnFunction, talk: Conversation, reading: Reading
     ) -> Float[np.ndarray, " N"]:
         table = reading.signals
         signals = {signal: table.column(signal) for signal in table.names}
-        return _ask(name, function, (talk, signals, reading.trace), len(table.turns))
+        return function((talk, signals, reading.trace), len(table.turns))
 
 
 def drive_reduction(level_N: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
@@ -141,66 +137,11 @@ def token_rewards(
     return rewards
 
 
-def _ask(
-    name: str, function: TermFunction, about: tuple[Any, ...], turns: int
-) -> Float[np.ndarray, " N"]:
-    """What an own term returns for one conversation.
-
-    Raises:
-        HomeostatError: It fails, or returns anything but one finite number per assistant turn.
-    """
-    try:
-        given = function(*about)
-    except Exception as error:
-        raise HomeostatError(
-            f"reward.terms.{name} failed: {type(error).__name__}: {error}. Mend the term; "
-            "HYDRA_FULL_ERROR=1 shows where it was."
-        ) from error
-    values = _numbers(given)
-    if values is None or values.shape != (turns,):
-        shape = "" if values is None else f", of shape {values.shape},"
-        raise HomeostatError(
-            f"reward.terms.{name} returned {reprlib.repr(given)}{shape} for a conversation with "
-            f"{turns} assistant turns; it must return one number per assistant turn."
-        )
-    if not np.isfinite(values).all():
-        turn = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise HomeostatError(
-            f"the own term reward.terms.{name} gave {given[turn]} for assistant turn {turn + 1} of "
-            f"{turns}; every turn needs a finite number, 0 where the term has nothing to say."
-        )
-    return values
-
-
-def _numbers(given: Any) -> Float[np.ndarray, "*S"] | None:
-    """Numbers as an array, None among them as NaN, tensors without gradient; else None."""
-    try:
-        if isinstance(given, list | tuple):
-            given = [_without_gradient(value) for value in given]
-        array = np.asarray(_without_gradient(given))
-        return None if array.dtype.kind in "SUmM" else array.astype(np.float64)
-    except (TypeError, ValueError):
-        return None
-
-
-def _without_gradient(value: Any) -> Any:
-    return value.detach().cpu().double().numpy() if isinstance(value, torch.Tensor) else value
-
-
-def _own_term(name: str, term: Mapping[str, Any]) -> tuple[TermFunction, float]:
-    options = {k: v for k, v in term.items() if k not in ("_target_", "weight")}
-    try:
-        function = get_object(term["_target_"])
-    except Exception as error:
-        raise HomeostatError(
-            f"reward.terms.{name}._target_={term['_target_']} cannot be imported: {error}. Give "
-            "the dotted path of a callable that is on the Python path."
-        ) from error
+def _own_term(name: str, term: Mapping[str, Any]) -> tuple[OwnFunction, float]:
+    function = own_function(
+        f"reward.terms.{name}", {key: value for key, value in term.items() if key != "weight"}
+    )
     weight = term.get("weight", 1.0)
     if not isinstance(weight, int | float) or not math.isfinite(weight):
         raise HomeostatError(f"reward.terms.{name}.weight={weight} must be a finite number.")
-    if not callable(function):
-        raise HomeostatError(
-            f"reward.terms.{name}._target_={term['_target_']} is no callable; give a function."
-        )
-    return lambda *args: function(*args, **options), float(weight)
+    return function, float(weight)

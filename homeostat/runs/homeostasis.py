@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
-from homeostat.config.register import build
+from homeostat.config.register import build, checked
 from homeostat.config.run import RunConfig
 from homeostat.config.signals import AFFECTS
 from homeostat.evals.homeostasis import Homeostasis, perception_validity
@@ -31,7 +31,7 @@ from homeostat.signals.probing.corpus import load_corpus
 from homeostat.signals.probing.perception import Perception
 from homeostat.signals.reader import SignalReader
 from homeostat.trainers.base import World
-from homeostat.types import Bots, EvalResult, StepResult, Trainer
+from homeostat.types import Bot, Bots, EvalResult, StepResult, Trainer
 
 
 class RewardWing:
@@ -51,6 +51,7 @@ class RewardWing:
         self.run = run
         self.policy = policy
         self.bots = build(run.config.bot, Bots)
+        checked(self.bots.spawn(0), Bot, f"spawn of _target_={run.config.bot._target_}")
         self.perception: Perception | None = None
         self.loop: Mapping[str, Any] | None = None
         self.allowed: tuple[str, ...] = ()

@@ -145,8 +145,12 @@ def watch_probes(run: Run, policy: Policy, perception: Perception | None) -> dic
 
 
 def _remembered(config: RunConfig, policy: Policy, depends_on: Any, kind: str, compute: Any) -> Any:
-    """What ``compute`` finds out about the base model, from the cache where nothing has changed."""
-    if not config.signals.cache:
+    """What ``compute`` finds out about the base model, from the cache where nothing has changed.
+
+    The user's own code may change without a trace in the config: what follows from it is not kept.
+    """
+    own_code = bool(config.signals.own) or not config.bot._target_.startswith("homeostat.")
+    if own_code or not config.signals.cache:
         return compute()
     recipe = [
         identity(policy),

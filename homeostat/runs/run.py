@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from homeostat.config.register import build, target_of
+from homeostat.config.register import build, check_target, target_of
 from homeostat.config.resume import resume_command, save_config
 from homeostat.config.run import RunConfig
 from homeostat.errors import HomeostatError
@@ -32,6 +32,7 @@ from homeostat.models.load import BaseModel, resolve_device, resolve_dtype
 from homeostat.report.console import Console
 from homeostat.report.html import write_report
 from homeostat.report.metrics import MetricsLog
+from homeostat.reward.compose import Reward
 from homeostat.runs.checkpoint import Checkpoints, seed_generators
 from homeostat.runs.context import Run, Wing
 from homeostat.runs.homeostasis import RewardWing
@@ -49,8 +50,9 @@ from homeostat.runs.suite import (
     save_suite,
 )
 from homeostat.runs.summary import Outcome, prepare_folder, save_summary
+from homeostat.signals.own import own_signals
 from homeostat.timing import Stopwatch
-from homeostat.types import Trainer
+from homeostat.types import Bots, Trainer
 
 WINGS: dict[str, type[Wing]] = {"reward": RewardWing, "steering": SteeringWing}
 
@@ -120,6 +122,7 @@ def work(run: Run, outcome: Outcome) -> None:
     """Load, evaluate the base, learn, evaluate what has been learnt."""
     config = run.config
     check_items(config)
+    check_own(config)
     WINGS[config.trainer.wing].check_files(config)
     seed_generators(config.seed)
     policy = load_policy(config, run.console, run.watch)
@@ -135,6 +138,18 @@ def work(run: Run, outcome: Outcome) -> None:
     for line in (*describe_suite(outcome.suite), describe_speed(outcome.suite)):
         if line is not None:
             run.console.say(line)
+
+
+def check_own(config: RunConfig) -> None:
+    """Look for what the config names of the user's own, before anything is loaded.
+
+    Raises:
+        HomeostatError: It cannot be imported, or cannot be what it is to be.
+    """
+    check_target(config.trainer, Trainer)
+    check_target(config.bot, Bots)
+    own_signals(config.signals)
+    Reward(config.reward, {})
 
 
 def learn(run: Run, policy: Policy, wing: Wing, outcome: Outcome) -> None:

@@ -93,6 +93,7 @@ def summarise(config: RunConfig, outcome: Outcome, watch: Stopwatch) -> dict[str
     return {
         "status": outcome.status,
         "trainer": config.trainer.name,
+        "learns": config.trainer.learns,
         "model": config.model.name,
         "bot": config.bot.name,
         "seed": config.seed,

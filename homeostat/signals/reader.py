@@ -12,6 +12,7 @@ from homeostat.config.signals import SignalsConfig
 from homeostat.models.adapters import Policy
 from homeostat.models.hooks import layers_at
 from homeostat.signals.intrinsic import intrinsic_signals
+from homeostat.signals.own import own_signals
 from homeostat.signals.probing.probes import AffectProbes
 from homeostat.signals.trace import Critic, trace
 from homeostat.types import (
@@ -34,7 +35,12 @@ class SignalReader:
         self.config = config
         self.probes = probes
         intrinsic = config.intrinsic
-        self.names = (*(intrinsic.names if intrinsic else ()), *(probes.names if probes else ()))
+        self.own = own_signals(config)
+        self._packaged = (
+            *(intrinsic.names if intrinsic else ()),
+            *(probes.names if probes else ()),
+        )
+        self.names = (*self._packaged, *config.own)
         self.norm_layers = layers_at(intrinsic.norm_layers, policy.num_layers) if intrinsic else ()
         self.probe_layers = probes.layers if probes else ()
         self.base_norms: Float[np.ndarray, " L"] | None = None
@@ -78,6 +84,9 @@ class SignalReader:
 
         A relational signal of an assistant turn is the perceived affect of the user turn that
         answers it; a turn that nobody answers has none (NaN).
+
+        Raises:
+            HomeostatError: A signal of the user's own fails, or does not give one number per turn.
         """
         by_reference, by_policy = (
             self._perceive(hidden) for hidden in (trace.hidden_ref, trace.hidden_policy)
@@ -85,7 +94,9 @@ class SignalReader:
         from_reference = self.config.affect is None or self.config.affect.perception == "reference"
         perceived = by_reference if from_reference else by_policy
         rows = [self._row(talk, turn, trace, perceived) for turn in talk.assistant_turns]
-        values = np.array(rows, dtype=np.float64).reshape(-1, len(self.names))
+        packaged = np.array(rows, dtype=np.float64).reshape(-1, len(self._packaged))
+        own = [function((talk, trace), len(rows)) for function in self.own]
+        values = np.column_stack([packaged, *own])
         table = SignalTable(self.names, values, talk.assistant_turns)
         return Reading(trace, table, perceived, np.abs(by_policy - by_reference))
 
@@ -100,7 +111,7 @@ class SignalReader:
         if turn + 1 in trace.user_turns and self.affects:
             answer = perceived[trace.user_turns.index(turn + 1)]
             signals |= dict(zip(self.affects, answer.tolist(), strict=True))
-        return [signals.get(name, float("nan")) for name in self.names]
+        return [signals.get(name, float("nan")) for name in self._packaged]
 
     def _perceive(self, hidden: np.ndarray) -> Float[np.ndarray, "U A"]:
         return self.probes.read(hidden) if self.probes else np.zeros((len(hidden), 0))

@@ -124,7 +124,9 @@ def batch_metrics(
         metrics[f"reward/own/{name}"] = float(term_N.mean())
     values_NS = np.concatenate([reading.signals.values for reading in readings])
     for column, name in enumerate(readings[0].signals.names):
-        metrics[f"signal/{name}_mean"] = float(np.nanmean(values_NS[:, column]))
+        values_N = values_NS[:, column]
+        seen = not np.isnan(values_N).all()
+        metrics[f"signal/{name}_mean"] = float(np.nanmean(values_N)) if seen else float("nan")
     drift_A = np.concatenate([reading.drift for reading in readings]).mean(axis=0)
     for name, drift in zip(affects, drift_A.tolist(), strict=True):
         metrics[f"perception/drift_{name}"] = drift

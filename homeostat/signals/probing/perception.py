@@ -111,8 +111,9 @@ def obtain_perception(
 
 
 def what_is_measured(signals: SignalsConfig) -> dict[str, Any]:
-    """The config of the signals, less what only decides how their figures are used."""
+    """The config of the packaged signals, less what only decides how their figures are used."""
     values = asdict(signals)
+    del values["own"]
     for key in ("require", "stale_auroc_drop", "stale_distance"):
         (values["affect"] or {}).pop(key, None)
     return values
