@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from homeostat.files import write_text
+from homeostat.models.cache import keep
 
 
 class Parts:
@@ -34,7 +36,8 @@ class Parts:
                 continue  # whoever wrote this line was killed meanwhile
             self._kept[key] = result
         if lines:
-            write_text(path, "".join(_line(*part) for part in self._kept.items()))
+            whole = "".join(_line(*part) for part in self._kept.items())
+            keep(path, lambda entry: write_text(entry, whole))
 
     def __call__(self, recipe: Any, compute: Callable[[], Any]) -> Any:
         """What ``compute`` returns, as JSON, or what the same recipe came to before."""
@@ -42,14 +45,19 @@ class Parts:
         key = hashlib.sha256(text.encode()).hexdigest()
         if key not in self._kept:
             line = _line(key, compute())
-            with self.path.open("ab", buffering=0) as stream:
-                stream.write(line.encode("utf-8"))
+            keep(self.path, lambda entry: _append(entry, line))
             self._kept[key] = json.loads(line)[1]
         return self._kept[key]
 
     def remove(self) -> None:
-        """Remove the file, since the whole is kept elsewhere."""
-        self.path.unlink(missing_ok=True)
+        """Remove the file, since the whole is kept elsewhere; a cache to be read alone stays."""
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
+
+
+def _append(path: Path, line: str) -> None:
+    with path.open("ab", buffering=0) as stream:
+        stream.write(line.encode("utf-8"))
 
 
 def _line(key: str, result: Any) -> str:

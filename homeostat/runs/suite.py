@@ -25,7 +25,7 @@ from homeostat.evals.subject import Keep, PolicySubject, compute_anew
 from homeostat.evals.suite import Suite
 from homeostat.models.adapter_files import adapter_digest
 from homeostat.models.adapters import Policy
-from homeostat.models.cache import cache_folder, code_digest, identity, remembered
+from homeostat.models.cache import cache_root, code_digest, identity, remembered
 from homeostat.report.console import Console
 from homeostat.report.metrics import write_rows
 from homeostat.runs.parts import Parts
@@ -136,7 +136,7 @@ def _measure_one(
         return compute(compute_anew), True
     text = json.dumps([code_digest(), recipe], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    parts = Parts(cache_folder("suite") / f"{digest}.parts.jsonl")
+    parts = Parts(cache_root() / "suite" / f"{digest}.parts.jsonl")
     measured = remembered("suite", recipe, lambda: compute(parts))
     parts.remove()
     return measured, fresh

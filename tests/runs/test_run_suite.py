@@ -361,3 +361,13 @@ def test_rows_of_ones_own_evaluation_follow_its_code(
     assert before is not None
     assert foreign_code(record) not in (None, before)
     assert foreign_code(importlib.import_module("homeostat.evals.answer").EVALUATION) is None
+
+
+def test_parts_that_cannot_be_kept_are_computed(tmp_path: Path) -> None:
+    """A file in the place of the cache's folder: nothing can be written below it."""
+    blocked = tmp_path / "cache"
+    blocked.write_text("no folder")
+    parts = Parts(blocked / "suite" / "x.parts.jsonl")
+    assert parts(["a recipe"], lambda: 3) == 3
+    parts.remove()
+    assert blocked.read_text() == "no folder"
