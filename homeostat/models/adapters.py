@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -161,7 +161,8 @@ class Policy:
             yield
             return
         layers = decoder_layers(self.model)
-        self.base.model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable, disable = checkpointing_of(self.base.model)
+        enable({"use_reentrant": False})
         self.is_recomputing = True
         for layer in layers:
             layer.training = True
@@ -171,7 +172,7 @@ class Policy:
             self.is_recomputing = False
             for layer in layers:
                 layer.training = False
-            self.base.model.gradient_checkpointing_disable()
+            disable()
 
     def add_round(self, seed: int) -> None:
         """Freeze the adapters so far and put a fresh one of the same shape on top of them."""
@@ -253,6 +254,13 @@ class Policy:
     def hidden_size(self) -> int:
         """Width of the residual stream."""
         return int(self.text_config.hidden_size)
+
+
+def checkpointing_of(model: Any) -> tuple[Callable[..., None], Callable[[], None]]:
+    """What switches the recomputing of blocks on and off, by its name in this transformers."""
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    named = f"{kind}_checkpointing"
+    return getattr(model, f"{named}_enable"), getattr(model, f"{named}_disable")
 
 
 def cache_argument(trunk: nn.Module) -> str:

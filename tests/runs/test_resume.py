@@ -235,6 +235,7 @@ MOMENTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("trainer", "done"), MOMENTS)
 def test_sigkill_at_ten_random_moments_changes_nothing(
     trainer: str,

@@ -323,6 +323,7 @@ def settled(result: HealResult) -> float:
     return sum(row["divergence"] for row in result.steps[-20:]) / 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aggregate", AGGREGATES)
 def test_a_heavy_barrier_keeps_the_divergence_near_tau(
     aggregate: str, make_policy: MakePolicy
@@ -334,6 +335,7 @@ def test_a_heavy_barrier_keeps_the_divergence_near_tau(
     assert settled(result) == pytest.approx(0.3, rel=0.2)
 
 
+@pytest.mark.slow
 def test_without_weight_the_barrier_is_passed_by_far(make_policy: MakePolicy) -> None:
     policy = make_policy()
     config = replace(SMALL, epochs=40, minibatch=8, max_grad_norm=1.0)
@@ -344,6 +346,7 @@ def test_without_weight_the_barrier_is_passed_by_far(make_policy: MakePolicy) ->
     assert result.notice is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coef", [0.0, 20.0])
 def test_dual_control_brings_the_divergence_to_tau_from_either_side(
     coef: float, make_policy: MakePolicy
