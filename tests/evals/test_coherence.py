@@ -1,4 +1,4 @@
-"""Coherence of replies and as_message text, with scripted subjects and against a slow loop."""
+"""Coherence of replies and plain text, with scripted subjects and against a slow loop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def passes(says: str) -> list[float]:
     ]
 
 
-def test_as_message_replies_pass_and_loops_and_silence_do_not() -> None:
+def test_plain_replies_pass_and_loops_and_silence_do_not() -> None:
     assert passes(PLAIN) == [1.0] * 4
     assert passes(LOOP) == [0.0] * 4
     assert passes("") == [0.0] * 4
@@ -74,12 +74,10 @@ def test_sampled_replies_are_read_by_the_base_and_do_not_depend_on_the_batch(
     assert subject.tokens > 0
 
 
-def test_as_message_text_equals_a_slow_loop(make_policy: Callable[..., Policy]) -> None:
+def test_plain_text_equals_a_slow_loop(make_policy: Callable[..., Policy]) -> None:
     policy = make_policy()
     items = [{"id": "a", "text": "A short text."}, {"id": "b", "text": "It rained on the pier."}]
-    for item, row in zip(
-        items, rows_of("as_message_text", PolicySubject(policy), items), strict=True
-    ):
+    for item, row in zip(items, rows_of("plain_text", PolicySubject(policy), items), strict=True):
         ids = policy.tokenizer(item["text"])["input_ids"]
         with torch.no_grad():
             logits = policy.model(torch.tensor([ids])).logits[0].log_softmax(-1)

@@ -30,7 +30,7 @@ TEXTS = ["Hello there, how are you?", "Tea?", "Name a river."]
 
 
 def slow_nll(policy: Policy, talk: Conversation) -> list[float]:
-    """-log p of the reply's tokens from one as_message pass over the whole conversation."""
+    """-log p of the reply's tokens from one plain pass over the whole conversation."""
     stream = policy.encode(talk)
     with torch.no_grad():
         logits = policy.model(torch.tensor([stream.ids])).logits[0].log_softmax(-1)
@@ -80,7 +80,7 @@ def test_states_of_a_sampled_reply_are_what_reading_it_gives(
         torch.testing.assert_close(states, again, atol=1e-4, rtol=1e-4)
 
 
-def test_log_probabilities_against_a_as_message_pass(
+def test_log_probabilities_against_a_plain_pass(
     make_policy: Callable[..., Policy], stir: Callable[..., None]
 ) -> None:
     policy = make_policy()
