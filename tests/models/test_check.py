@@ -142,6 +142,7 @@ def test_model_whose_rows_change_with_padding_is_refused() -> None:
 def test_tokenizer_without_an_end_is_refused() -> None:
     tokenizer, model = byte_tokenizer(), random_model("llama", eos_token_id=None)
     tokenizer.eos_token = None
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     sentence = said(policy_of(model, tokenizer))["end of turn"]
     assert "the tokenizer of mine has no eos token" in sentence
 
@@ -196,4 +197,4 @@ def test_what_was_found_is_in_the_run_folder(tmp_path: Path) -> None:
 )
 def test_size_of_the_tiny_model_is_bounded(changes: dict[str, int], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        tiny_config(**changes)
+        tiny_config(name="tiny", **changes)
