@@ -197,4 +197,4 @@ def test_what_was_found_is_in_the_run_folder(tmp_path: Path) -> None:
 )
 def test_size_of_the_tiny_model_is_bounded(changes: dict[str, int], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        tiny_config(**changes)
+        tiny_config(name="tiny", **changes)
