@@ -212,7 +212,13 @@ def test_a_run_of_ones_own_parts_goes_on_without_its_config_folder(
         (project / "conf_away").rename(project / "conf")
     assert "update 2/2" in said
     assert "update 1/2" not in said
-    for name in ("metrics.jsonl", "episodes.jsonl", "config.yaml", "evals/manners.jsonl"):
+    assert read_config(killed) == read_config(folder)
+    for name in (
+        "metrics.jsonl",
+        "episodes.jsonl",
+        "evals/homeostasis.jsonl",
+        "evals/manners.jsonl",
+    ):
         assert (killed / name).read_bytes() == (folder / name).read_bytes()
     for path in (folder / "adapters").glob("*.safetensors"):
         assert (killed / "adapters" / path.name).read_bytes() == path.read_bytes()

@@ -63,12 +63,11 @@ class OwnFunction:
         fit = ~np.isinf(values) if self.may_miss else np.isfinite(values)
         if not fit.all():
             turn = int(np.flatnonzero(~fit)[0])
-            missing = (
-                "NaN where it is missing" if self.may_miss else "0 where there is nothing to say"
-            )
+            kind, silence = ("signal", "NaN") if self.may_miss else ("term", "0")
             raise HomeostatError(
-                f"{self.key} gave {given[turn]} for assistant turn {turn + 1} of {turns}; every "
-                f"turn needs a finite number, {missing}."
+                f"the own {kind} {self.key} gave {given[turn]} for assistant turn {turn + 1} of "
+                f"{turns}; every turn needs a finite number, {silence} where the {kind} has "
+                "nothing to say."
             )
         return values
 
