@@ -26,6 +26,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from homeostat.config.register import schemas
 from homeostat.config.run import EXPORTS, RunConfig
 from homeostat.config.upgrade import schema_path, upgraded, varies
 from homeostat.errors import HomeostatError
@@ -33,6 +34,8 @@ from homeostat.files import LOST, damaged, read_json, write_text
 
 CONFIG, OVERRIDES, HASH = "config.yaml", "overrides.yaml", "config.sha256"
 OWN_KEYS = ("resume", "resume_override", "export", "export_as", "compare", "compare_baseline")
+# By wing: what of the amounts of work a step and a batch are.
+AMOUNTS = {"reward": ("updates", "episodes"), "steering": ("rounds", "completions")}
 RUNS = ("resume", "export")  # keys that name a run folder, whose config they take over
 
 
@@ -204,7 +207,16 @@ def resumed_config(main: Path, folder: Path, arguments: Sequence[str]) -> dict[s
             defaults.append({group: None} if spent else entry)
     values = {key: kept.get(key, value) for key, value in {**kept, **base}.items()}
     values["hydra"]["run"]["dir"] = _escaped(str(folder))
+    if "trainer" in kept and any(key == "scale" or key.startswith("work.") for key in typed):
+        values["trainer"] = values["trainer"] | _amounts_of_work(kept["trainer"])
     return {"defaults": defaults, **values}
+
+
+def _amounts_of_work(trainer: Mapping[str, Any]) -> dict[str, str]:
+    """A trainer's numbers of steps, to follow from the amounts of work that are typed now."""
+    schema: Any = schemas()[schema_path("trainer", trainer).removeprefix("schema/")]
+    steps, batch = AMOUNTS[schema.wing]
+    return {"max_steps": f"${{work.{steps}}}", "batch_size": f"${{work.{batch}}}"}
 
 
 def kept_overrides(folder: Path) -> list[str]:

@@ -26,7 +26,7 @@ from homeostat.errors import HomeostatError
 from homeostat.files import writing
 from homeostat.models.adapters import Policy
 from homeostat.models.chat import pad
-from homeostat.models.forward import forward, read_in_batches
+from homeostat.models.forward import READ_TOKENS, forward, read_in_batches
 from homeostat.models.hooks import Steering, read_residual
 from homeostat.types import Conversation, Progress, TokenStream, Turn, silent
 
@@ -91,6 +91,7 @@ def last_token_residual(
     policy: Policy,
     conversations: Sequence[Conversation],
     layers: Sequence[int],
+    max_tokens: int = READ_TOKENS,
     progress: Progress = silent,
 ) -> dict[int, Float[Tensor, "N D"]]:
     """Residual stream after each block at the last token of each prompt, policy as it is."""
@@ -107,7 +108,7 @@ def last_token_residual(
             forward(policy, batch)
         return list(torch.stack([last[layer] for layer in layers], dim=1))
 
-    states_NLD = torch.stack(read_in_batches(streams, read, progress=progress))
+    states_NLD = torch.stack(read_in_batches(streams, read, max_tokens, progress))
     return {layer: states_NLD[:, i].contiguous() for i, layer in enumerate(layers)}
 
 

@@ -377,7 +377,6 @@ def test_adapter_is_refused_with_what_to_do(saved: Path) -> None:
     assert f"model.path={saved} holds a PEFT adapter; merge it into its base first" in message
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft's own, of transformers
 def test_model_with_an_adapter_in_it_is_refused() -> None:
     base = tiny()
     get_peft_model(base.model, PeftLoraConfig(r=2, target_modules=["q_proj"]))

@@ -276,7 +276,7 @@ def test_progress_counts_items_and_tokens_of_every_batch(
 
     class Heard(Console):
         @contextmanager
-        def stage(self, _title: str) -> Iterator[Progress]:
+        def section(self, _title: str, **_options: bool) -> Iterator[Progress]:
             yield lambda done, total, tokens=0: told.append((done, total, tokens))
 
     policy = make_policy(seed=3)
