@@ -159,7 +159,7 @@ def test_survival_searches_below_what_fails(
 ) -> None:
     dose = dose_config(kind="survival", low=1.0, high=16.0, probes=2, probe_size=4)
     trainer = make(replace(CONFIG, dose=dose))
-    judged = "homeostat.steering.bank.judge"
+    judged = "homeostat.steering.bank.failed_gates"
     monkeypatch.setattr(judged, lambda c, *_: () if c.dose <= 5 else ("perplexity",))
     first = next(trainer.steps())
     # The middle of 1 and 16 is 4, that of 4 and 16 is 8, which fails.
@@ -188,7 +188,7 @@ def test_backtracking_cuts_and_halves_the_dose(
     dose = dose_config(kind="grid", values=[4.0], backtracks=1)
     monkeypatch.setattr("homeostat.steering.bank.last_good_position", lambda *_: 2)
     monkeypatch.setattr(
-        "homeostat.steering.bank.judge", lambda c, *_: () if c.dose < 4 else ("tail",)
+        "homeostat.steering.bank.failed_gates", lambda c, *_: () if c.dose < 4 else ("tail",)
     )
     plain_run = next(make(replace(CONFIG, dose=replace(dose, backtracks=0))).steps())
     assert plain_run.metrics["steer/kept"] == 0
