@@ -272,7 +272,18 @@ class Footprint:
 
 
 @runtime_checkable
-class Trainer(Protocol):
+class Stateful(Protocol):
+    """What a checkpoint keeps beside the policy's adapters."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the steps still to come depend on."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue after the step that the state was taken at."""
+
+
+@runtime_checkable
+class Trainer(Stateful, Protocol):
     """What a run drives: steps that may be left and taken up again at any yield.
 
     Attributes:
@@ -297,12 +308,6 @@ class Trainer(Protocol):
 
     def steps(self) -> Iterator[StepResult]:
         """Do one step after the other."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that the steps still to come depend on, beside the policy's adapters."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue after the step that the state was taken at."""
 
 
 @runtime_checkable

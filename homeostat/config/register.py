@@ -88,8 +88,8 @@ def check_target(part: Any, kind: type) -> None:
         raise HomeostatError(f"_target_={part._target_} cannot be called; give a class.")
     if not isinstance(target, type):
         return
-    found = _public(kind).items()
-    methods = [name for name, one in found if callable(one) or isinstance(one, classmethod)]
+    members = _public(kind).items()
+    methods = [name for name, one in members if callable(one) or isinstance(one, classmethod)]
     absent = [name for name in methods if not hasattr(target, name)]
     if lacking := [*absent, *sorted(getattr(target, "__abstractmethods__", ()))]:
         raise HomeostatError(
@@ -98,7 +98,12 @@ def check_target(part: Any, kind: type) -> None:
 
 
 def _public(kind: type) -> dict[str, Any]:
-    return {name: member for name, member in vars(kind).items() if not name.startswith("_")}
+    """What a class or protocol and those that it builds on ask for, by name."""
+    bases = [
+        base for base in reversed(kind.__mro__) if base.__module__ not in ("builtins", "typing")
+    ]
+    members = [item for base in bases for item in vars(base).items()]
+    return {name: member for name, member in members if not name.startswith("_")}
 
 
 def target_of(part: Any) -> Any:

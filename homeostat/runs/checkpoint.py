@@ -29,7 +29,7 @@ from homeostat.models.adapters import Policy
 from homeostat.models.cache import code_digest
 from homeostat.report.metrics import LOGS, MetricsLog
 from homeostat.timing import Stopwatch
-from homeostat.types import Trainer
+from homeostat.types import Stateful
 
 KEPT = 2
 
@@ -40,7 +40,7 @@ class Checkpoints:
 
     folder: Path
     names: Mapping[str, str]  # of the model and the trainer: a state fits no other
-    trainer: Trainer
+    trainer: Stateful
     policy: Policy
     log: MetricsLog
     watch: Stopwatch

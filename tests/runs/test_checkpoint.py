@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -124,8 +125,10 @@ def test_one_that_was_being_written_is_ignored_and_later_removed(
 
 
 def test_a_failed_write_leaves_the_ones_before(
-    make: Callable[..., Checkpoints], monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Checkpoints], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """The sentence for a full disk names the folder."""
+
     def full(state: Any, path: Path) -> None:  # noqa: ARG001
         path.write_bytes(b"half of it")
         raise OSError("No space left on device")
@@ -134,7 +137,7 @@ def test_a_failed_write_leaves_the_ones_before(
     advance(checkpoints, 1)
     with monkeypatch.context() as patch:
         patch.setattr("torch.save", full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(HomeostatError, match=re.escape(str(tmp_path))):
             advance(checkpoints, 2)
     assert names(checkpoints.folder) == ["step_000001"]
     assert restore(make())[0] == 1
