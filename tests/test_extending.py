@@ -247,7 +247,10 @@ def test_a_packaged_trainer_is_inherited_with_its_values(project: Path, tmp_path
     [
         (["trainer._target_=mine.nowhere.T"], "mine.nowhere.T cannot be imported"),
         (["trainer._target_=mine.wrong.NoStep"], "is no Trainer: the class lacks step."),
-        (["trainer._target_=mine.bot.Guests"], "is no Trainer: the class lacks footprint, steps"),
+        (
+            ["trainer._target_=mine.bot.Guests"],
+            "is no Trainer: the class lacks state_dict, load_state_dict, footprint",
+        ),
         (["trainer._target_=mine.wrong.number"], "mine.wrong.number cannot be called"),
         (["bot._target_=mine.bot.Guest"], "is no Bots: the class lacks spawn."),
         (
