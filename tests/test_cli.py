@@ -26,6 +26,8 @@ from homeostat.config.run import RunConfig
 from homeostat.config.signals import AFFECTS, INTRINSIC_SIGNALS
 from homeostat.models.tiny import load_tiny
 
+pytestmark = pytest.mark.slow  # whole processes of the command line
+
 SCRIPT = Path(sys.executable).with_name("homeostat")
 SMOKE = ("model=tiny_random", "scale=smoke", "wandb.mode=disabled")
 STRICT = (*SMOKE, "trainer=none", "signals.affect.require=trusted")

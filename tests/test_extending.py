@@ -30,6 +30,8 @@ from homeostat.runs.checkpoint import checkpoints_in, read_state
 from homeostat.runs.run import check_own
 from homeostat.types import Bot, Bots
 
+pytestmark = pytest.mark.slow  # a whole run of a package of the user's
+
 PAGE = CONF.parent / "docs" / "extending.md"
 FILE = re.compile(r"^`([^`\s]+)`\n\n```\w+\n(.*?)^```$", re.M | re.S)
 CHOSEN = ("trainer=best_of_batch", "bot=guests", "reward=polite", "+evaluation=manners")

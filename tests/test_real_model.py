@@ -23,7 +23,7 @@ from homeostat.trainers.base import World
 from homeostat.trainers.ppo import PPO
 from homeostat.types import Bots
 
-pytestmark = pytest.mark.real_model
+pytestmark = [pytest.mark.real_model, pytest.mark.slow]
 PROMPT = "What causes lightning during a thunderstorm?"
 
 

@@ -29,6 +29,8 @@ from homeostat.rollout.generate import Sampler
 from homeostat.signals.reader import SignalReader
 from homeostat.types import Conversation, Turn
 
+pytestmark = pytest.mark.slow  # every failure, made and read
+
 SEEDS, TOKENS, NAN = validation_seeds(4), 20, float("nan")
 KINDS = [
     "ordinary",

@@ -49,6 +49,8 @@ from homeostat.report.console import Console
 from homeostat.runs.checkpoint import checkpoints_in
 from homeostat.runs.run import run
 
+pytestmark = pytest.mark.slow  # runs that are killed and go on
+
 STEPS = 4
 SMOKE = ("model=tiny_random", "scale=smoke", f"trainer.max_steps={STEPS}", "device=cpu")
 # A reward that draws from every global generator, so that each has to be restored.

@@ -134,7 +134,7 @@ def test_a_run_that_cannot_fit_is_refused_before_it_trains(
     """The estimate is shown and kept all the same, so that the user sees what to lower."""
     config = composed("model=tiny_random", "scale=smoke", "memory.limit_gb=0.001")
     policy = make_policy()
-    with pytest.raises(HomeostatError, match=r"memory\.limit_gb is 0\.0; .*trainer\."):
+    with pytest.raises(HomeostatError, match=r"memory\.limit_gb is 0\.001; .*trainer\."):
         check_memory(make_run(config, tmp_path, console[0]), policy, 60)
     assert "activations" in console[1].getvalue()
     kept = json.loads((tmp_path / "memory.json").read_text())

@@ -33,6 +33,8 @@ from homeostat.runs.suite import describe_speed, foreign_code, measure_suite
 from homeostat.timing import Stopwatch
 from homeostat.types import Progress
 
+pytestmark = pytest.mark.slow  # whole suites
+
 SUITE = ("answer", "opinion", "pressure_facts")
 OVERRIDES = (
     "model=tiny_random",

@@ -28,6 +28,8 @@ from homeostat.runs.export import export
 from homeostat.runs.run import load_policy, run
 from homeostat.timing import Stopwatch
 
+pytestmark = pytest.mark.slow  # whole runs of steer and heal
+
 OVERRIDES = (
     "model=tiny_random",
     "scale=smoke",

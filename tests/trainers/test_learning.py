@@ -28,6 +28,8 @@ from worlds import (
 from homeostat.config.run import RolloutConfig
 from homeostat.models.adapters import Policy
 
+pytestmark = pytest.mark.slow  # trainers that learn
+
 ONE_TOKEN = RolloutConfig(turns=1, max_new_tokens=1)
 SHORT: dict[str, Any] = {
     "lr": 3e-2,
