@@ -159,7 +159,7 @@ def _head(policy: Policy) -> str | None:
     """Whether `Policy.unembed` of the trunk's states is what the model itself says."""
     ids = _tensor(policy, [_sample(policy)])
     with policy.reference():
-        hidden = policy.trunk(input_ids=ids, use_cache=False).last_hidden_state
+        hidden = policy.hidden(TokenBlock(ids))
         logprob_BTV = policy.unembed(hidden).log_softmax(dim=-1)
         logits = policy.base.model(input_ids=ids, use_cache=False).logits
         true_BTV = logits.float().log_softmax(dim=-1)
