@@ -156,10 +156,13 @@ def test_gradients_flow_through_the_prefix_as_through_plain_passes(
     prefix = read_prefix(stirred, batch)
     assert prefix is not None
     hidden = forward(stirred, batch, prefix)
-    shared = torch.autograd.grad(hidden[batch.attention_mask].square().sum(), parameters)
+    # Not their squares, which the final norm makes the same whatever the weights: that gradient is
+    # rounding, another on every processor.
+    direction = torch.randn(hidden.shape[-1], generator=torch.Generator().manual_seed(0))
+    shared = torch.autograd.grad((hidden[batch.attention_mask] @ direction).sum(), parameters)
     plain = torch.stack(
-        [alone(stirred, stream)[len(batch.prefix) :].square().sum() for stream in streams]
+        [(alone(stirred, stream)[len(batch.prefix) :] @ direction).sum() for stream in streams]
     )
     for own, expected in zip(shared, torch.autograd.grad(plain.sum(), parameters), strict=True):
-        assert expected.abs().max() > 0
-        torch.testing.assert_close(own, expected, rtol=1e-3, atol=1e-3)
+        assert expected.norm() > 0.1
+        assert (own - expected).norm() < 1e-4 * expected.norm()
