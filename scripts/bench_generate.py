@@ -38,7 +38,8 @@ from bench_ppo_task import LORA_ALPHA, LORA_RANK, PROMPT_TOKENS
 from homeostat.config.register import build, config_part
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
-from homeostat.models.load import BaseModel, resolve_device
+from homeostat.models.load import BaseModel
+from homeostat.models.placement import resolve_device
 from homeostat.rollout.generate import Sampler
 
 OURS, BARE, PLAIN = "homeostat", "model.generate", "model.generate, no adapter"

@@ -53,7 +53,8 @@ from homeostat.models.adapters import Policy
 from homeostat.models.chat import pad
 from homeostat.models.forward import READ_TOKENS, batches_by_length, shared_prefix
 from homeostat.models.hooks import layers_at
-from homeostat.models.load import BaseModel, resolve_device
+from homeostat.models.load import BaseModel
+from homeostat.models.placement import resolve_device
 from homeostat.signals.probing.corpus import load_corpus
 from homeostat.signals.trace import trace
 from homeostat.types import Conversation, TokenBatch, TokenStream, Turn

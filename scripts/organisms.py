@@ -41,6 +41,7 @@ from homeostat.files import replace_folder
 from homeostat.models.adapter_files import load_adapter, save_adapter
 from homeostat.models.adapters import Policy
 from homeostat.models.bake import export_merged
+from homeostat.models.placement import place
 from homeostat.report.console import Console
 from homeostat.runs.run import load_policy
 from homeostat.steering.completions import Completion
@@ -238,7 +239,7 @@ def completion(policy: Policy, taught: Lesson) -> Completion:
 
 def teach(config: RunConfig, organism: str, epochs: int, lr: float, console: Console) -> Policy:
     """The model with an adapter that was trained on an organism's lessons."""
-    policy = load_policy(config, console, Stopwatch())
+    policy = load_policy(config, place(config.device, config.dtype), console, Stopwatch())
     taught = [completion(policy, each) for each in lessons(organism)]
     sizes = {"epochs": epochs, "minibatch": 8, "micro_batch_tokens": 4000, "validation": 0.05}
     with console.section(f"teaching {organism}") as progress:
@@ -272,7 +273,7 @@ def measure_pair(group: str, args: argparse.Namespace, console: Console) -> dict
         began = time.perf_counter()
         kept = None if args.out is None else args.out / name
         if kept is not None and kept.is_dir():
-            policy = load_policy(config, console, Stopwatch())
+            policy = load_policy(config, place(config.device, config.dtype), console, Stopwatch())
             load_adapter(policy, kept)
         else:
             policy = teach(config, name, args.epochs, args.lr, console)

@@ -31,10 +31,10 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def composed() -> Callable[..., RunConfig]:
-    """Compose the run config with overrides, as the command line does."""
+    """Compose the run config, as the command line does; the same on any processor."""
 
     def make(*overrides: str) -> RunConfig:
-        config = OmegaConf.to_object(compose_run(*overrides))
+        config = OmegaConf.to_object(compose_run("dtype=float32", *overrides))
         assert isinstance(config, RunConfig)
         return config
 

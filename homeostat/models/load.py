@@ -268,31 +268,3 @@ def finish(
     if not getattr(model, "is_quantized", False):
         model = model.to(device)
     return BaseModel(model.eval(), tokenizer, config.name, fingerprint(model), template, unused)
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device that ``name`` stands for; ``auto`` prefers CUDA, then MPS.
-
-    Raises:
-        HomeostatError: The device is not on this machine.
-    """
-    available = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if name == "auto":
-        return torch.device(next(d for d in ("cuda", "mps", "cpu") if available[d]))
-    if not available[name]:
-        here = ", ".join(d for d, there in available.items() if there)
-        raise HomeostatError(f"device={name} is not on this machine; here are: {here} (or auto).")
-    return torch.device(name)
-
-
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype that ``name`` stands for; ``auto``: bfloat16 on CUDA that has it, else float32."""
-    if name != "auto":
-        dtype: torch.dtype = getattr(torch, name)
-        return dtype
-    on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if on_gpu else torch.float32

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from homeostat.config.run import RunConfig
 from homeostat.models.adapters import Policy
+from homeostat.models.placement import Placement
 from homeostat.report.console import Console
 from homeostat.report.metrics import MetricsLog
 from homeostat.runs.interrupt import Interrupt
@@ -24,6 +25,7 @@ class Run:
     config: RunConfig
     folder: Path
     overrides: tuple[str, ...]  # what the config was composed from, for a later resume
+    placement: Placement
     console: Console
     watch: Stopwatch
     log: MetricsLog

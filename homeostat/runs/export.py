@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from homeostat.files import replace_folder
 from homeostat.models.adapter_files import load_adapter
 from homeostat.models.adapters import Policy
 from homeostat.models.bake import export_adapter, export_merged, verify_bake
+from homeostat.models.placement import place
 from homeostat.report.console import Console
 from homeostat.runs.run import load_policy
 from homeostat.timing import Stopwatch
@@ -44,7 +46,11 @@ def export(config: RunConfig, folder: Path, console: Console) -> Path:
             f"export={folder}: there are no adapters in it, so nothing was trained; give the "
             "folder of a run that has done a step."
         )
-    policy = load_policy(config, console, Stopwatch())
+    placement = place(config.device, config.dtype, folder)
+    if placement.device.type == "cpu" and config.dtype == "auto" and config.export_as == "merged":
+        # Half precision would round away what is small beside the weights.
+        placement = replace(placement, dtype=torch.float32, reason="to merge in")
+    policy = load_policy(config, placement, console, Stopwatch())
     load_adapter(policy, adapters)
     out = folder / "export" / config.export_as
     out.parent.mkdir(exist_ok=True)

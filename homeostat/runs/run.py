@@ -28,7 +28,8 @@ from homeostat.files import alone_in, replace_folder, write_text
 from homeostat.models.adapter_files import save_adapter
 from homeostat.models.adapters import Policy
 from homeostat.models.check import check_model, require_sound, save_findings
-from homeostat.models.load import BaseModel, resolve_device, resolve_dtype
+from homeostat.models.load import BaseModel
+from homeostat.models.placement import Placement, place
 from homeostat.report.console import Console
 from homeostat.report.html import write_report
 from homeostat.report.metrics import MetricsLog
@@ -76,11 +77,18 @@ def run(config: RunConfig, folder: Path, console: Console, overrides: Sequence[s
     _free_memory()  # what a failed job of a sweep has left behind
     folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder):
-        prepare_folder(config, folder, overrides)
-        return _run_in(config, folder, console, overrides)
+        placement = place(config.device, config.dtype, folder if config.resume else None)
+        prepare_folder(config, folder, overrides, placement)
+        return _run_in(config, folder, console, overrides, placement)
 
 
-def _run_in(config: RunConfig, folder: Path, console: Console, overrides: Sequence[str]) -> str:
+def _run_in(
+    config: RunConfig,
+    folder: Path,
+    console: Console,
+    overrides: Sequence[str],
+    placement: Placement,
+) -> str:
     watch, outcome = Stopwatch(), Outcome()
     console.say(
         f"{config.trainer.name} on {config.model.name}, bot {config.bot.name}, seed {config.seed}"
@@ -90,7 +98,8 @@ def _run_in(config: RunConfig, folder: Path, console: Console, overrides: Sequen
     try:
         with Interrupt() as stop, console.heeding(stop.check):
             log = MetricsLog(folder, config.wandb, asdict(config))
-            work(Run(config, folder, tuple(overrides), console, watch, log, stop), outcome)
+            run = Run(config, folder, tuple(overrides), placement, console, watch, log, stop)
+            work(run, outcome)
         ended = outcome.wing.ended if outcome.wing is not None else None
         outcome.status = "interrupted" if stop.requested else ended or "finished"
     except BaseException as error:
@@ -125,7 +134,7 @@ def work(run: Run, outcome: Outcome) -> None:
     check_own(config)
     WINGS[config.trainer.wing].check_files(config)
     seed_generators(config.seed)
-    policy = load_policy(config, run.console, run.watch)
+    policy = load_policy(config, run.placement, run.console, run.watch)
     check_policy(policy, run.folder, run.console)
     base = measure_suite(config, policy, BASE, run.console, run.watch)
     outcome.suite = save_suite(config, base, NOTHING, run.folder)
@@ -190,13 +199,13 @@ def train(
         wing.report_step(result, time.perf_counter() - began)
 
 
-def load_policy(config: RunConfig, console: Console, watch: Stopwatch) -> Policy:
+def load_policy(
+    config: RunConfig, placement: Placement, console: Console, watch: Stopwatch
+) -> Policy:
     """The base model with a fresh adapter."""
-    device = resolve_device(config.device)
-    dtype = resolve_dtype(config.dtype, device)
-    console.say(f"loading {config.model.name} ({device}, {str(dtype).removeprefix('torch.')})")
+    console.say(f"loading {config.model.name} ({placement})")
     with watch("load"):
-        base = build(config.model, BaseModel, device=device, dtype=dtype)
+        base = build(config.model, BaseModel, device=placement.device, dtype=placement.dtype)
         return Policy(base, config.lora, config.seed)
 
 

@@ -21,6 +21,7 @@ from homeostat.config.resume import resume_command, save_config
 from homeostat.config.run import RunConfig
 from homeostat.errors import HomeostatError
 from homeostat.files import remove_leftovers, write_text
+from homeostat.models.placement import Placement
 from homeostat.report.metrics import finite
 from homeostat.runs.checkpoint import checkpoints_in
 from homeostat.runs.context import Wing
@@ -50,7 +51,9 @@ class Outcome:
     suite: Mapping[str, Any] = field(default_factory=dict)
 
 
-def prepare_folder(config: RunConfig, folder: Path, overrides: Sequence[str]) -> None:
+def prepare_folder(
+    config: RunConfig, folder: Path, overrides: Sequence[str], placement: Placement
+) -> None:
     """Write what the run is: config.yaml, overrides.yaml and environment.json.
 
     Raises:
@@ -74,6 +77,7 @@ def prepare_folder(config: RunConfig, folder: Path, overrides: Sequence[str]) ->
         "python": platform.python_version(),
         "platform": platform.platform(),
         "torch_threads": torch.get_num_threads(),
+        **placement.record(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
     }
     write_text(folder / "environment.json", json.dumps(environment, indent=2))

@@ -26,8 +26,6 @@ from homeostat.models.load import (
     BaseModel,
     fingerprint,
     load_pretrained,
-    resolve_device,
-    resolve_dtype,
 )
 from homeostat.models.quiet import quiet
 from homeostat.models.tiny import load_tiny
@@ -257,49 +255,6 @@ def test_fingerprint_changes_with_the_architecture() -> None:
     before = fingerprint(model)
     model.config.rms_norm_eps *= 2
     assert fingerprint(model) != before
-
-
-def be_here(monkeypatch: pytest.MonkeyPatch, *, cuda: bool, mps: bool) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-
-
-@pytest.mark.parametrize("name", ["cuda", "mps"])
-def test_unavailable_device_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    be_here(monkeypatch, cuda=False, mps=False)
-    with pytest.raises(HomeostatError, match=f"device={name} is not on this machine.*: cpu "):
-        resolve_device(name)
-
-
-@pytest.mark.parametrize(
-    ("cuda", "mps", "expected"),
-    [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")],
-)
-def test_automatic_device(
-    cuda: bool, mps: bool, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    be_here(monkeypatch, cuda=cuda, mps=mps)
-    assert resolve_device("auto") == torch.device(expected)
-    assert resolve_device(expected) == torch.device(expected)
-    assert resolve_device("cpu") == CPU
-
-
-@pytest.mark.parametrize(
-    ("name", "device", "bf16", "expected"),
-    [
-        ("auto", "cpu", True, torch.float32),
-        ("auto", "mps", True, torch.float32),
-        ("auto", "cuda", True, torch.bfloat16),
-        ("auto", "cuda", False, torch.float32),
-        ("float16", "cpu", False, torch.float16),
-        ("float32", "cuda", True, torch.float32),
-    ],
-)
-def test_dtype(
-    name: str, device: str, bf16: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
-    assert resolve_dtype(name, torch.device(device)) == expected
 
 
 @pytest.mark.parametrize("place", [0, 12_345, -1])

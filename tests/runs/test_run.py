@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console as RichConsole
 
 from homeostat.config.run import MemoryConfig, RunConfig
 from homeostat.config.signals import AFFECTS, INTRINSIC_SIGNALS
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
+from homeostat.models.placement import Placement
 from homeostat.report.console import Console
 from homeostat.report.metrics import MetricsLog
 from homeostat.runs import perceive as run_signals
@@ -41,7 +43,8 @@ def console() -> tuple[Console, io.StringIO]:
 def make_run(config: RunConfig, folder: Path, console: Console) -> Run:
     """A run that mirrors nothing."""
     log = MetricsLog(folder, replace(config.wandb, mode="disabled"), {})
-    return Run(config, folder, (), console, Stopwatch(), log, Interrupt())
+    placement = Placement(torch.device("cpu"), torch.float32, "as asked for")
+    return Run(config, folder, (), placement, console, Stopwatch(), log, Interrupt())
 
 
 def perception(**verdicts: str) -> Perception:

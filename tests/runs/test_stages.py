@@ -23,6 +23,7 @@ from homeostat.errors import HomeostatError
 from homeostat.evals.stages import Stages
 from homeostat.models.adapter_files import load_adapter
 from homeostat.models.load import BaseModel
+from homeostat.models.placement import place
 from homeostat.report.console import Console
 from homeostat.runs.export import export
 from homeostat.runs.run import load_policy, run
@@ -222,7 +223,7 @@ def test_a_run_is_exported_as_one_model_or_one_adapter(
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=whole.parent)
     assert "merged weights differ by at most" in done.stdout
     config = composed(*OVERRIDES)
-    policy = load_policy(config, Console(), Stopwatch())
+    policy = load_policy(config, place(config.device, config.dtype), Console(), Stopwatch())
     load_adapter(policy, whole / "adapters")
     ids = torch.arange(60, 90)[None]
     with torch.no_grad():
