@@ -140,6 +140,11 @@ class Policy:
         """Whether a steering acts on the policy as it is."""
         return self._steering is not None
 
+    @property
+    def treats_rows_alike(self) -> bool:
+        """Whether rows of a batch may change places: not where each has a dose of its own."""
+        return self._steering is None or len(self._steering.dose_B) == 1
+
     @contextmanager
     def _unsteered(self) -> Iterator[None]:
         steering, self._steering = self._steering, None

@@ -4,18 +4,43 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache
 
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.forward import WORTH_SHARING, can_share, common_length
+from homeostat.models.kv_cache import is_roomy, reserve, roomy_cache, take_back
 from homeostat.models.logprobs import token_statistics
+from homeostat.models.lora import lean_adapters
 from homeostat.types import TokenBlock
+
+LEAVE = 0.75  # share of rows that go on, below which those that have ended leave the batch
+
+
+@dataclass
+class _Replies:
+    """What has been drawn so far: tokens, the states that they come from, and how many."""
+
+    tokens: Int[Tensor, "B N"]
+    states: Float[Tensor, "B N D"]
+    length: Int[Tensor, " B"]
+
+    @classmethod
+    def none(cls, rows: int, limit: int, like: Float[Tensor, "B D"], pad_id: int) -> _Replies:
+        """Room for so many rows and tokens."""
+        tokens = torch.full((rows, limit), pad_id, device=like.device)
+        states = like.new_zeros(rows, limit, like.shape[1])
+        return cls(tokens, states, torch.zeros(rows, dtype=torch.long, device=like.device))
+
+    def put(self, rows: Tensor, step: int, tokens: Tensor, states: Tensor) -> None:
+        """One more token of some rows."""
+        self.tokens[rows, step], self.states[rows, step] = tokens, states
+        self.length[rows] = step + 1
 
 
 class Sampler:
@@ -33,7 +58,7 @@ class Sampler:
 
     def __init__(self, policy: Policy, rows: int) -> None:
         self._policy = policy
-        self._cache = DynamicCache(config=policy.base.model.config.get_text_config())
+        self._cache = roomy_cache(policy.text_config)
         self._mask = torch.zeros(rows, 0, dtype=torch.long, device=policy.device)
         self._unread: list[list[int]] = [[] for _ in range(rows)]
         self._hidden: Tensor | None = None
@@ -90,40 +115,62 @@ class Sampler:
         Returns:
             Sampled ids per row, the end-of-turn id included where it was sampled.
         """
-        rows, limit = uniforms.shape
+        if self._hidden is None:
+            raise ValueError("append a prompt before sampling.")
+        device, (count, limit) = self._policy.device, uniforms.shape
         # Below 1 also in float32: a number that rounds up to 1 would pass the whole distribution.
-        numbers = torch.from_numpy(uniforms).to(self._policy.device, torch.float32)
-        numbers = numbers.clamp(max=1 - 2**-24)
-        eos = torch.tensor(self._policy.eos_ids, device=self._policy.device)
-        replies: list[list[int]] = [[] for _ in range(rows)]
-        states: list[Tensor] = []
-        alive = torch.ones(rows, dtype=torch.bool, device=self._policy.device)
-        for step in range(limit):
-            if self._hidden is None:
-                raise ValueError("append a prompt before sampling.")
-            states.append(self._hidden)
-            logits = self._policy.unembed(self._hidden) / temperature
-            chosen = _inverse_cdf(logits, numbers[:, step])
-            for row in torch.nonzero(alive)[:, 0].tolist():
-                replies[row].append(int(chosen[row]))
-            still = alive & ~torch.isin(chosen, eos)
-            last = step + 1 == limit or not bool(still.any())
-            if last:
-                # The newest token of each row has not been read yet; the next block begins with it.
-                for row in torch.nonzero(alive)[:, 0].tolist():
-                    self._unread[row] = [replies[row][-1]]
-                break
-            for row in torch.nonzero(alive & ~still)[:, 0].tolist():
-                self._unread[row] = [replies[row][-1]]
-            alive = still
-            pad = torch.full_like(chosen, self._policy.pad_id)
-            column = alive.long()[:, None]
-            number = torch.where(column > 0, step + 1, -1)
-            self._forward(torch.where(alive, chosen, pad)[:, None], column, number)
+        numbers = torch.from_numpy(uniforms).to(device, torch.float32).clamp(max=1 - 2**-24)
+        drawn = _Replies.none(count, limit, self._hidden, self._policy.pad_id)
+        with lean_adapters(self._policy.model):
+            reserve(self._cache, limit)
+            self._decode(drawn, numbers, temperature)
         self._hidden = None  # of a token that the rows have passed
-        by_row = torch.stack(states, dim=1)
-        self.predicted_from = [row[: len(ids)] for row, ids in zip(by_row, replies, strict=True)]
+        lengths = drawn.length.tolist()
+        replies = [ids[:n] for ids, n in zip(drawn.tokens.tolist(), lengths, strict=True)]
+        # The newest token of each row has not been read yet; the next block begins with it.
+        self._unread = [ids[-1:] for ids in replies]
+        self.predicted_from = [row[:n] for row, n in zip(drawn.states, lengths, strict=True)]
         return replies
+
+    @torch.no_grad()
+    def _decode(self, drawn: _Replies, numbers: Float[Tensor, "B N"], temperature: float) -> None:
+        """Draw token by token; rows that have ended leave the batch once they are many."""
+        eos = torch.tensor(self._policy.eos_ids, device=self._policy.device)
+        part, rows = self, torch.arange(len(numbers), device=self._policy.device)
+        goes_on, since = torch.ones_like(rows, dtype=torch.bool), 0
+        for step in range(numbers.shape[1]):
+            assert part._hidden is not None
+            logits = self._policy.unembed(part._hidden)
+            chosen = _inverse_cdf(logits, numbers[rows, step], temperature)
+            drawn.put(rows[goes_on], step, chosen[goes_on], part._hidden[goes_on])
+            goes_on = goes_on & ~torch.isin(chosen, eos)
+            left = int(goes_on.sum())
+            if left == 0 or step + 1 == numbers.shape[1]:
+                break
+            if left <= LEAVE * len(rows) and self._can_part:
+                self._take_back(part, rows, since)
+                part, rows = part.keep(torch.nonzero(goes_on)[:, 0].tolist()), rows[goes_on]
+                goes_on, since = torch.ones_like(rows, dtype=torch.bool), part._mask.shape[1]
+                reserve(part._cache, numbers.shape[1] - step)
+            number = torch.where(goes_on, step + 1, -1)
+            part._forward(
+                drawn.tokens[rows, step][:, None], goes_on.long()[:, None], number[:, None]
+            )
+        self._take_back(part, rows, since)
+
+    @property
+    def _can_part(self) -> bool:
+        return is_roomy(self._cache) and self._policy.treats_rows_alike
+
+    def _take_back(self, part: Sampler, rows: Tensor, since: int) -> None:
+        """Take over what some rows have read on their own since column ``since``."""
+        if part is self:
+            return
+        new = part._mask[:, since:]
+        missing = part._mask.shape[1] - self._mask.shape[1]
+        self._mask = torch.nn.functional.pad(self._mask, (0, missing))
+        self._mask[rows, since:] = new
+        take_back(self._cache, rows, part._cache, since)
 
     def score(self, replies: Sequence[Sequence[int]]) -> list[Float[Tensor, " R"]]:
         """Log-probability of each token of a given reply per row, nats; at least one token each.
@@ -204,8 +251,11 @@ def _last_column(mask: Tensor, value: int) -> Tensor:
     return index
 
 
-def _inverse_cdf(logits: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"]) -> Tensor:
+def _inverse_cdf(
+    logits: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"], temperature: float = 1.0
+) -> Tensor:
     """The token at which the cumulative distribution passes each uniform number."""
-    cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
+    scaled = logits if temperature == 1 else logits / temperature
+    cumulative = scaled.softmax(dim=-1).cumsum(dim=-1)
     chosen = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)
     return chosen[:, 0].clamp(max=logits.shape[-1] - 1)

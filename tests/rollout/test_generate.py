@@ -152,6 +152,39 @@ def test_sampling_stops_when_every_row_has_ended(
     assert len(passes) == 1  # the second token is read with the next block
 
 
+def test_rows_that_have_ended_leave_the_batch(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [some_ids(seed, 5) for seed in range(4)]
+    ends = [1, 1, 3, None]
+    numbers = [[0.3] * LIMIT for _ in range(4)]
+    for row, after in enumerate(ends):
+        if after is not None:
+            numbers[row] = numbers_that_end(policy, prompts[row], numbers[row], after)
+    read: list[int] = []
+    plain = Policy.hidden
+
+    def hidden(self: Policy, block: Any, *args: Any) -> Any:
+        read.append(len(block.ids))
+        return plain(self, block, *args)
+
+    monkeypatch.setattr(Policy, "hidden", hidden)
+    sampler = Sampler(policy, 4)
+    sampler.append(prompts)
+    replies = sampler.sample(np.array(numbers))
+    assert [len(reply) for reply in replies] == [1, 1, 3, LIMIT]
+    assert read == [4, 2, 2, 1, 1, 1]  # the prompts, then token by token
+    # The next block is read by all again, each after what it has said itself.
+    sampler.append([[7]] * 4)
+    assert sampler._hidden is not None
+    monkeypatch.undo()
+    for row, reply in enumerate(replies):
+        ids = torch.tensor([[*prompts[row], *reply, 7]])
+        with torch.no_grad():
+            alone = policy.trunk(input_ids=ids).last_hidden_state[0, -1]
+        torch.testing.assert_close(sampler._hidden[row], alone, rtol=1e-4, atol=1e-4)
+
+
 def test_a_single_token(policy: Policy) -> None:
     ids, number = some_ids(1, 5), 0.77
     sampler = Sampler(policy, 1)
