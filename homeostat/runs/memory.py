@@ -28,6 +28,7 @@ from homeostat.models.adapters import Policy
 from homeostat.models.hooks import decoder_layers
 from homeostat.models.logprobs import CHUNK_LOGITS
 from homeostat.rollout.episodes import training_seeds
+from homeostat.rollout.generate import LEAVE
 from homeostat.types import Bots, Conversation, Footprint, TokenBlock, Turn
 
 FLOAT32 = 4  # bytes; adapters, moments and logits are float32 whatever the base is
@@ -120,7 +121,8 @@ def plan_memory(policy: Policy, footprint: Footprint) -> MemoryPlan:
         weights=sum(p.numel() * p.element_size() for p in base),
         adapters=footprint.adapters * adapter,
         optimiser=footprint.adapters * 3 * adapter,
-        kv_cache=rows * length * cache_bytes_per_token(policy)
+        # Rows that go on when others have ended get a cache of their own beside the whole one.
+        kv_cache=int((1 + LEAVE) * rows * length * cache_bytes_per_token(policy))
         + SAMPLING_COPIES * rows * vocabulary * FLOAT32,
         activations=footprint.adapters * activations,
         logits=footprint.logit_copies * min(tokens * vocabulary, CHUNK_LOGITS) * FLOAT32,

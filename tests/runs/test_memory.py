@@ -149,7 +149,7 @@ def test_the_plan_by_hand(make_policy: Callable[..., Policy]) -> None:
     assert found.adapters == 4 * adapter
     assert found.optimiser == 3 * 4 * adapter
     cache = 8 * 100 * 4 * 2 * heads * width * 4
-    assert found.kv_cache == cache + 3 * 8 * shape.vocab_size * 4
+    assert found.kv_cache == cache * 3 // 2 + 3 * 8 * shape.vocab_size * 4
     assert found.activations == activation_bytes(policy, 400, 100, False)
     assert found.logits == 5 * 400 * shape.vocab_size * 4
     standing = found.weights + found.adapters + found.optimiser
