@@ -32,8 +32,8 @@ from typing import Any
 import numpy as np
 import torch
 from bench_calls import Call, run_config, stir_adapter, time_rounds, without_adapter
-from bench_ppo import BARE_TEMPLATE, WORDS, prompt_ids
-from bench_ppo_task import LORA_ALPHA, LORA_RANK, PROMPT_TOKENS
+from bench_trl import BARE_TEMPLATE, WORDS, prompt_ids
+from bench_trl_task import LORA_ALPHA, LORA_RANK, PROMPT_TOKENS
 
 from homeostat.config.register import build, config_part
 from homeostat.errors import HomeostatError

@@ -1,4 +1,4 @@
-"""homeostat's side of bench_ppo.py, which starts it; see there for what is measured."""
+"""homeostat's side of bench_trl.py, which starts it; see there for what is measured."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import time
 
 import numpy as np
 import torch
-from bench_ppo_task import (
-    EPOCHS,
+from bench_trl_task import (
     KL_COEF,
     LEARNING_RATE,
     LORA_ALPHA,
     LORA_RANK,
-    MINIBATCHES,
     PROMPT_TOKENS,
     Clerk,
     Task,
@@ -26,12 +24,15 @@ from homeostat.config.reward import RewardConfig, SetPointConfig
 from homeostat.config.run import RolloutConfig
 from homeostat.models.adapters import Policy
 from homeostat.models.load import BaseModel
+from homeostat.models.placement import place
 from homeostat.reward.compose import Reward
 from homeostat.reward.valence import SetPoint
 from homeostat.rollout.episodes import training_seeds
 from homeostat.signals.reader import SignalReader
 from homeostat.timing import Stopwatch
 from homeostat.trainers.base import World
+from homeostat.trainers.grpo import GRPO
+from homeostat.trainers.policy_gradient import PolicyGradient
 from homeostat.trainers.ppo import PPO
 from homeostat.types import Conversation, Turn
 
@@ -64,7 +65,7 @@ class Asker:
 
 
 class Askers:
-    """One asker per training episode, in the order of the task's prompts."""
+    """One asker per seed of a training episode, in the order of the task's prompts."""
 
     def __init__(self, task: Task) -> None:
         self._texts = task.texts
@@ -75,10 +76,10 @@ class Askers:
         return Asker(self._texts[seed - self._first])
 
 
-def make_trainer(task: Task, watch: Stopwatch) -> PPO:
-    """PPO with a set point on the entropy and all intrinsic signals measured."""
+def make_trainer(task: Task, watch: Stopwatch) -> PolicyGradient:
+    """PPO or GRPO with a set point on the entropy and all intrinsic signals measured."""
     model = PretrainedModelConfig(name="smollm2", path=task.model)
-    base = build(model, BaseModel, device=torch.device("cpu"), dtype=torch.float32)
+    base = build(model, BaseModel, device=torch.device("cpu"), dtype=place("cpu", task.dtype).dtype)
     policy = Talkative(base, config_part("lora", rank=LORA_RANK, alpha=LORA_ALPHA), seed=0)
     reader = SignalReader(policy, config_part("signals", affect=None), None)
     reader.base_norms = np.ones(len(reader.norm_layers))
@@ -87,18 +88,21 @@ def make_trainer(task: Task, watch: Stopwatch) -> PPO:
             "entropy": SetPointConfig(weight=1.0, setpoint=2.0, tolerance=0.5, min_tolerance=1e-6)
         }
     )
+    of_its_own = (
+        {"value_lr": LEARNING_RATE} if task.trainer == "ppo" else {"group_size": task.group}
+    )
     config = config_part(
-        "trainer=ppo",
+        f"trainer={task.trainer}",
         lr=LEARNING_RATE,
-        value_lr=LEARNING_RATE,
         batch_size=task.episodes,
         max_steps=task.updates,
-        epochs=EPOCHS,
-        minibatches=MINIBATCHES,
+        epochs=task.epochs,
+        minibatches=task.minibatches,
         kl=config_part("trainer=ppo", "kl", coef=KL_COEF),
         target_kl=None,
+        **of_its_own,
     )
-    return PPO(
+    return (PPO if task.trainer == "ppo" else GRPO)(
         config,
         world=World(
             policy,
@@ -127,7 +131,7 @@ def main() -> None:
         metrics = next(steps).metrics
         seconds = time.perf_counter() - started
         assert metrics["rollout/response_tokens"] == task.episodes * task.new_tokens
-        assert metrics["optim/minibatches"] == EPOCHS * MINIBATCHES
+        assert metrics["optim/minibatches"] == task.epochs * task.minibatches
         stages = {name: s - before.get(name, 0.0) for name, s in watch.seconds.items()}
         clerk.report(seconds, stages, first_ratio=metrics["policy/first_ratio"])
 

@@ -1,4 +1,4 @@
-"""TRL's side of bench_ppo.py, which starts it with TRL's own Python; see there what is measured."""
+"""TRL's PPO, a side of bench_trl.py, which starts it with TRL's own Python; see there what is measured."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import time
 from typing import Any
 
 import torch
-from bench_ppo_task import (
-    EPOCHS,
+from bench_trl_task import (
     KL_COEF,
     LEARNING_RATE,
     LORA_ALPHA,
     LORA_RANK,
-    MINIBATCHES,
     Clerk,
     Task,
     read_task,
@@ -97,10 +95,11 @@ class Watch(TrainerCallback):
 
 def make_trainer(task: Task, critic: str, folder: str, watch: Watch) -> PPOTrainer:
     """TRL's PPO on the same task; ``critic`` is what of the value model learns."""
+    dtype = getattr(torch, task.dtype)
 
     def scorer() -> Any:
         return AutoModelForSequenceClassification.from_pretrained(
-            task.model, num_labels=1, dtype=torch.float32
+            task.model, num_labels=1, dtype=dtype
         )
 
     tokenizer = AutoTokenizer.from_pretrained(task.model, padding_side="left")
@@ -117,8 +116,8 @@ def make_trainer(task: Task, critic: str, folder: str, watch: Watch) -> PPOTrain
         total_episodes=len(task.prompts),
         per_device_train_batch_size=task.episodes,
         gradient_accumulation_steps=1,
-        num_mini_batches=MINIBATCHES,
-        num_ppo_epochs=EPOCHS,
+        num_mini_batches=task.minibatches,
+        num_ppo_epochs=task.epochs,
         local_rollout_forward_batch_size=task.episodes,
         response_length=task.new_tokens,
         stop_token=None,
@@ -136,7 +135,7 @@ def make_trainer(task: Task, critic: str, folder: str, watch: Watch) -> PPOTrain
     return PPOTrainer(
         args=config,
         processing_class=tokenizer,
-        model=AutoModelForCausalLM.from_pretrained(task.model, dtype=torch.float32),
+        model=AutoModelForCausalLM.from_pretrained(task.model, dtype=dtype),
         ref_model=None,
         reward_model=scorer().requires_grad_(False),
         value_model=value_model,
@@ -149,8 +148,8 @@ def make_trainer(task: Task, critic: str, folder: str, watch: Watch) -> PPOTrain
 
 def main() -> None:
     """Train, one update per line on standard input."""
-    folder, critic = sys.argv[1:]
-    task = read_task(folder)
+    path, folder, critic = sys.argv[1:]
+    task = read_task(path)
     watch = Watch(Clerk(), task.updates)
     trainer = make_trainer(task, critic, folder, watch)
     watch.install(trainer)

@@ -1,4 +1,4 @@
-"""The task that both trainers of bench_ppo.py get, and how they talk to it; standard library only.
+"""The task that both trainers of bench_trl.py get, and how they talk to it; standard library only.
 
 A trainer's process waits for a line on its standard input before every update and answers with one
 JSON line, so that only one of them works at a time.
@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 PROMPT_TOKENS = 50
-EPOCHS = 2
-MINIBATCHES = 4  # optimiser steps per epoch, each on a quarter of the episodes
 LORA_RANK, LORA_ALPHA = 16, 32
 LEARNING_RATE = 1e-5
 KL_COEF = 0.02
@@ -27,31 +25,41 @@ class Task:
 
     Attributes:
         model: A folder that transformers reads.
+        trainer: ``ppo`` or ``grpo``.
+        dtype: Of the frozen weights, of this trainer.
         episodes: Per update.
         new_tokens: Of every reply, exactly: the end-of-turn token does not stop it.
-        texts: What the user says, one per episode.
+        epochs: Passes over the episodes of an update.
+        minibatches: Optimiser steps per epoch, each on as many episodes.
+        group: Episodes of one prompt.
+        texts: What the user says, one per group.
         prompts: The same with the chat template around it, as token ids.
     """
 
     model: str
+    trainer: str
+    dtype: str
     episodes: int
     new_tokens: int
+    epochs: int
+    minibatches: int
+    group: int
     texts: list[str]
     prompts: list[list[int]]
 
     @property
     def updates(self) -> int:
         """How many updates the prompts last for."""
-        return len(self.texts) // self.episodes
+        return len(self.texts) * self.group // self.episodes
 
-    def write(self, folder: Path) -> None:
+    def write(self, path: Path) -> None:
         """Leave it where `read_task` finds it."""
-        (folder / "task.json").write_text(json.dumps(vars(self)))
+        path.write_text(json.dumps(vars(self)))
 
 
-def read_task(folder: str) -> Task:
-    """The task that was written into ``folder``."""
-    return Task(**json.loads((Path(folder) / "task.json").read_text()))
+def read_task(path: str) -> Task:
+    """The task that was written there."""
+    return Task(**json.loads(Path(path).read_text()))
 
 
 class Clerk:
