@@ -1,4 +1,4 @@
-"""TRL's PPO, a side of bench_trl.py, which starts it with TRL's own Python; see there what is measured."""
+"""TRL's PPO, a side of bench_trl.py, which starts it with TRL's own Python; see there."""
 
 from __future__ import annotations
 
