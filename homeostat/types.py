@@ -205,6 +205,7 @@ class TokenBatch:
         response_mask: True where the token was sampled by the policy.
         turn: Index of the turn whose content the token is; -1 for template tokens and padding.
         prefix: Ids that come before every row and are not in the tensors.
+        keys: Of each row its conversation's ids up to the last response, prefix included.
     """
 
     input_ids: Int[Tensor, "B T"]
@@ -212,6 +213,7 @@ class TokenBatch:
     response_mask: Bool[Tensor, "B T"]
     turn: Int[Tensor, "B T"]
     prefix: tuple[int, ...] = ()
+    keys: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)

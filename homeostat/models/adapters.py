@@ -23,6 +23,7 @@ from homeostat.models.chat import encode
 from homeostat.models.hooks import Steering, add_residual, decoder_layers
 from homeostat.models.load import BaseModel
 from homeostat.models.lora import peft_config
+from homeostat.models.lower import LowerBlocks, frozen_depth
 from homeostat.types import Conversation, TokenBlock, TokenStream
 
 POLICY, CRITIC = "default", "critic"  # the adapters, as peft names them
@@ -40,6 +41,7 @@ class Policy:
         self.rounds = [POLICY]  # adapters that are on, oldest first
         self.adapter_on = True
         self.is_recomputing = False
+        self.lower: LowerBlocks | None = None  # within `keeping_lower`
         self._steering: Steering | None = None
         self._cache_argument = cache_argument(self.trunk)
 
@@ -154,6 +156,22 @@ class Policy:
             yield
         finally:
             self._steering = steering
+
+    @contextmanager
+    def keeping_lower(self) -> Iterator[None]:
+        """Within this context frozen blocks below the lowest adapter read a conversation once.
+
+        Nothing happens where there are none, or where blocks hand on more than hidden states.
+        """
+        adapted = [p for name, p in self.model.named_parameters() if ".lora_" in name]
+        depth = frozen_depth(self.model, adapted)
+        shares_keys = bool(getattr(self.text_config, "num_kv_shared_layers", 0))
+        if depth and not shares_keys:
+            self.lower = LowerBlocks(depth)
+        try:
+            yield
+        finally:
+            self.lower = None
 
     @contextmanager
     def recomputing(self, wanted: bool) -> Iterator[None]:

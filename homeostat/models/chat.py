@@ -52,8 +52,13 @@ def encode(
 
 def until_last_response(stream: TokenStream) -> TokenStream:
     """The stream without the tokens after its last response, on which no prediction rests."""
-    end = len(stream.response) - stream.response[::-1].index(True)
+    end = _end_of_responses(stream)
     return TokenStream(stream.ids[:end], stream.turn[:end], stream.response[:end])
+
+
+def _end_of_responses(stream: TokenStream) -> int:
+    """Where the last response ends; the stream's own end without one."""
+    return len(stream.response) - (stream.response[::-1].index(True) if any(stream.response) else 0)
 
 
 def pad(
@@ -89,6 +94,7 @@ def pad(
         response_mask=tensor([s.response[shared:] for s in streams], False),
         turn=tensor([s.turn[shared:] for s in streams], -1),
         prefix=tuple(streams[0].ids[:shared]),
+        keys=tuple(tuple(s.ids[: _end_of_responses(s)]) for s in streams),
     )
 
 

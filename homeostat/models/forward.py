@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +14,7 @@ from transformers.cache_utils import DynamicLayer
 
 from homeostat.models.adapters import Policy
 from homeostat.models.chat import pad
+from homeostat.models.hooks import read_residual, skip_blocks
 from homeostat.types import Progress, TokenBatch, TokenBlock, TokenStream, silent
 
 T = TypeVar("T")
@@ -130,7 +132,7 @@ def read_prefix(policy: Policy, batch: TokenBatch) -> SharedPrefix | None:
 
 
 def forward(
-    policy: Policy, batch: TokenBatch, prefix: SharedPrefix | None = None
+    policy: Policy, batch: TokenBatch, prefix: SharedPrefix | None = None, whole: bool = False
 ) -> Float[Tensor, "B T D"]:
     """Final hidden states of the batch's tokens, padded on whichever side.
 
@@ -138,12 +140,22 @@ def forward(
         policy: As it is now: adapter on or off.
         batch: The tokens after the prefix.
         prefix: From `read_prefix`, with the adapter in the same state.
+        whole: Compute every block, also where `Policy.keeping_lower` has some already.
     """
     mask = batch.attention_mask.long()
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0) + len(batch.prefix)
     known = mask.new_ones(len(mask), len(batch.prefix))
     block = TokenBlock(batch.input_ids, torch.cat([known, mask], dim=1), positions)
-    return policy.hidden(block, prefix, predicted_index(batch))
+    read = partial(policy.hidden, block, prefix, predicted_index(batch))
+    lower = policy.lower
+    if lower is None or policy.is_steered or not can_share(policy):
+        return read()
+    states = None if whole else lower.find(batch)
+    if states is not None:
+        with skip_blocks(policy.trunk, lower.depth, states):
+            return read()
+    with read_residual(policy.trunk, [lower.depth - 1], lambda _, out: lower.keep(batch, out)):
+        return read()
 
 
 def predicted_index(batch: TokenBatch) -> Int[Tensor, "B T"]:

@@ -86,6 +86,26 @@ def read_residual(
 
 
 @contextmanager
+def skip_blocks(trunk: nn.Module, depth: int, states: Float[Tensor, "B T D"]) -> Iterator[None]:
+    """Within this context the first ``depth`` blocks are not computed: ``states`` come out of them.
+
+    Args:
+        trunk: The model without its unembedding.
+        depth: At least 1.
+        states: What the last of those blocks would put out.
+    """
+    below = list(decoder_layers(trunk))[:depth]
+    for layer in below[:-1]:
+        layer.forward = lambda hidden, *_args, **_kwargs: hidden
+    below[-1].forward = lambda *_args, **_kwargs: states
+    try:
+        yield
+    finally:
+        for layer in below:
+            del layer.forward
+
+
+@contextmanager
 def noisy_residual(trunk: nn.Module, layer: int, norm: float, seed: int) -> Iterator[None]:
     """Add Gaussian noise to the residual stream after one decoder block, at every position.
 

@@ -92,7 +92,7 @@ def pooled_user_turns(
     with torch.no_grad():
         prefix = read_prefix(policy, batch)
         with reading:
-            forward(policy, batch, prefix)
+            forward(policy, batch, prefix, whole=True)
     return torch.stack([pooled[layer] for layer in layers], dim=1)
 
 
@@ -107,8 +107,11 @@ def _trace_batch(
     policy_pass = _read(policy, batch, users, norm_layers, probe_layers)
     ref_pass = policy_pass
     if policy.adapter_on:
+        # Below the lowest adapter the reference has read what the policy has.
+        upper = [layer for layer in probe_layers if not _is_kept(policy, layer)]
         with policy.reference():
-            ref_pass = _read(policy, batch, users, (), probe_layers)
+            ref_pass = _read(policy, batch, users, (), upper)
+        ref_pass.pooled.update({k: v for k, v in policy_pass.pooled.items() if k not in upper})
     mask = batch.response_mask
     hidden = predicting_hidden(policy_pass.final, mask)
     ref_hidden = None if ref_pass is policy_pass else predicting_hidden(ref_pass.final, mask)
@@ -163,10 +166,15 @@ def _read(
         if layer in probe_layers:
             pooled[layer] = _pool(hidden, batch, users)
 
-    prefix = read_prefix(policy, batch)
-    with read_residual(policy.trunk, sorted({*norm_layers, *probe_layers}), on_layer):
-        final = forward(policy, batch, prefix)
+    prefix, layers = read_prefix(policy, batch), sorted({*norm_layers, *probe_layers})
+    with read_residual(policy.trunk, layers, on_layer):
+        final = forward(policy, batch, prefix, whole=any(_is_kept(policy, one) for one in layers))
     return _Pass(final, norms, pooled)
+
+
+def _is_kept(policy: Policy, layer: int) -> bool:
+    """Whether a block is one of those that are read once."""
+    return policy.lower is not None and layer < policy.lower.depth
 
 
 def _pool(

@@ -130,6 +130,10 @@ class Heal:
             ValueError: A completion has no tokens, or tau is not known yet.
             HomeostatError: Too few completions, or a loss that is not finite.
         """
+        with self.policy.keeping_lower():
+            return self._run(completions)
+
+    def _run(self, completions: Sequence[Completion]) -> HealResult:
         trained, held_out = self._split(completions)
         control = self._control()
         lesson = self._lesson(trained, control)

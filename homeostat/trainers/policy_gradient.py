@@ -83,11 +83,11 @@ class PolicyGradient(AdapterTrainer):
     def footprint(cls, config: PolicyGradientConfig, length: int) -> Footprint:
         """What training with this config will hold, for episodes of ``length`` tokens."""
         episodes = -(-config.batch_size // min(config.minibatches, config.batch_size))
-        together = min(episodes, max(1, config.micro_batch_tokens // length))
         return Footprint(
             rows=min(config.batch_size, BATCH),
             length=length,
-            gradient_tokens=together * length,
+            # Not a multiple of the longest: two that are shorter may fit where it does alone.
+            gradient_tokens=min(episodes * length, max(length, config.micro_batch_tokens)),
             logit_copies=CHUNK_COPIES,
             recomputes=config.gradient_checkpointing,
         )
@@ -126,6 +126,10 @@ class PolicyGradient(AdapterTrainer):
 
     def step(self) -> tuple[Metrics, Sequence[Mapping[str, Any]]]:
         """Collect one batch of episodes, learn from it, and move the price of KL."""
+        with self.policy.keeping_lower():
+            return self._step()
+
+    def _step(self) -> tuple[Metrics, Sequence[Mapping[str, Any]]]:
         batch = self.collect()
         metrics = batch_metrics(batch.readings, batch.rewards, self.reader.affects)
         metrics["policy/kl_coef"] = self.kl.coef

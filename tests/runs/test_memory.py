@@ -198,7 +198,7 @@ def test_healing_four_times_512_tokens_fits_beside_a_model_of_4b(
     ("config", "expected"),
     [
         (ppo_config(batch_size=16, minibatches=4, micro_batch_tokens=1200), 400),
-        (ppo_config(batch_size=16, minibatches=4, micro_batch_tokens=250), 200),
+        (ppo_config(batch_size=16, minibatches=4, micro_batch_tokens=250), 250),
         (grpo_config(batch_size=16, minibatches=4, micro_batch_tokens=50), 100),
         (dpo_config(minibatch_pairs=4, micro_batch_pairs=2), 400),
         (dpo_config(minibatch_pairs=2, micro_batch_pairs=8), 400),
