@@ -106,7 +106,8 @@ def update_part(place: Place, shape: str, kind: str, _: Records) -> Finding:
     with capped(place.device):
         gauge = Gauge(place.device)
         policy = make_policy(shape, place, torch.bfloat16, settings.lora)
-        whole = _plan_whole(shape, kind) if place.tiny else None
+        # GRPO's plan is PPO's.
+        whole = _plan_whole(shape, kind) if place.tiny and kind == "ppo" else None
         return _update(policy, settings, gauge, whole)
 
 
@@ -141,7 +142,7 @@ def four_bit_part(place: Place, _: Records) -> Finding:
     with tempfile.TemporaryDirectory() as folder, capped(place.device):
         save_random(place, Path(folder))
         gauge = Gauge(place.device)
-        config = config_part("model=local", path=folder, quantization="4bit")
+        config = config_part("model=qwen2.5_0.5b", path=folder, quantization="4bit")
         base = build(config, BaseModel, device=place.device, dtype=torch.bfloat16)
         policy = Policy(base, settings.lora, seed=0)
         return _update(policy, settings, gauge, None)
@@ -209,7 +210,6 @@ def _fit(policy: Policy, settings: RunConfig) -> Fitted:
     return fitted(policy, config, episode_tokens(policy, settings.rollout, _bots(settings)))
 
 
-@functools.cache
 def _plan_whole(shape: str, kind: str) -> Fitted:
     """What fits of a whole shape, from shapes alone."""
     settings = run_settings(kind, tiny=False)
