@@ -104,7 +104,8 @@ def main() -> int:
         state = {
             "seconds": time.time() - began,
             "complete": len(records) == len(parts),
-            "accepted": not any(record.is_bad for record in records),
+            "failed_or_missed": sum(record.is_bad for record in records),
+            "skipped": sum(record.status.startswith("skipped") for record in records),
             "parts": [asdict(record) for record in records],
         }
         options.json.write_text(json.dumps(about | state, indent=1) + "\n")

@@ -44,8 +44,8 @@ class Record:
 
     Attributes:
         name: Of the part.
-        status: ``passed``, ``MISSED`` (its bar), ``done`` (it has none), ``failed: <why>`` or
-            ``skipped: <why>``.
+        status: ``passed``, ``MISSED`` (its bar), ``done`` (it has none that can be judged here),
+            ``failed: <why>`` or ``skipped: <why>``.
         seconds: That it took.
         says: Its finding in one line.
         figures: Of its finding.

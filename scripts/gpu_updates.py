@@ -1,8 +1,8 @@
 """Parts of `gpu_acceptance.py`: updates and healing under a cap of 12 GB, beside the memory plan.
 
 Sampling and the update proper are measured apart. A plan reserves half a cache for rows that go on
-when others have ended, and random weights never end a reply: their sampling must stay below the
-plan, while an update must be near it.
+when others have ended, and random weights hardly ever end a reply: their sampling must not exceed
+its plan by more than the error that an update may have either way.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ def ratios(plan: MemoryPlan, peaks: Mapping[str, int | None]) -> dict[str, float
 
 
 def is_within(ratio: Mapping[str, float | None]) -> bool | None:
-    """Whether an update is near its plan and sampling not above it; None if unmeasured."""
+    """Whether an update is near its plan and sampling not far above; None if unmeasured."""
     update, sampled = ratio["update"], ratio.get("sampling")
     if update is None:
         return None

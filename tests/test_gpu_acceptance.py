@@ -113,7 +113,8 @@ def test_the_run_writes_what_it_found_and_says_what_failed(
     assert gpu.acceptance.main() == 1
     found = json.loads(path.read_text())
     assert found["parts"][0]["status"] == "failed: ValueError: no such thing"
-    assert (found["run_on_a_gpu"], found["complete"], found["accepted"]) == (False, True, False)
+    assert (found["run_on_a_gpu"], found["complete"]) == (False, True)
+    assert (found["failed_or_missed"], found["skipped"]) == (1, 0)
     assert "No GPU has run this" in capsys.readouterr().out
 
 
@@ -170,3 +171,46 @@ def test_hours_follow_from_the_stages_by_hand(gpu: Any) -> None:
     assert found.met is True
     with pytest.raises(gpu.records.Skipped):
         gpu.parts.run_time(place, {})
+
+
+def test_the_cap_is_12_gb_of_whatever_there_is_and_is_lifted(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[float] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=48e9)
+    )
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    with pytest.raises(ValueError, match="within"), gpu.updates.capped(torch.device("cuda")):
+        raise ValueError("within")
+    assert shares == [0.25, 1.0]
+
+
+def test_what_does_not_fit_computes_blocks_twice_and_then_halves_the_batch(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = gpu.models.run_settings("ppo", tiny=False).trainer
+
+    def bytes_of(_: Any, footprint: Any) -> Any:
+        activations = int(0 if footprint.recomputes else 4e9)
+        return gpu.updates.MemoryPlan(
+            weights=int(8e9),
+            adapters=0,
+            optimiser=0,
+            kv_cache=int(footprint.rows * per_row),
+            activations=activations,
+            logits=int(1e9),
+        )
+
+    monkeypatch.setattr(gpu.models, "plan_memory", bytes_of)
+    per_row = 1e6
+    found = gpu.models.fitted(None, config, 600)
+    assert (found.config.batch_size, found.changed) == (64, "with checkpointing")
+    per_row = 2e8  # 48 rows at once are 9.6 GB, 32 are 6.4, 16 are 3.2
+    found = gpu.models.fitted(None, config, 600)
+    assert found.config.batch_size == 16
+    assert found.changed == "with 16 episodes for 64 and with checkpointing"
+    per_row = 1e10
+    with pytest.raises(ValueError, match="above the cap"):
+        gpu.models.fitted(None, config, 600)
