@@ -7,7 +7,8 @@ one step                                            trainers/ or steering/
 measure what it left, log it, save it, checkpoint it
 the wing finishes: held-out episodes, or verdicts; evaluate what was learnt
 
-Imports all that computes with models; `homeostat.runs.run` imports it late, and nothing like it.
+This folder is the only place that logs, evaluates and saves. `homeostat.runs.run` imports this
+module when the first line is out, for it brings along every library that computes with models.
 """
 
 from __future__ import annotations
