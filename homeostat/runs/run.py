@@ -70,7 +70,7 @@ def _run_in(
             run = Run(config, folder, tuple(overrides), placement, console, watch, log, stop)
             with watch("load"):
                 from homeostat.runs.work import work
-
+            stop.check()  # the imports have taken seconds
             work(run, outcome)
         ended = outcome.wing.ended if outcome.wing is not None else None
         outcome.status = "interrupted" if stop.requested else ended or "finished"
