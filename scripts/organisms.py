@@ -43,7 +43,7 @@ from homeostat.models.adapters import Policy
 from homeostat.models.bake import export_merged
 from homeostat.models.placement import place
 from homeostat.report.console import Console
-from homeostat.runs.run import load_policy
+from homeostat.runs.work import load_policy
 from homeostat.steering.completions import Completion
 from homeostat.steering.heal import Heal, HealRound
 from homeostat.timing import Stopwatch

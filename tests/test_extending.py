@@ -21,13 +21,13 @@ from hydra import compose, initialize_config_dir
 from homeostat.config.bots import OwnBotConfig
 from homeostat.config.checks import as_object
 from homeostat.config.register import CONF, build, checked, register
-from homeostat.config.resume import read_config, save_config
+from homeostat.config.resume import checkpoints_in, read_config, save_config
 from homeostat.config.run import RunConfig
 from homeostat.config.trainers import OwnTrainerConfig, PPOConfig
 from homeostat.config.upgrade import schema_path
 from homeostat.errors import HomeostatError
-from homeostat.runs.checkpoint import checkpoints_in, read_state
-from homeostat.runs.run import check_own
+from homeostat.runs.checkpoint import read_state
+from homeostat.runs.work import check_own
 from homeostat.types import Bot, Bots
 
 pytestmark = pytest.mark.slow  # a whole run of a package of the user's

@@ -44,6 +44,11 @@ def resume_command(folder: Path) -> str:
     return f"homeostat {shlex.quote(assignment('resume', folder))}"
 
 
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first; one that was being written has another name."""
+    return sorted(folder.glob("step_??????"))
+
+
 def save_config(config: RunConfig, overrides: Sequence[str], folder: Path) -> None:
     """Write what `read_config` and `kept_overrides` read."""
     kept = [o for o in overrides if key_of(o) not in OWN_KEYS]

@@ -21,6 +21,7 @@ from homeostat.config.resume import (
     OVERRIDES,
     OWN_KEYS,
     assignment,
+    checkpoints_in,
     config_hash,
     hash_of,
     is_finished,
@@ -73,7 +74,7 @@ def plan_job(config: RunConfig, sweep: Path, folder: Path) -> Plan:
     for path in same:
         if is_finished(path):
             return Plan(done=path)
-    begun = [path for path in same if any(path.glob("checkpoint/step_??????"))]
+    begun = [path for path in same if checkpoints_in(path / "checkpoint")]
     if begun:
         return Plan(resume=begun[-1])
     if (folder / CONFIG).is_file():

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from homeostat.config.evals import GENERATE, LOGPROB
 from homeostat.evals.stats import level
@@ -44,7 +44,7 @@ def at_chance(hits: Sequence[float], chance: float, hit: str = "right") -> list[
     """A caveat where the interval of a share (95%, Wilson) reaches down to chance."""
     if not hits:
         return ["knowing could not be scored: no reply names one answer only"]
-    low = stats.binomtest(int(sum(hits)), len(hits)).proportion_ci(method="wilson").low
+    low = scipy.stats.binomtest(int(sum(hits)), len(hits)).proportion_ci(method="wilson").low
     if low > chance:
         return []
     gets = " where a coin gets half" if chance == 0.5 else f", chance {chance:.2f}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from homeostat.config.evals import EvalConfig
 from homeostat.config.run import RolloutConfig
@@ -119,6 +119,6 @@ def perception_validity(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, f
         known = [t for t in turns if affect in t["affect"]]
         pairs = np.array([[t["affect"][affect], t["perceived"][affect]] for t in known])
         varies = len(pairs) > 2 and (np.ptp(pairs, axis=0) > 0).all()
-        rank = float(stats.spearmanr(pairs[:, 0], pairs[:, 1]).statistic) if varies else None
+        rank = float(scipy.stats.spearmanr(pairs[:, 0], pairs[:, 1]).statistic) if varies else None
         validity[affect] = {"spearman": rank, "n": len(pairs)}
     return validity

@@ -23,7 +23,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from lifelines import KaplanMeierFitter
 
 from homeostat.evals.caveats import Row
 from homeostat.evals.generated import ROWS, less
@@ -219,6 +218,8 @@ def survival(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         that there are (the area under the shares, so that censoring is taken into account); ``n``.
         Empty and None without any dialogue.
     """
+    from lifelines import KaplanMeierFitter
+
     held = [row for row in rows if row["held_at_first"]]
     if not held:
         empty: Row = {key: [] for key in ("turns", "share", "low", "high")}

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from homeostat.config.steering import PersonaConfig, StagesConfig
 from homeostat.evals.foundations import FOUNDATIONS, Vignette, choose_foundations, informedness
@@ -208,7 +208,7 @@ def trait_per_nat(
     cost = np.array(values(after, "reply", "kl_nats_per_token"))
     if len(moved) < 2 or len(cost) < 2 or cost.mean() < 1e-6:
         return Estimate(None, None, None, None, len(moved))
-    interval = stats.bootstrap(
+    interval = scipy.stats.bootstrap(
         (moved, cost),
         lambda a, b, axis: a.mean(axis=axis) / b.mean(axis=axis),
         n_resamples=samples,

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy import stats
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 
 from homeostat.types import Estimate
 
@@ -94,6 +92,8 @@ def paired_test(
     Source: `scipy.stats.permutation_test` with exchanged signs; power of the paired t test
     (`statsmodels.stats.power.TTestPower`).
     """
+    from statsmodels.stats.power import TTestPower
+
     old, new = _by_group(before, after, groups)
     estimate = compare_paired(old.tolist(), new.tolist(), samples, seed)
     items = sum(
@@ -109,7 +109,7 @@ def paired_test(
     if _constant(difference):
         # Of all exchanges of signs only two are as far out as groups that agree to the last digit.
         return PairedTest(estimate, count, None, 0.5 ** (count - 1) if difference[0] else 1.0, None)
-    p = stats.permutation_test(
+    p = scipy.stats.permutation_test(
         (difference,),
         np.mean,
         permutation_type="samples",
@@ -144,6 +144,8 @@ def _by_group(
 
 def holm(p: Mapping[str, float | None]) -> dict[str, float | None]:
     """P values of a family, corrected after Holm; a missing one stays missing and counts not."""
+    from statsmodels.stats.multitest import multipletests
+
     known = [name for name, value in p.items() if value is not None]
     if not known:
         return dict(p)
@@ -159,7 +161,7 @@ def mean_interval(
         return None
     if _constant(values):
         return float(values.mean()), float(values.mean())
-    interval = stats.bootstrap(
+    interval = scipy.stats.bootstrap(
         (values,),
         np.mean,
         n_resamples=samples,

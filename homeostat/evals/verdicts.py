@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from scipy import stats
+import scipy
 
 from homeostat.config.steering import StagesConfig
 from homeostat.evals.stages import compare_arms, stage_figures
@@ -81,7 +81,7 @@ def _can_filter(filtered: Sequence[tuple[int, int]], least: float) -> Verdict:
     kept, total = filtered[-1] if filtered else (0, 0)
     if not total:
         return Verdict(*question, UNKNOWN, None, None, least, "nothing was sampled")
-    interval = stats.binomtest(kept, total).proportion_ci(method="wilson")
+    interval = scipy.stats.binomtest(kept, total).proportion_ci(method="wilson")
     answer = YES if interval.low >= least else NO if interval.high < least else UNKNOWN
     why = f"{kept} of {total} completions of the last round passed"
     ends = float(interval.low), float(interval.high)

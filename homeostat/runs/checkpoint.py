@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 import homeostat
+from homeostat.config.resume import checkpoints_in
 from homeostat.errors import HomeostatError
 from homeostat.files import replace_folder
 from homeostat.models.adapter_files import load_adapter, save_adapter
@@ -109,11 +110,6 @@ class Checkpoints:
                 f"{code_version()}, so the run might not go on as it began; use that version, or "
                 "set resume_override=true."
             )
-
-
-def checkpoints_in(folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first; one that was being written has another name."""
-    return sorted(folder.glob("step_??????"))
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -6,16 +6,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from homeostat.config.run import RunConfig
-from homeostat.models.adapters import Policy
 from homeostat.models.placement import Placement
 from homeostat.report.console import Console
 from homeostat.report.metrics import MetricsLog
 from homeostat.runs.interrupt import Interrupt
 from homeostat.timing import Stopwatch
 from homeostat.types import Progress, StepResult, Trainer
+
+if TYPE_CHECKING:  # what prints the first line of a run imports this module
+    from homeostat.models.adapters import Policy
 
 
 @dataclass(frozen=True)

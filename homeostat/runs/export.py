@@ -16,7 +16,7 @@ from homeostat.models.adapters import Policy
 from homeostat.models.bake import export_adapter, export_merged, verify_bake
 from homeostat.models.placement import place
 from homeostat.report.console import Console
-from homeostat.runs.run import load_policy
+from homeostat.runs.work import load_policy
 from homeostat.timing import Stopwatch
 
 # Largest difference of log-probability, nats, that merging may make on the tokens of `SAMPLE`.

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import reduce
 from typing import Any
 
 import psutil
@@ -22,8 +21,7 @@ import torch
 from torch import Tensor
 
 from homeostat.config.run import RolloutConfig
-from homeostat.config.trainers import TrainerConfig
-from homeostat.errors import HomeostatError, out_of_memory
+from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.hooks import decoder_layers
 from homeostat.models.logprobs import CHUNK_LOGITS
@@ -226,20 +224,3 @@ def memory_limit(device: torch.device, limit_gb: float | None, held: int) -> flo
 def as_record(plan: MemoryPlan, limit: float) -> Mapping[str, Any]:
     """The plan as it goes to memory.json, bytes."""
     return {**plan.parts(), "total": plan.total, "limit": limit}
-
-
-def advise_memory(trainer: TrainerConfig, error: BaseException) -> str | None:
-    """What to do about an error that says that memory ran out; None for any other error."""
-    said = out_of_memory(error)
-    if said is None:
-        return None
-    advice = "choose a smaller model, or dtype=bfloat16"
-    if isinstance(error, MemoryError):  # numpy's, which holds no model: resampled means
-        steers = trainer.wing == "steering"
-        key = f"{'trainer.stages' if steers else 'eval'}.bootstrap_samples"
-        advice = f"lower {key}, or free memory that other programs hold"
-    elif trainer.micro_batch_key is not None:
-        key = trainer.micro_batch_key
-        value = reduce(getattr, key.split(".")[1:], trainer)
-        advice = f"lower {key} (now {value}) or rollout.max_new_tokens, or {advice}"
-    return f"out of memory: {said.rstrip('.')}. To mend it, {advice}."

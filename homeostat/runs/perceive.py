@@ -1,6 +1,6 @@
 """What a run learns about its base before training: probes, set points, which signals see failures.
 
-Like `homeostat.runs.run`, which calls it, it evaluates and saves; nothing else does.
+Like `homeostat.runs.work`, which calls it, it evaluates and saves; nothing else does.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The suite of evaluations in a run: measure an arm, keep its rows, compare.
 
-Like `homeostat.runs.run`, which calls it, it evaluates and saves; nothing else does.
+Like `homeostat.runs.work`, which calls it, it evaluates and saves; nothing else does.
 """
 
 from __future__ import annotations

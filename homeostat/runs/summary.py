@@ -17,13 +17,12 @@ from typing import Any
 import torch
 
 import homeostat
-from homeostat.config.resume import resume_command, save_config
+from homeostat.config.resume import checkpoints_in, resume_command, save_config
 from homeostat.config.run import RunConfig
 from homeostat.errors import HomeostatError
 from homeostat.files import remove_leftovers, write_text
 from homeostat.models.placement import Placement
 from homeostat.report.metrics import finite
-from homeostat.runs.checkpoint import checkpoints_in
 from homeostat.runs.context import Wing
 from homeostat.timing import Stopwatch
 

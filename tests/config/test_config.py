@@ -696,6 +696,44 @@ def test_composing_imports_nothing_heavy() -> None:
     assert [name for name in HEAVY if name in modules] == []
 
 
+# torch finds the device, which the first line must not be without.
+LATER = (
+    *("transformers", "peft", "pandas", "lifelines", "scipy", "sklearn", "statsmodels"),
+    *("matplotlib", "wandb", "trl", "accelerate", "datasets"),
+)
+FIRST_LINE = """
+import json, sys
+from pathlib import Path
+import homeostat.cli
+from omegaconf import OmegaConf
+from homeostat.config.register import compose_run
+from homeostat.report.console import Console
+from homeostat.runs.run import run
+
+class First(Console):
+    def say(self, message):
+        print(json.dumps([message, sorted(sys.modules)]))
+        sys.exit()
+
+config = OmegaConf.to_object(compose_run("model=tiny_random", "scale=smoke"))
+run(config, Path(sys.argv[1]), First())
+"""
+
+
+def test_the_first_line_of_a_run_waits_for_no_library_of_models(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_LINE, str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    message, modules = json.loads(done.stdout)
+    assert message.startswith("ppo on tiny_random, ")
+    assert "homeostat.runs.run" in modules
+    assert [name for name in LATER if name in modules] == []
+
+
 def test_a_narration_that_is_no_regular_expression_is_named() -> None:
     with pytest.raises(ValueError, match=r"persona\.narration: '\(' is no regular expression"):
         config_part("persona=love", narration=["fine", "("])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-import homeostat.runs.run
+import homeostat.runs.work
 from homeostat.cli import _look_back
 from homeostat.config.resume import changed_values, config_hash, save_config
 from homeostat.config.run import RunConfig
@@ -163,7 +163,7 @@ def test_an_out_of_memory_run_is_recorded_as_that(
     def load(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nOf which ...")
 
-    monkeypatch.setattr(homeostat.runs.run, "load_policy", load)
+    monkeypatch.setattr(homeostat.runs.work, "load_policy", load)
     with pytest.raises(HomeostatError, match=r"lower trainer\.micro_batch_tokens \(now \d+\)"):
         run(composed(*TINY), tmp_path, Console())
     status = json.loads((tmp_path / "summary.json").read_text())["status"]

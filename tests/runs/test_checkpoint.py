@@ -14,12 +14,12 @@ import pytest
 import torch
 from configs import wandb_config
 
+from homeostat.config.resume import checkpoints_in
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.report.metrics import LOGS, MetricsLog
 from homeostat.runs.checkpoint import (
     Checkpoints,
-    checkpoints_in,
     random_state,
     restore_random_state,
 )

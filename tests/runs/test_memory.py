@@ -33,10 +33,10 @@ from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.load import BaseModel, finish
 from homeostat.models.tiny import load_tiny
+from homeostat.runs.advice import advise_memory
 from homeostat.runs.memory import (
     MemoryPlan,
     activation_bytes,
-    advise_memory,
     cache_bytes_per_token,
     episode_tokens,
     inner_width,

@@ -26,13 +26,14 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from safetensors.torch import load_file
 
-import homeostat.runs.run
+import homeostat.report.html
 from homeostat.cli import CONF, explain
 from homeostat.config.checks import as_object
 from homeostat.config.register import register
 from homeostat.config.resume import (
     asked_run,
     changed_values,
+    checkpoints_in,
     is_finished,
     kept_overrides,
     read_config,
@@ -46,7 +47,6 @@ from homeostat.config.resume import (
 from homeostat.config.run import RunConfig
 from homeostat.errors import HomeostatError
 from homeostat.report.console import Console
-from homeostat.runs.checkpoint import checkpoints_in
 from homeostat.runs.run import run
 
 pytestmark = pytest.mark.slow  # runs that are killed and go on
@@ -108,7 +108,7 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOMEOSTAT_CACHE", str(folder))
         # The figures take longer than the run, and say nothing here.
-        patch.setattr("homeostat.runs.run.write_report", lambda folder: folder)
+        patch.setattr("homeostat.report.html.write_report", lambda folder: folder)
         yield folder
 
 
@@ -218,14 +218,14 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
 # Not forked from this process: the locks of the threads that torch has here would never open there.
 CHILDREN = multiprocessing.get_context("forkserver")
 CHILDREN.set_forkserver_preload(
-    ["homeostat.runs.run", "homeostat.trainers.ppo", "homeostat.models.tiny"]
+    ["homeostat.runs.run", "homeostat.runs.work", "homeostat.trainers.ppo", "homeostat.models.tiny"]
 )
 
 
 def run_apart(config: RunConfig, folder: Path, overrides: tuple[str, ...]) -> None:
     """What the child does: a run without its figures, on as many threads as here."""
     torch.set_num_threads(1)
-    homeostat.runs.run.write_report = lambda folder: folder
+    homeostat.report.html.write_report = lambda folder: folder
     run(config, folder, Console(), overrides)
 
 

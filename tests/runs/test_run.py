@@ -24,7 +24,7 @@ from homeostat.runs import perceive as run_signals
 from homeostat.runs.context import Run
 from homeostat.runs.interrupt import Interrupt
 from homeostat.runs.perceive import allowed_set_points, watch_probes
-from homeostat.runs.run import check_memory
+from homeostat.runs.work import check_memory
 from homeostat.signals.probing.corpus import Corpus
 from homeostat.signals.probing.perception import Perception
 from homeostat.signals.probing.probes import AffectProbes

@@ -214,7 +214,7 @@ def test_a_bad_file_of_any_kind_is_named_before_the_model_is_loaded(
     base = [o for o in OVERRIDES if not o.startswith(("signals=", "reward="))]
     more = ("trainer=steer_heal", "persona=love") if override.startswith("trainer.") else ()
     overrides = (*base, *more, override.format(file=own))
-    monkeypatch.setattr("homeostat.runs.run.load_policy", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("homeostat.runs.work.load_policy", lambda *_: pytest.fail("loaded"))
     with pytest.raises(HomeostatError, match=said):
         run(composed(*overrides), tmp_path / "run", Console(), overrides)
 

@@ -26,7 +26,8 @@ from homeostat.models.load import BaseModel
 from homeostat.models.placement import place
 from homeostat.report.console import Console
 from homeostat.runs.export import export
-from homeostat.runs.run import load_policy, run
+from homeostat.runs.run import run
+from homeostat.runs.work import load_policy
 from homeostat.timing import Stopwatch
 
 pytestmark = pytest.mark.slow  # whole runs of steer and heal
@@ -165,7 +166,7 @@ def test_a_killed_run_goes_on_at_the_stage_that_was_under_way(
     config, folder = composed(*OVERRIDES), tmp_path / "run"
     monkeypatch.setenv("HOMEOSTAT_CACHE", str(tmp_path / "cache"))
     # The figures take longer than the run, and say nothing here.
-    monkeypatch.setattr("homeostat.runs.run.write_report", lambda folder: folder)
+    monkeypatch.setattr("homeostat.report.html.write_report", lambda folder: folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(target, dying)
         with pytest.raises(Killed):
@@ -185,7 +186,7 @@ def test_arms_of_a_sweep_share_what_was_measured_before_the_first_healing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("homeostat.runs.run.write_report", lambda folder: folder)
+    monkeypatch.setattr("homeostat.report.html.write_report", lambda folder: folder)
     measure, calls = Stages.measure, 0
 
     def counted(*arguments: Any, **options: Any) -> Any:

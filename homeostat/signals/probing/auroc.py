@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.metrics import roc_auc_score
 
 BOOTSTRAP = 1000
 
@@ -13,6 +12,8 @@ def auroc(label: Int[np.ndarray, " N"], score: Float[np.ndarray, " N"]) -> float
     """Chance that a row with label 1 scores above one with label 0; None without both classes."""
     if not 0 < label.sum() < len(label):
         return None
+    from sklearn.metrics import roc_auc_score
+
     return float(roc_auc_score(label, score))
 
 

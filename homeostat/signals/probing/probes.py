@@ -4,6 +4,8 @@ One logistic regression per affect on the residual stream over the user's turn. 
 never rows: layer, pooling and regularisation are chosen on the authors of the validation part,
 probabilities are calibrated on cross-fitted readings of the training and validation authors, and
 whatever is reported (`validation.py`) comes from authors that took no part in any choice.
+
+scikit-learn takes a second to import, and is when there is something to fit.
 """
 
 from __future__ import annotations
@@ -16,9 +18,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 from safetensors.numpy import load_file, save_file
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold
-from sklearn.preprocessing import StandardScaler
 
 from homeostat.config.signals import AffectConfig
 from homeostat.errors import HomeostatError
@@ -209,6 +208,9 @@ def fit_calibrated(
     label on that reading gives slope and offset (Platt 1999), which are folded into the probe that
     is fitted on all groups.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold
+
     reading = np.full(len(y), np.nan)
     for fitted, held_out in GroupKFold(FOLDS).split(x, y, groups):
         if {0, 1} <= set(y[fitted]):
@@ -227,6 +229,9 @@ def fit(
     x: Float[np.ndarray, "N E"], y: Int[np.ndarray, " N"], strength: float
 ) -> tuple[Float[np.ndarray, " E"], float]:
     """Standardised logistic regression, folded into a weight and bias for the raw states."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
     rows, label, row_weight = anchored(y)
     scaler = StandardScaler().fit(x)
     regression = LogisticRegression(C=strength, max_iter=2000)

@@ -13,9 +13,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
 
 from homeostat.signals.probing.auroc import auroc, auroc_samples, interval95
 from homeostat.signals.probing.corpus import UNLABELLED, Corpus
@@ -259,6 +256,10 @@ def fit_text(corpus: Corpus, label: np.ndarray, part: np.ndarray) -> Any:
     Weighted by TF-IDF; the regularisation is chosen on the same validation authors as the probe's,
     then it is fitted on the same rows. It sees the message alone.
     """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
     texts = np.array(corpus.texts, dtype=object)
     rows = {name: np.flatnonzero((part == name) & (label >= 0)) for name in (TRAIN, VALIDATION)}
 
