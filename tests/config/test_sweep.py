@@ -30,7 +30,7 @@ from homeostat.report.console import Console
 from homeostat.runs.after_sweep import jobs_of
 from homeostat.runs.run import run
 
-TINY = ("model=tiny_random", "scale=smoke", "wandb.mode=disabled")
+TINY = ("model=tiny_random", "scale=smoke", "wandb.mode=disabled", "dtype=float32")
 SCRIPT = Path(sys.executable).with_name("homeostat")
 Compose = Callable[..., RunConfig]
 
