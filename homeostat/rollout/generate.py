@@ -91,8 +91,24 @@ class Sampler:
         """
         blocks = [unread + list(new) for unread, new in zip(self._unread, ids, strict=True)]
         self._unread = [[] for _ in blocks]
-        if self._mask.shape[1] == 0:
-            blocks = self._read_once(blocks)
+        if self._mask.shape[1]:
+            self._read(blocks)
+            return
+        # Episodes of one group begin alike: each prompt is read once and lent to its rows.
+        prompts = list(dict.fromkeys(map(tuple, blocks)))
+        alike = len(prompts) < len(blocks) and self._policy.treats_rows_alike
+        if not alike or not can_share(self._policy):
+            self._read(self._read_once(blocks))
+            return
+        self._mask = self._mask[: len(prompts)]
+        self._read(self._read_once([list(prompt) for prompt in prompts]))
+        index = self._tensor([[prompts.index(tuple(block)) for block in blocks]])[0]
+        self._cache.batch_select_indices(index)
+        self._mask = self._mask[index]
+        self._hidden = None if self._hidden is None else self._hidden[index]
+
+    def _read(self, blocks: Sequence[list[int]]) -> None:
+        """Read a block of each row, as wide as the longest."""
         width = max(map(len, blocks))
         if width == 0:
             return
