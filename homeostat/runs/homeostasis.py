@@ -20,6 +20,7 @@ from homeostat.runs.context import Run
 from homeostat.runs.memory import episode_tokens
 from homeostat.runs.perceive import (
     allowed_set_points,
+    base_episodes,
     measure_base,
     perceive,
     save_calibration,
@@ -100,7 +101,7 @@ class RewardWing:
             reward=reward,
             rollout=config.rollout,
         )
-        self.before = self._play("base")
+        self.before = base_episodes(self.run, self.reader, self.perception, reward, self._play)
         self._compare([])
         self.loop = perception_validity(self.before)
 

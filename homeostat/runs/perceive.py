@@ -6,8 +6,9 @@ Like `homeostat.runs.work`, which calls it, it evaluates and saves; nothing else
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from homeostat.models.adapters import Policy
 from homeostat.models.cache import identity, remembered
 from homeostat.report.console import Console, number
 from homeostat.report.metrics import finite, write_rows
+from homeostat.reward.compose import Reward
 from homeostat.reward.valence import resolve_one
 from homeostat.rollout.episodes import calibration_seeds, play
 from homeostat.runs.context import Run
@@ -98,6 +100,28 @@ def measure_base(
     calibration = Calibration.of(base["values"], base["base_norms"])
     reader.base_norms = calibration.base_norms
     return calibration, base["loop"]
+
+
+def base_episodes(
+    run: Run,
+    reader: SignalReader,
+    perception: Perception | None,
+    reward: Reward,
+    play_arm: Callable[[str], list[dict[str, Any]]],
+) -> list[dict[str, Any]]:
+    """Rows of the held-out episodes that the base has played, which every run compares itself with.
+
+    Kept between runs that read and reward alike, unless code of the user's own has a say in them.
+    """
+    config = run.config
+    if config.reward.terms:
+        return play_arm("base")
+    points = {name: asdict(point) for name, point in reward.set_points.items()}
+    digest = perception.corpus.digest if perception else None
+    depends_on = [digest, config.eval.episodes, reward.mode, points]
+    compute = partial(play_arm, "base")
+    rows: list[dict[str, Any]] = _remembered(config, reader.policy, depends_on, "held_out", compute)
+    return rows
 
 
 def validate_intrinsic(

@@ -88,10 +88,12 @@ IN_PROCESS = (
     "rollout.max_new_tokens=3",
     f"+reward.terms.noise={{_target_: {__name__}.noise}}",
 )
-# Every trainer's own state: a value head; nothing; a critic's adapter and a controller.
+# Every trainer's own state: a value head; nothing; a critic's adapter and a controller. And half
+# precision, with blocks below the adapter that are read once.
 TRAINERS = {
     "ppo": IN_PROCESS,
     "grpo": (*IN_PROCESS, "trainer=grpo", "trainer.group_size=2"),
+    "ppo_bfloat16": (*IN_PROCESS, "dtype=bfloat16", "lora.layers=[0.5,1.0]"),
     "ppo_lora_pid": (
         *IN_PROCESS,
         *("trainer.critic=lora", "trainer.kl.kind=pid", "trainer.kl.target=0.001"),

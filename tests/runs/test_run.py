@@ -20,15 +20,18 @@ from homeostat.models.adapters import Policy
 from homeostat.models.placement import Placement
 from homeostat.report.console import Console
 from homeostat.report.metrics import MetricsLog
+from homeostat.reward.compose import Reward
+from homeostat.reward.valence import SetPoint
 from homeostat.runs import perceive as run_signals
 from homeostat.runs.context import Run
 from homeostat.runs.interrupt import Interrupt
-from homeostat.runs.perceive import allowed_set_points, watch_probes
+from homeostat.runs.perceive import allowed_set_points, base_episodes, watch_probes
 from homeostat.runs.work import check_memory
 from homeostat.signals.probing.corpus import Corpus
 from homeostat.signals.probing.perception import Perception
 from homeostat.signals.probing.probes import AffectProbes
 from homeostat.signals.probing.validation import ProbeReport
+from homeostat.signals.reader import SignalReader
 from homeostat.timing import Stopwatch
 
 Make = Callable[..., RunConfig]
@@ -187,3 +190,45 @@ def test_run_without_probes_has_none_that_could_go_stale(
     config = composed("bot=curious", "signals=[intrinsic]", "reward=intrinsic_only")
     assert watch_probes(make_run(config, Path(), console[0]), make_policy(), None) is None
     assert console[1].getvalue() == ""
+
+
+def test_the_base_plays_its_held_out_episodes_once(
+    make_policy: Callable[..., Policy],
+    composed: Make,
+    tmp_path: Path,
+    cache: Path,
+    console: tuple[Console, io.StringIO],
+) -> None:
+    del cache
+    small = ("model=tiny_random", "scale=smoke", "signals=[intrinsic]", "reward=intrinsic_only")
+    policy, played = make_policy(), []
+
+    def rows_of(*more: str, tolerance: float = 1.0, seed: int = 0) -> list[dict[str, Any]]:
+        config = composed(*small, *more)
+        run = make_run(config, tmp_path, console[0])
+        reader = SignalReader(policy, config.signals, None)
+        reward = Reward(config.reward, {"entropy": SetPoint(1.0, 2.0, tolerance)})
+
+        def play_arm(arm: str) -> list[dict[str, Any]]:
+            played.append(arm)
+            return [{"arm": arm, "metrics": {"valence": -0.1 * seed, "missing": None}}]
+
+        return base_episodes(run, reader, None, reward, play_arm)
+
+    assert (
+        rows_of()
+        == rows_of(seed=7)
+        == [{"arm": "base", "metrics": {"valence": 0.0, "missing": None}}]
+    )
+    assert played == ["base"]
+    for number, changed in enumerate(
+        ("eval.episodes=2", "reward.mode=reduction", "rollout.turns=1", "signals.cache=false"), 2
+    ):
+        rows_of(changed)
+        assert len(played) == number
+    rows_of(tolerance=0.5)
+    assert len(played) == 6
+    term = f"+reward.terms.own={{_target_: {__name__}.make_run}}"
+    rows_of(term)
+    rows_of(term)  # what an own term says may change without a trace
+    assert len(played) == 8
