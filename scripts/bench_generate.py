@@ -43,7 +43,7 @@ from homeostat.models.placement import resolve_device
 from homeostat.rollout.generate import Sampler
 
 OURS, BARE, PLAIN = "homeostat", "model.generate", "model.generate, no adapter"
-MIN_SHARE = 0.85
+MIN_SHARE = 1.5
 
 
 class Talkative(Policy):
