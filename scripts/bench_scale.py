@@ -25,11 +25,14 @@ from bench_trl import SIZES, prepare
 
 mpl.use("agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 SIDES: dict[str, list[tuple[int, int]]] = {  # (episodes, tokens of a reply)
     "episodes": [(8, 24), (32, 24), (128, 24)],
     "tokens": [(8, 24), (8, 96), (8, 384)],
 }
+
+TICKS = (8, 32, 128, 512)
 
 
 def one(episodes: int, new_tokens: int, dtype: str) -> dict[str, Any]:
@@ -104,8 +107,9 @@ def draw(results: dict[str, Any], path: Path) -> None:
             x = [row[over] for row in rows]
             axis.plot(x, [row[key] / unit for row in rows], marker=marker, label=named)
         axis.set(xscale="log", yscale="log", xlabel="episodes, or tokens of a reply", ylabel=label)
-        ticks = sorted({size for side in SIDES.values() for pair in side for size in pair})
-        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.set_xticks(TICKS, [str(tick) for tick in TICKS])
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.minorticks_off()
         axis.legend(frameon=False)
     figure.savefig(path, dpi=150)
