@@ -252,7 +252,7 @@ def test_the_gates_of_coherence_stay_when_the_filter_is_loosened() -> None:
 
 # --- how much work a scale means ----------------------------------------------------------------
 
-WORK = {"cpu": (3, 12, 3, 12), "gpu12": (100, 64, 3, 32), "smoke": (2, 4, 2, 4)}
+WORK = {"cpu": (8, 12, 3, 12), "gpu12": (100, 64, 3, 32), "smoke": (2, 4, 2, 4)}
 
 
 @pytest.mark.parametrize("trainer", GROUPS["trainer"])
