@@ -130,8 +130,9 @@ def schemas() -> dict[str, type]:
     return {vars(kind)["schema"]: kind for kind in classes if "schema" in vars(kind)}
 
 
+@cache
 def register() -> None:
-    """Store every schema in Hydra's ConfigStore; safe to call twice."""
+    """Store every schema in Hydra's ConfigStore, once in a process: Hydra 1.5 refuses a second."""
     for path, schema in schemas().items():
         group, _, name = f"schema/{path}".rpartition("/")
         ConfigStore.instance().store(group=group, name=name, node=schema)
