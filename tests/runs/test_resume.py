@@ -236,12 +236,13 @@ MOMENTS = [
     *(("ppo", done) for done in (0, 1, 2, 3)),
     *(("grpo", done) for done in (0, 1, 2)),
     *(("ppo_lora_pid", done) for done in (1, 2, 3)),
+    *(("ppo_bfloat16", done) for done in (0, 2)),
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("trainer", "done"), MOMENTS)
-def test_sigkill_at_ten_random_moments_changes_nothing(
+def test_sigkill_at_random_moments_changes_nothing_in_process(
     trainer: str,
     done: int,
     whole_of: Callable[[str], Path],
