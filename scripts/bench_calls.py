@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from homeostat.config.register import compose_run
 from homeostat.config.run import RunConfig
 from homeostat.models.adapters import Policy
 from homeostat.models.forward import forward, read_prefix
+from homeostat.rollout.generate import Sampler
 from homeostat.types import TokenBatch
 
 MODEL = "smollm2_135m"
@@ -36,6 +39,43 @@ def stir_adapter(policy: Policy) -> None:
     for name, weight in policy.model.named_parameters():
         if "lora_B" in name:
             weight.data.copy_(ADAPTER_STD * torch.randn(weight.shape, generator=generator))
+
+
+class Talkative(Policy):
+    """A policy that goes on after the end-of-turn token, up to the token limit."""
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """An id that the model cannot sample."""
+        return (int(self.text_config.vocab_size),)
+
+
+def sample(policy: Policy, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
+    """Replies of a talkative policy to all prompts, by homeostat."""
+    sampler = Sampler(policy, len(prompts))
+    sampler.append(prompts)
+    uniforms = np.random.default_rng(0).random((len(prompts), new_tokens))
+    assert all(len(reply) == new_tokens for reply in sampler.sample(uniforms))
+
+
+@torch.no_grad()
+def generate(policy: Policy, prompts: Tensor, new_tokens: int, cache: str | None = None) -> None:
+    """Replies to all prompts, by transformers with a cache of some kind; None = its default."""
+    model = policy.model.get_base_model()
+    model.generation_config.eos_token_id = None
+    ids = model.generate(
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=new_tokens,
+        eos_token_id=None,
+        pad_token_id=policy.pad_id,
+        cache_implementation=cache,
+    )
+    assert ids.shape == (len(prompts), prompts.shape[1] + new_tokens)
 
 
 @torch.no_grad()

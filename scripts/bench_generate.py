@@ -29,9 +29,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from bench_calls import Call, run_config, stir_adapter, time_rounds, without_adapter
+from bench_calls import (
+    Call,
+    Talkative,
+    generate,
+    run_config,
+    sample,
+    stir_adapter,
+    time_rounds,
+    without_adapter,
+)
 from bench_trl import BARE_TEMPLATE, WORDS, prompt_ids
 from bench_trl_task import LORA_ALPHA, LORA_RANK, PROMPT_TOKENS
 
@@ -40,19 +48,9 @@ from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.load import BaseModel
 from homeostat.models.placement import resolve_device
-from homeostat.rollout.generate import Sampler
 
 OURS, BARE, PLAIN = "homeostat", "model.generate", "model.generate, no adapter"
 MIN_SHARE = 1.5
-
-
-class Talkative(Policy):
-    """A policy that goes on after the end-of-turn token, up to the token limit."""
-
-    @property
-    def eos_ids(self) -> tuple[int, ...]:
-        """An id that the model cannot sample."""
-        return (self.base.model.config.vocab_size,)
 
 
 def make_policy(device: torch.device, template: str) -> Policy:
@@ -76,36 +74,10 @@ def make_prompts(policy: Policy, count: int) -> list[list[int]]:
     return prompts
 
 
-def sample(policy: Policy, prompts: list[list[int]], new_tokens: int) -> None:
-    """Replies to all prompts, by homeostat."""
-    sampler = Sampler(policy, len(prompts))
-    sampler.append(prompts)
-    uniforms = np.random.default_rng(0).random((len(prompts), new_tokens))
-    assert all(len(reply) == new_tokens for reply in sampler.sample(uniforms))
-
-
-@torch.no_grad()
-def generate(policy: Policy, prompts: torch.Tensor, new_tokens: int) -> None:
-    """Replies to all prompts, by transformers."""
-    ids = policy.model.get_base_model().generate(
-        prompts,
-        attention_mask=torch.ones_like(prompts),
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=new_tokens,
-        eos_token_id=None,
-        pad_token_id=policy.tokenizer.pad_token_id,
-    )
-    assert ids.shape == (len(prompts), prompts.shape[1] + new_tokens)
-
-
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Tokens per second of each, and the ratios of the rounds, JSON-ready."""
     device = resolve_device(options.device)
     policy = make_policy(device, options.template)
-    policy.base.model.generation_config.eos_token_id = None
     prompts = make_prompts(policy, options.batch)
     ready = torch.tensor(prompts, device=device)
     bare = functools.partial(generate, policy, ready, options.new_tokens)

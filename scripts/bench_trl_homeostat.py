@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import torch
+from bench_calls import Talkative
 from bench_trl_task import (
     KL_COEF,
     LEARNING_RATE,
@@ -22,7 +23,6 @@ from homeostat.config.model import PretrainedModelConfig
 from homeostat.config.register import build, config_part
 from homeostat.config.reward import RewardConfig, SetPointConfig
 from homeostat.config.run import RolloutConfig
-from homeostat.models.adapters import Policy
 from homeostat.models.load import BaseModel
 from homeostat.models.placement import place
 from homeostat.reward.compose import Reward
@@ -35,15 +35,6 @@ from homeostat.trainers.grpo import GRPO
 from homeostat.trainers.policy_gradient import PolicyGradient
 from homeostat.trainers.ppo import PPO
 from homeostat.types import Conversation, Turn
-
-
-class Talkative(Policy):
-    """A policy that goes on after the end-of-turn token, up to the token limit."""
-
-    @property
-    def eos_ids(self) -> tuple[int, ...]:
-        """An id that the model cannot sample."""
-        return (self.base.model.config.vocab_size,)
 
 
 class Asker:

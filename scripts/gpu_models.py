@@ -108,15 +108,6 @@ class Place:
     tiny: bool
 
 
-class Talkative(Policy):
-    """A policy that goes on after the end-of-turn token, up to the token limit."""
-
-    @property
-    def eos_ids(self) -> tuple[int, ...]:
-        """An id that the model cannot sample."""
-        return (int(self.text_config.vocab_size),)
-
-
 class Brief:
     """A population whose users say the first quarter of what they would.
 

@@ -8,9 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from bench_calls import Call, seconds_of, stir_adapter
+from bench_calls import Call, Talkative, generate, sample, seconds_of, stir_adapter
 from gpu_models import (
     DEFAULT,
     SET_POINT,
@@ -18,7 +17,6 @@ from gpu_models import (
     Brief,
     Parrots,
     Place,
-    Talkative,
     make_policy,
     make_trainer,
     random_rows,
@@ -33,7 +31,6 @@ from homeostat.config.run import RolloutConfig
 from homeostat.models.adapter_files import load_adapter, save_adapter
 from homeostat.models.adapters import Policy
 from homeostat.models.tiny import load_tiny
-from homeostat.rollout.generate import Sampler
 from homeostat.trainers.policy_gradient import PolicyGradient
 from homeostat.types import Bots
 
@@ -178,9 +175,9 @@ def sampling(place: Place, rows: int, _: Records) -> Finding:
     prompts = random_rows(rows, SAMPLED_PROMPT)
     ready = torch.tensor(prompts, device=place.device)
     calls: dict[str, Call] = {
-        "homeostat": functools.partial(_sample, policy, prompts),
-        "generate, dynamic": functools.partial(_generate, policy, ready, None),
-        "generate, static": functools.partial(_generate, policy, ready, "static"),
+        "homeostat": functools.partial(sample, policy, prompts, SAMPLED_TOKENS),
+        "generate, dynamic": functools.partial(generate, policy, ready, SAMPLED_TOKENS),
+        "generate, static": functools.partial(generate, policy, ready, SAMPLED_TOKENS, "static"),
     }
     speeds = {name: _speed(call, rows, place.device) for name, call in calls.items()}
     torch.compiler.reset()  # what transformers has compiled for this batch fits no other
@@ -193,32 +190,6 @@ def sampling(place: Place, rows: int, _: Records) -> Finding:
         raise RuntimeError(f"the sampler {ours['failed']}")
     figures = {"new_tokens": SAMPLED_TOKENS, "prompt_tokens": SAMPLED_PROMPT, "samplers": speeds}
     return Finding(f"tokens/s: {', '.join(said)}", figures)
-
-
-def _sample(policy: Policy, prompts: list[list[int]]) -> None:
-    sampler = Sampler(policy, len(prompts))
-    sampler.append(prompts)
-    uniforms = np.random.default_rng(0).random((len(prompts), SAMPLED_TOKENS))
-    assert all(len(reply) == SAMPLED_TOKENS for reply in sampler.sample(uniforms))
-
-
-@torch.no_grad()
-def _generate(policy: Policy, prompts: Tensor, cache: str | None) -> None:
-    model = policy.model.get_base_model()
-    model.generation_config.eos_token_id = None
-    ids = model.generate(
-        prompts,
-        attention_mask=torch.ones_like(prompts),
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=SAMPLED_TOKENS,
-        eos_token_id=None,
-        pad_token_id=policy.pad_id,
-        cache_implementation=cache,
-    )
-    assert ids.shape == (len(prompts), SAMPLED_PROMPT + SAMPLED_TOKENS)
 
 
 def _speed(call: Call, rows: int, device: torch.device) -> dict[str, Any]:

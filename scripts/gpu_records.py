@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import time
 import traceback
@@ -10,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
+
+from homeostat.models.load import first_sentence
 
 LEAST_S = 10.0  # seconds; with less left no part is begun
 PASSED, MISSED, DONE = "passed", "MISSED", "done"
@@ -115,9 +116,8 @@ class Budget:
 
 def sentence(error: BaseException) -> str:
     """An error's class and the first sentence of what it says, on one line."""
-    text = " ".join(str(error).split())
-    first = re.split(r"(?<=[.!?])\s", text)[0].rstrip(".")
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+    kind, first = type(error).__name__, first_sentence(error)
+    return kind if first == kind else f"{kind}: {first}"
 
 
 def run_part(part: Part, budget: Budget, records: Records) -> Record:

@@ -147,15 +147,25 @@ def forward(
     known = mask.new_ones(len(mask), len(batch.prefix))
     block = TokenBlock(batch.input_ids, torch.cat([known, mask], dim=1), positions)
     read = partial(policy.hidden, block, prefix, predicted_index(batch))
-    lower = policy.lower
-    if lower is None or policy.is_steered or not can_share(policy):
+    lower, depth = policy.lower, kept_depth(policy)
+    if lower is None or not depth:
         return read()
     states = None if whole else lower.find(batch)
     if states is not None:
-        with skip_blocks(policy.trunk, lower.depth, states):
+        with skip_blocks(policy.trunk, depth, states):
             return read()
-    with read_residual(policy.trunk, [lower.depth - 1], lambda _, out: lower.keep(batch, out)):
+    with read_residual(policy.trunk, [depth - 1], lambda _, out: lower.keep(batch, out)):
         return read()
+
+
+def kept_depth(policy: Policy) -> int:
+    """How many of the lowest blocks a conversation is read by once, policy as it is; often 0.
+
+    Not under a steering, which may act on them, nor where blocks look back over a window.
+    """
+    if policy.lower is None or policy.is_steered or not can_share(policy):
+        return 0
+    return policy.lower.depth
 
 
 def predicted_index(batch: TokenBatch) -> Int[Tensor, "B T"]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from homeostat.config.run import DTYPES
 from homeostat.errors import HomeostatError
 from homeostat.models.cache import remembered
 
@@ -93,13 +94,13 @@ def resolve_device(name: str) -> torch.device:
 
 
 def _began_with(path: Path) -> tuple[torch.dtype, str] | None:
-    """The number format in an environment.json; None without one."""
+    """The number format in an environment.json; None where it cannot be read."""
     try:
-        kept: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        # Runs that do not say it were made when auto meant float32 on every CPU.
+        name = json.loads(path.read_text(encoding="utf-8")).get("dtype", "float32")
+    except (OSError, ValueError, AttributeError):
         return None
-    # Runs that do not say it were made when auto meant float32 on every CPU.
-    return getattr(torch, kept.get("dtype", "float32")), "as the run began"
+    return (getattr(torch, name), "as the run began") if name in DTYPES[1:] else None
 
 
 def _cpu_precision() -> tuple[torch.dtype, str]:

@@ -15,6 +15,7 @@ from homeostat.models.chat import until_last_response
 from homeostat.models.forward import (
     READ_TOKENS,
     forward,
+    kept_depth,
     make_batch,
     read_in_batches,
     read_prefix,
@@ -108,7 +109,8 @@ def _trace_batch(
     ref_pass = policy_pass
     if policy.adapter_on:
         # Below the lowest adapter the reference has read what the policy has.
-        upper = [layer for layer in probe_layers if not _is_kept(policy, layer)]
+        depth = kept_depth(policy)
+        upper = [layer for layer in probe_layers if layer >= depth]
         with policy.reference():
             ref_pass = _read(policy, batch, users, (), upper)
         ref_pass.pooled.update({k: v for k, v in policy_pass.pooled.items() if k not in upper})
@@ -167,14 +169,10 @@ def _read(
             pooled[layer] = _pool(hidden, batch, users)
 
     prefix, layers = read_prefix(policy, batch), sorted({*norm_layers, *probe_layers})
+    lowest = layers[0] if layers else policy.num_layers
     with read_residual(policy.trunk, layers, on_layer):
-        final = forward(policy, batch, prefix, whole=any(_is_kept(policy, one) for one in layers))
+        final = forward(policy, batch, prefix, whole=lowest < kept_depth(policy))
     return _Pass(final, norms, pooled)
-
-
-def _is_kept(policy: Policy, layer: int) -> bool:
-    """Whether a block is one of those that are read once."""
-    return policy.lower is not None and layer < policy.lower.depth
 
 
 def _pool(
