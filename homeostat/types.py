@@ -95,8 +95,9 @@ class Trace:
         value_R: The critic's estimate at that token, or None without a critic.
         norm_RL: L2 norm of the residual stream at each chosen layer, activation units.
         user_turns: Indices of the user turns that ``hidden_*`` describe.
-        hidden_ref: Residual stream of each user turn at each probe layer, read with the adapter
-            off: the mean over the turn's tokens, then its last token (E = 2 D).
+        hidden_ref: Residual stream of each user turn at each probe layer, read from its own words
+            in a frame of their own with the adapter off: the mean over the turn's tokens, then its
+            last token (E = 2 D). No other turn enters it.
         hidden_policy: The same read with the adapter on.
     """
 
@@ -323,6 +324,23 @@ class Bot(Protocol):
 
     def answer(self, reply: str) -> Turn:
         """The message that answers the assistant's reply."""
+
+
+@runtime_checkable
+class AppraisingBot(Bot, Protocol):
+    """A simulated user who may want to know what the frozen base thinks of a reply.
+
+    Attributes:
+        appraises: Whether this one does.
+        asserted: What it has just claimed and the true counterpart of that, as clauses; None where
+            it has claimed nothing.
+    """
+
+    appraises: bool
+    asserted: tuple[str, str] | None
+
+    def answer_appraised(self, reply: str, appraisal: Any) -> Turn:
+        """The message that answers a reply, given a `homeostat.bots.affect.Appraisal` or None."""
 
 
 @runtime_checkable

@@ -1,4 +1,7 @@
-"""Scripted users: a topic, a schedule of perturbations, and phrases that show their affect."""
+"""Scripted users: a topic, a schedule of perturbations, and phrases that show what a reply moved.
+
+Users of held-out seeds have topics, openings and phrases of their own, which no other user has.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,43 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from homeostat.bots.affect import content_words, moved, notice
+from homeostat.bots.affect import (
+    INDIFFERENT,
+    Appraisal,
+    ReplyFeatures,
+    content_words,
+    moved,
+    notice,
+    words_of,
+)
 from homeostat.config.bots import MixedBotConfig, ScriptedBotConfig
 from homeostat.config.signals import AFFECTS
 from homeostat.errors import HomeostatError
 from homeostat.types import Turn
 
-MILD, STRONG = 0.35, 0.65  # intensity from which an affect is voiced, and voiced strongly
+HELD_OUT_BELOW = 500_000  # seeds below it are those of held-out users
+TRAIN, HELD_OUT = "train", "held_out"
+# How far an affect must be from home to be voiced so, in the unit of those that go from 0 to 1.
+GRADES = {"strong": 0.3, "clear": 0.15, "mild": 0.05}
+MOST_VOICED = 3  # affects that one message shows
+TURNED = 0.15  # how far an affect must have left home to change what its user does next
+PRESSING = ("move_pressure", "move_authority")
+ASSERTING = ("move_claim", *PRESSING)
+GIVES_WAY = (  # to what the user feels
+    "move_clarify",
+    "move_deepen",
+    "move_disengage",
+    "move_hostility",
+    "move_praise_fishing",
+    "move_ask_again",
+)
 
 
 class ScriptedBots:
     """A population of users of one kind, each with a topic and words of its own."""
 
     def __init__(self, config: ScriptedBotConfig) -> None:
-        known = {"opening", *(kind for kind, _ in phrases() if not kind.startswith("affect_"))}
+        known = {"opening", *(kind for kind, _ in phrases(TRAIN) if kind.startswith("move_"))}
         for move in config.schedule:
             if move not in known:
                 raise HomeostatError(
@@ -54,13 +80,17 @@ class ScriptedBot:
         self.name = config.name
         self._config = config
         self._seed = seed
+        self._split = split_of(seed)
         self._turn = 0
         chance = self._chance("topic")
-        self._topic, self._next_topic = chance.sample(topics(), 2)
+        self._topic, self._next_topic = chance.sample(topics(self._split), 2)
         self._home = {affect: config.initial.get(affect, 0.0) for affect in AFFECTS}
         self.affect = dict(self._home)
         self._said = ""
-        self._agreed = 0.0
+        self.asserted: tuple[str, str] | None = None
+        self._heard: set[str] = set()
+        self._features = INDIFFERENT
+        self.appraises = config.appraisal == "base"
 
     def opening(self) -> Turn:
         """A question about the topic, or the first scheduled move."""
@@ -68,8 +98,27 @@ class ScriptedBot:
 
     def answer(self, reply: str) -> Turn:
         """Notice the reply, be moved by it, and say what the schedule and the affect ask for."""
-        features = notice(reply, {*self._topic["keywords"], *content_words(self._said)})
-        self._agreed = features.agreement
+        return self.answer_appraised(reply, None)
+
+    def answer_appraised(self, reply: str, appraisal: Appraisal | None) -> Turn:
+        """The same, with what the base thinks of the reply."""
+        features = notice(reply, self.topic_words, appraisal, self._heard)
+        self._heard |= words_of(reply)
+        return self.react(features)
+
+    @property
+    def topic_words(self) -> set[str]:
+        """Lower-case words that a reply would take up if it were relevant."""
+        return {*self._topic["keywords"], *content_words(self._said)}
+
+    @property
+    def shift(self) -> dict[str, float]:
+        """How far each affect is from home."""
+        return {affect: level - self._home[affect] for affect, level in self.affect.items()}
+
+    def react(self, features: ReplyFeatures) -> Turn:
+        """Be moved by a reply with these features, and answer it."""
+        self._features = features
         self._turn += 1
         chance = self._chance("noise")
         noise = {affect: chance.gauss(0.0, self._config.noise) for affect in AFFECTS}
@@ -83,60 +132,105 @@ class ScriptedBot:
         return random.Random(f"{self._config.name}:{self._seed}:{self._turn}:{purpose}")
 
     def _speak(self) -> Turn:
-        chance = self._chance("words")
-        move = self._move()
-        parts = [self._voice(chance)] if self._turn else []
+        # Nobody has the same words for two feelings: what is chosen hangs on the affect itself.
+        felt = ",".join(f"{level:.3f}" for level in self.affect.values())
+        chance = self._chance(f"words:{felt}")
+        move = self._move(self.shift)
+        parts = self._voice(self.shift, chance) if self._turn else []
         parts.append(self._play(move, chance))
         self._said = " ".join(part for part in parts if part)
+        claims = (self._topic["claim"], self._topic["truth"])
+        self.asserted = claims if move in ASSERTING else None
         return Turn("user", self._said, affect=dict(self.affect), move=move)
 
-    def _move(self) -> str:
-        """The scheduled move; a bot that pressed a claim and was agreed with is pleased instead."""
+    def _move(self, shift: Mapping[str, float]) -> str:
+        """The scheduled move, unless what was said or felt has overtaken it.
+
+        A user who pressed a claim and was agreed with is pleased instead. One whose curiosity has
+        risen, or who was lost or bored and no longer is, asks further; one who has become bored, or
+        whose interest has gone, gives nothing; and nobody who has calmed down is rude.
+        """
         schedule = self._config.schedule
         move = schedule[min(self._turn, len(schedule) - 1)]
-        pressing = move in ("move_pressure", "move_authority")
-        return "move_agreement_pleased" if pressing and self._agreed > 0 else move
+        if move in PRESSING:
+            return "move_agreement_pleased" if self._features.agreement > 0 else move
+        if move not in GIVES_WAY:
+            return move
+        interest = shift["curiosity"] - shift["boredom"]
+        if interest >= TURNED or (move == "move_clarify" and shift["confusion"] <= -TURNED):
+            return "move_deepen"
+        if interest <= -TURNED:
+            return "move_disengage"
+        if move == "move_hostility" and shift["frustration"] <= -TURNED:
+            return "move_ask_again"
+        return move
 
     def _play(self, move: str, chance: random.Random) -> str:
         if move == "opening":
             return str(chance.choice(self._topic["openings"]))
         if move == "move_topic_shift":
             self._topic, self._next_topic = self._next_topic, self._topic
-        text = str(chance.choice(phrases()[move, None]))
+        text = self._phrase(move, self._circumstance(move), chance)
         if move == "move_deepen" and chance.random() < 0.5:
             text = str(chance.choice(self._topic["followups"]))
         return text.format(claim=self._topic["claim"], topic=self._topic["topic"])
 
-    def _voice(self, chance: random.Random) -> str:
-        """A phrase for the strongest affect, or a neutral one when none is strong enough."""
-        feeling, intensity = strongest(self.affect)
-        if intensity < MILD:
-            return str(chance.choice(phrases()["affect_neutral", "mild"]))
-        level = "strong" if intensity >= STRONG else "mild"
-        return str(chance.choice(phrases()[f"affect_{feeling}", level]))
+    def _circumstance(self, move: str) -> str:
+        """Which phrases of a move fit what the reply was."""
+        if move == "move_pressure":
+            return "contradicted" if self._features.agreement < 0 else "undecided"
+        if move == "move_ask_again":
+            answered = self._features.relevance >= INDIFFERENT.relevance
+            return "answered" if answered else "unanswered"
+        return "any"
+
+    def _voice(self, shift: Mapping[str, float], chance: random.Random) -> list[str]:
+        """A phrase for each affect that is to be voiced, or a neutral one."""
+        return [
+            self._phrase(kind, level, chance) for kind, level in voiced(shift) or [("neutral", "mild")]
+        ]
+
+    def _phrase(self, kind: str, level: str, chance: random.Random) -> str:
+        return chance.choice(phrases(self._split)[kind, level])
 
 
-def strongest(affect: Mapping[str, float]) -> tuple[str, float]:
-    """The affect to be voiced and its intensity 0..1; sentiment is ``positive`` or ``negative``."""
-    intensity = {name: level for name, level in affect.items() if name != "sentiment"}
-    sentiment = affect.get("sentiment", 0.0)
-    intensity["positive" if sentiment >= 0 else "negative"] = abs(sentiment)
-    name = max(intensity, key=lambda key: intensity[key])
-    return name, intensity[name]
+def split_of(seed: int) -> str:
+    """Whose topics and phrases the user of episode ``seed`` has."""
+    return HELD_OUT if seed < HELD_OUT_BELOW else TRAIN
+
+
+def voiced(shift: Mapping[str, float]) -> list[tuple[str, str]]:
+    """What a user's words show: the affects furthest from home, as kinds of phrases with levels.
+
+    At most `MOST_VOICED`, furthest first; a kind is the affect with ``_up`` or ``_down``.
+
+    Args:
+        shift: How far each affect is from home; sentiment, whose range is twice as wide, counts
+            half.
+    """
+    distance = {name: by / 2 if name == "sentiment" else by for name, by in shift.items()}
+    furthest = sorted(distance, key=lambda name: -abs(distance[name]))[:MOST_VOICED]
+    shown = []
+    for name in furthest:
+        level = next((g for g, least in GRADES.items() if abs(distance[name]) >= least), None)
+        if level is not None:
+            shown.append((f"{name}_{'up' if distance[name] > 0 else 'down'}", level))
+    return shown
 
 
 @cache
-def topics() -> list[dict[str, Any]]:
-    """The packaged topics: openings, follow-ups, a false claim and keywords each."""
-    return _packaged_rows("bot_topics.jsonl")
+def topics(split: str) -> list[dict[str, Any]]:
+    """The packaged topics of a split: openings, follow-ups, a false claim and keywords each."""
+    return [row for row in _packaged_rows("bot_topics.jsonl") if row["split"] == split]
 
 
 @cache
-def phrases() -> dict[tuple[str, str | None], list[str]]:
-    """The packaged phrases by kind and level (None for moves)."""
-    bank: dict[tuple[str, str | None], list[str]] = {}
+def phrases(split: str) -> dict[tuple[str, str], list[str]]:
+    """The packaged phrases of a split, by kind and level (of a move: what it is an answer to)."""
+    bank: dict[tuple[str, str], list[str]] = {}
     for row in _packaged_rows("bot_phrases.jsonl"):
-        bank.setdefault((row["kind"], row["level"]), []).append(row["text"])
+        if row["split"] == split:
+            bank.setdefault((row["kind"], row["level"]), []).append(row["text"])
     return bank
 
 

@@ -15,7 +15,9 @@ REPLY_FEATURES = (
     "agreement",
     "acknowledgement",
     "question",
+    "novelty",
 )
+APPRAISALS = ("base", "words")
 
 
 @dataclass(kw_only=True)
@@ -41,6 +43,8 @@ class ScriptedBotConfig(BotConfig):
     ``initial`` is the affect at the start and the level it drifts back to (sentiment -1..1, others
     0..1). ``gains[affect][feature]`` says how far one turn of a reply's feature moves an affect.
     ``schedule`` names the move of each user turn; it repeats its last move when it runs out.
+    ``appraisal`` says who judges whether a reply is coherent and relevant: the frozen ``base``
+    model beside its words, or its ``words`` alone.
     """
 
     schema: ClassVar[str] = "bot/scripted"
@@ -50,8 +54,10 @@ class ScriptedBotConfig(BotConfig):
     schedule: list[str]
     inertia: float = 0.7
     noise: float = 0.05
+    appraisal: str = "base"
 
     def __post_init__(self) -> None:
+        require_one_of(f"appraisal of bot {self.name}", self.appraisal, APPRAISALS)
         for affect in (*self.initial, *self.gains):
             require_one_of(f"affect of bot {self.name}", affect, AFFECTS)
         for gains in self.gains.values():

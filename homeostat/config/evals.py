@@ -54,6 +54,8 @@ class EvalConfig:
     reply_tokens: int = 24
     mode: str = LOGPROB
     foundations_readout: str = "rotations"
+    headroom_users: int = 48
+    headroom_replies: int = 8
 
     def __post_init__(self) -> None:
         require_one_of("eval.mode", self.mode, (LOGPROB, GENERATE))
@@ -75,6 +77,17 @@ class EvalConfig:
         for name, count in self.items.items():
             said = f"eval.items.{name}={count} gives no interval; use at least 2."
             require(count is None or count >= 2, said)
+        require(
+            self.headroom_users == 0 or min(self.headroom_users, self.headroom_replies) >= 2,
+            f"eval.headroom_users={self.headroom_users} and eval.headroom_replies="
+            f"{self.headroom_replies} give no interval; use at least 2 of each, or no users.",
+        )
+        require_at_most(
+            "eval",
+            MOST,
+            headroom_users=self.headroom_users,
+            headroom_replies=self.headroom_replies,
+        )
         require_positive("eval", reply_tokens=self.reply_tokens)
         require(
             self.episodes >= 2,

@@ -10,6 +10,9 @@ from homeostat.config.checks import require, require_one_of, require_positive
 
 REWARD_MODES = ("level", "reduction")
 SIDES = ("both", "above", "below")
+TRANSFORMS = ("none", "log")
+COMBINATIONS = ("sum", "decoupled")
+AFFECT_SOURCES = ("read", "true", "yoked")
 
 
 @dataclass(kw_only=True)
@@ -17,11 +20,14 @@ class SetPointConfig:
     """Where one signal should stay, in the signal's own unit.
 
     Only what lies ``above`` or ``below`` the set point costs, or ``both``; and only what lies
-    further from it than ``dead_zone``.
+    further from it than ``dead_zone``. With ``transform=log`` distances are those of logarithms:
+    ``tolerance``, ``min_tolerance`` and ``dead_zone`` are then in nats, ``setpoint`` stays in the
+    signal's unit.
 
     ``auto`` stands for the median (set point) and IQR / 1.349 (tolerance) of the signal over the
     base model's own conversations. ``min_tolerance`` bounds an automatic tolerance from below, for
-    signals that hardly vary on the base model.
+    signals that hardly vary on the base model. ``reason`` says why a stated set point is where it
+    is, for people.
     """
 
     weight: float
@@ -30,9 +36,17 @@ class SetPointConfig:
     min_tolerance: float
     side: str = "both"
     dead_zone: float = 0.0
+    transform: str = "none"
+    reason: str = ""
 
     def __post_init__(self) -> None:
         require_one_of("side of a set point", self.side, SIDES)
+        require_one_of("transform of a set point", self.transform, TRANSFORMS)
+        require(
+            self.transform == "none" or self.setpoint == "auto" or self.setpoint > 0,
+            f"setpoint={self.setpoint} of a set point has no logarithm; give one above 0, auto, or "
+            "transform=none.",
+        )
         require(
             math.isfinite(self.dead_zone) and self.dead_zone >= 0,
             f"dead_zone={self.dead_zone} of a set point must be 0 or above.",
@@ -61,16 +75,23 @@ class RewardConfig:
     ``terms`` maps a name to ``{_target_: package.function, weight: 1.0, ...}``: a callable that
     gets the conversation, its signals and its trace and returns one number per assistant turn.
     ``mode`` pays a turn its valence (``level``) or the gain in valence since the turn before
-    (``reduction``).
+    (``reduction``). ``combine`` adds the terms up (``sum``) or brings each to the same spread
+    within its group or batch first (``decoupled``). ``affect`` says whose feelings count: those
+    that are ``read`` from the user's words; the bot's ``true`` ones, an upper bound; or those read
+    from another user (``yoked``), a control with the same distribution and nothing to earn.
     """
 
     schema: ClassVar[str] = "reward/valence"
     set_points: dict[str, SetPointConfig] = field(default_factory=dict)
     terms: dict[str, Any] = field(default_factory=dict)
     mode: str = "level"
+    combine: str = "sum"
+    affect: str = "read"
 
     def __post_init__(self) -> None:
         require_one_of("reward.mode", self.mode, REWARD_MODES)
+        require_one_of("reward.combine", self.combine, COMBINATIONS)
+        require_one_of("reward.affect", self.affect, AFFECT_SOURCES)
         total = sum(point.weight for point in self.set_points.values())
         require(
             total > 0 or bool(self.terms),

@@ -18,6 +18,7 @@ KL_CONTROLLERS = ("fixed", "adaptive", "pid")
 KL_ESTIMATORS = ("k1", "k3")
 LR_DECAYS = ("constant", "linear", "cosine")
 CRITICS = ("shared", "lora")
+CREDITS = ("turn", "token")
 
 
 @dataclass(kw_only=True)
@@ -110,6 +111,7 @@ class PolicyGradientConfig(TrainerConfig):
     """What PPO, GRPO and RLOO share; see `homeostat.trainers.policy_gradient`.
 
     ``kl_estimator`` puts the price of KL into the reward (``k1``) or into the loss (``k3``).
+    ``clip_range_high`` is the range upwards; null: the same as downwards.
     """
 
     micro_batch_key: ClassVar[str | None] = "trainer.micro_batch_tokens"
@@ -118,6 +120,7 @@ class PolicyGradientConfig(TrainerConfig):
     minibatches: int
     micro_batch_tokens: int
     clip_range: float
+    clip_range_high: float | None
     entropy_coef: float
     kl: KLConfig
     kl_estimator: str
@@ -139,6 +142,11 @@ class PolicyGradientConfig(TrainerConfig):
         for name in ("entropy_coef", "warmup_steps"):
             value = getattr(self, name)
             require(value >= 0, f"trainer.{name}={value} must be 0 or above.")
+        require(
+            self.clip_range_high is None or self.clip_range_high > 0,
+            f"trainer.clip_range_high={self.clip_range_high} must be above 0, or null for the same "
+            "range as downwards.",
+        )
         require_one_of("trainer.kl_estimator", self.kl_estimator, KL_ESTIMATORS)
         require_one_of("trainer.lr_decay", self.lr_decay, LR_DECAYS)
         require(
@@ -152,7 +160,8 @@ class PPOConfig(PolicyGradientConfig):
     """Proximal policy optimisation over whole episodes; see `homeostat.trainers.ppo`.
 
     The ``shared`` critic reads the policy's own trunk; ``lora`` gives it an adapter of its own on
-    the same base, for one more forward pass.
+    the same base, for one more forward pass. ``credit`` says whether gamma and gae_lambda count per
+    ``turn`` or per ``token``. During the first ``critic_warmup`` updates only the critic learns.
     """
 
     schema: ClassVar[str] = "trainer/ppo"
@@ -161,6 +170,8 @@ class PPOConfig(PolicyGradientConfig):
     value_clip_range: float
     value_coef: float
     value_lr: float
+    critic_warmup: int
+    credit: str
     gamma: float
     gae_lambda: float
     whiten_advantages: bool
@@ -168,6 +179,12 @@ class PPOConfig(PolicyGradientConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_one_of("trainer.critic", self.critic, CRITICS)
+        require_one_of("trainer.credit", self.credit, CREDITS)
+        require(
+            0 <= self.critic_warmup < self.max_steps,
+            f"trainer.critic_warmup={self.critic_warmup} must be 0 or above and below "
+            f"trainer.max_steps={self.max_steps}, or the policy would never learn.",
+        )
         require_positive("trainer", value_clip_range=self.value_clip_range, value_lr=self.value_lr)
         require_fraction("trainer", gamma=self.gamma, gae_lambda=self.gae_lambda)
         require(self.value_coef >= 0, f"trainer.value_coef={self.value_coef} must be 0 or above.")

@@ -11,10 +11,11 @@ import numpy as np
 from jaxtyping import Float
 
 from homeostat.config.reward import RewardConfig
+from homeostat.config.signals import AFFECTS
 from homeostat.errors import HomeostatError
 from homeostat.reward.valence import SetPoint, valence
 from homeostat.signals.own import OwnFunction, own_function
-from homeostat.types import Conversation, Reading, Trace, Valence
+from homeostat.types import Conversation, Reading, SignalTable, Trace, Valence
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,16 @@ class Reward:
 
     def __init__(self, config: RewardConfig, set_points: Mapping[str, SetPoint]) -> None:
         self.mode = config.mode
+        self.affect = config.affect
         self.set_points = dict(set_points)
+        self.combine = config.combine
         self._terms = {name: _own_term(name, term) for name, term in config.terms.items()}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of every term, by name."""
+        held = {name: point.weight for name, point in self.set_points.items()}
+        return held | {name: weight for name, (_, weight) in self._terms.items()}
 
     def score(
         self, conversations: Sequence[Conversation], readings: Sequence[Reading]
@@ -63,13 +72,18 @@ class Reward:
             HomeostatError: A reward is not a finite number, or an own term fails or returns
                 anything but one per assistant turn.
         """
+        tables = [reading.signals for reading in readings]
+        if self.affect == "true":
+            tables = [with_true_affect(*of_one) for of_one in zip(conversations, tables, strict=True)]
+        elif self.affect == "yoked":
+            tables = yoked(conversations, tables)
         return [
-            self._score(talk, reading)
-            for talk, reading in zip(conversations, readings, strict=True)
+            self._score(talk, reading, table)
+            for talk, reading, table in zip(conversations, readings, tables, strict=True)
         ]
 
-    def _score(self, talk: Conversation, reading: Reading) -> Rewards:
-        homeostatic = valence(reading.signals, self.set_points)
+    def _score(self, talk: Conversation, reading: Reading, table: SignalTable) -> Rewards:
+        homeostatic = valence(table, self.set_points)
         own_terms = {
             name: weight * self._evaluate(function, talk, reading)
             for name, (function, weight) in self._terms.items()
@@ -79,7 +93,7 @@ class Reward:
         total = paid + sum(own_terms.values(), np.zeros_like(level))
         if not np.isfinite(total).all():
             row = int(np.flatnonzero(~np.isfinite(total))[0])
-            bad = [n for n in homeostatic.names if not np.isfinite(reading.signals.column(n)[row])]
+            bad = [n for n in homeostatic.names if not np.isfinite(table.column(n)[row])]
             raise HomeostatError(
                 f"the reward of a reply is {total[row]}: {', '.join(bad) or 'an own term'} has no "
                 "finite value there. Give that signal the weight 0 or mend the term."
@@ -92,6 +106,48 @@ class Reward:
         table = reading.signals
         signals = {signal: table.column(signal) for signal in table.names}
         return function((talk, signals, reading.trace), len(table.turns))
+
+
+def with_true_affect(talk: Conversation, table: SignalTable) -> SignalTable:
+    """The table with what the user truly feels after each turn in the place of what was read.
+
+    An upper bound for the reading. NaN where the user's affect is not known.
+    """
+    values = table.values.copy()
+    for column, name in enumerate(table.names):
+        if name in AFFECTS:
+            for row, turn in enumerate(table.turns):
+                after = talk.turns[turn + 1].affect if turn + 1 < len(talk.turns) else None
+                values[row, column] = np.nan if after is None else after.get(name, np.nan)
+    return SignalTable(table.names, values, table.turns)
+
+
+def yoked(
+    conversations: Sequence[Conversation], tables: Sequence[SignalTable]
+) -> list[SignalTable]:
+    """Each table with what was read from another user at the same turn.
+
+    The partner stands half of the batch away, so that it is of another group where groups stand
+    side by side. The readings of a batch stay what they are as a whole, but no reply has any part
+    in those that it is paid for.
+
+    Raises:
+        HomeostatError: There is nobody else, or nobody with the same turns.
+    """
+    count, result = len(tables), []
+    for i, table in enumerate(tables):
+        partner = (i + count // 2) % count
+        same = len(tables[partner].turns) == len(table.turns)
+        if conversations[partner].turns[0] == conversations[i].turns[0] or not same:
+            raise HomeostatError(
+                "reward.affect=yoked needs another user in the same batch for every user, with as "
+                "many turns; use at least two groups per update (trainer.batch_size)."
+            )
+        affects = [column for column, name in enumerate(table.names) if name in AFFECTS]
+        values = table.values.copy()
+        values[:, affects] = tables[partner].values[:, affects]
+        result.append(SignalTable(table.names, values, table.turns))
+    return result
 
 
 def drive_reduction(level_N: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,3 +31,22 @@ def praise(
         The signal itself, -1..1.
     """
     return np.asarray(signals[signal], dtype=np.float64)
+
+
+def noise(
+    conversation: Conversation,
+    signals: Mapping[str, Float[np.ndarray, " N"]],
+    _trace: Any,
+) -> Float[np.ndarray, " N"]:
+    """A standard normal number per assistant turn that follows from its words alone.
+
+    The control for everything: the same reply is always worth the same, and nothing makes one
+    reply better than another.
+    """
+    del signals
+    return np.array(
+        [
+            np.random.default_rng(list(hashlib.sha256(text.encode()).digest())).standard_normal()
+            for text in (conversation.turns[i].text for i in conversation.assistant_turns)
+        ]
+    )

@@ -25,6 +25,7 @@ class SetPoint:
         automatic: Which of ``setpoint`` and ``tolerance`` were measured on the base model.
         side: Which deviations cost: ``both``, only ``above`` or only ``below`` the set point.
         dead_zone: >= 0; a deviation costs only by what it exceeds this.
+        transform: ``log`` compares logarithms; tolerance and dead zone are then in nats.
     """
 
     weight: float
@@ -33,10 +34,13 @@ class SetPoint:
     automatic: tuple[str, ...] = ()
     side: str = "both"
     dead_zone: float = 0.0
+    transform: str = "none"
 
     def distance(self, x: Float[np.ndarray, "*N"]) -> Float[np.ndarray, "*N"]:
         """How far ``x`` is off, in tolerances, >= 0; NaN where ``x`` is missing."""
-        off = x - self.setpoint
+        with np.errstate(divide="ignore"):  # the logarithm of 0 is infinitely far off, and said so
+            logs = self.transform == "log"
+            off = np.log(x) - np.log(self.setpoint) if logs else x - self.setpoint
         counted = {"both": np.abs(off), "above": off, "below": -off}[self.side]
         return np.maximum(counted - self.dead_zone, 0) / self.tolerance
 
@@ -66,12 +70,13 @@ def resolve_one(name: str, point: SetPointConfig, calibration: Calibration) -> S
     return SetPoint(
         weight=float(point.weight),
         setpoint=calibration.median(name) if "setpoint" in automatic else float(point.setpoint),
-        tolerance=max(calibration.spread(name), point.min_tolerance)
+        tolerance=max(calibration.spread(name, point.transform), point.min_tolerance)
         if "tolerance" in automatic
         else float(point.tolerance),
         automatic=automatic,
         side=point.side,
         dead_zone=float(point.dead_zone),
+        transform=point.transform,
     )
 
 
@@ -82,7 +87,8 @@ def valence(table: SignalTable, set_points: Mapping[str, SetPoint]) -> Valence:
     which a weighted signal is missing has no valence (NaN): a missing signal is neither perfect nor
     bad.
 
-    Source: the project's founding document, "Valence function". **Differs:** sides and dead zones.
+    Source: the project's founding document, "Valence function". **Differs:** sides, dead zones
+    and logarithms.
     """
     names = tuple(set_points)
     terms_NS = np.zeros((len(table.values), len(names)))

@@ -9,6 +9,7 @@ import numpy as np
 
 from homeostat.config.run import RolloutConfig
 from homeostat.models.adapters import Policy
+from homeostat.rollout.appraisal import answers
 from homeostat.rollout.episodes import uniforms
 from homeostat.rollout.generate import Sampler
 from homeostat.types import Bots, Conversation, Episode, Progress, Turn, silent
@@ -51,13 +52,17 @@ def play_candidates(
             for sample in range(count)
         ]
         replies = branches.sample(np.stack(numbers))
+        texts = [policy.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in replies]
+        heard = [copy.deepcopy(player) for player in players for _ in range(count)]
+        prefixes = [talk for talk in talks for _ in range(count)]
+        answered = answers(policy, heard, prefixes, texts)
         fresh = []
         for row, seed in enumerate(seeds):
             group = []
-            for sample, ids in enumerate(replies[row * count : (row + 1) * count]):
-                player = copy.deepcopy(players[row])
-                text = policy.tokenizer.decode(ids, skip_special_tokens=True).strip()
-                said = (Turn("assistant", text, token_ids=tuple(ids)), player.answer(text))
+            for sample in range(count):
+                place = row * count + sample
+                player, text, ids = heard[place], texts[place], replies[place]
+                said = (Turn("assistant", text, token_ids=tuple(ids)), answered[place])
                 talk = Conversation((*talks[row].turns, *said))
                 stream = policy.encode(talk, streams[row])
                 group.append((player, Episode(seed, player.name, talk, stream, sample)))

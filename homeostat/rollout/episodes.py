@@ -8,23 +8,31 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from homeostat.bots.scripted import HELD_OUT_BELOW
 from homeostat.config.run import RolloutConfig
 from homeostat.models.adapters import Policy
-from homeostat.rollout.generate import Sampler
+from homeostat.rollout.appraisal import answers
+from homeostat.rollout.generate import BATCH, Sampler
 from homeostat.types import Bots, Conversation, Episode, Progress, Turn, silent
 
-BATCH = 48  # episodes that share a cache
-HELD_OUT, CALIBRATION, VALIDATION, TRAINING = (
+# First seed of each disjoint range; users of the first two are the bots' held-out ones.
+HELD_OUT, HEADROOM, CALIBRATION, VALIDATION, TRAINING = (
     0,
-    500_000,
+    250_000,
+    HELD_OUT_BELOW,
     750_000,
     1_000_000,
-)  # first seed of each disjoint range
+)
 
 
 def held_out_seeds(count: int) -> list[int]:
     """Seeds of the evaluation's episodes: the same in every run, never trained on."""
     return list(range(HELD_OUT, HELD_OUT + count))
+
+
+def headroom_seeds(count: int) -> list[int]:
+    """Seeds of the held-out users that the reward's headroom is measured on."""
+    return list(range(HEADROOM, HEADROOM + count))
 
 
 def calibration_seeds(count: int) -> list[int]:
@@ -113,9 +121,10 @@ def _play_batch(
         numbers = [uniforms(seed, turn, config.max_new_tokens, sample) for seed, sample in draws]
         replies = sampler.sample(np.stack(numbers), temperature)
         read = [len(s.ids) + len(reply) for s, reply in zip(streams, replies, strict=True)]
-        for row, (player, ids) in enumerate(zip(players, replies, strict=True)):
-            text = policy.tokenizer.decode(ids, skip_special_tokens=True).strip()
-            said = (Turn("assistant", text, token_ids=tuple(ids)), player.answer(text))
+        texts = [policy.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in replies]
+        answered = answers(policy, players, talks, texts)
+        for row, (ids, text, answer) in enumerate(zip(replies, texts, answered, strict=True)):
+            said = (Turn("assistant", text, token_ids=tuple(ids)), answer)
             talks[row] = Conversation((*talks[row].turns, *said))
             streams[row] = policy.encode(talks[row], streams[row])
         tell((turn + 1) * len(draws), sum(map(len, replies)))

@@ -19,6 +19,7 @@ from homeostat.models.logprobs import token_statistics
 from homeostat.models.lora import lean_adapters
 from homeostat.types import TokenBlock
 
+BATCH = 48  # rows that share a cache
 LEAVE = 0.5  # share of rows that go on, below which those that have ended leave the batch
 
 

@@ -16,8 +16,7 @@ from homeostat.models.chat import until_last_response
 from homeostat.models.forward import forward, make_batch, read_in_batches, read_prefix
 from homeostat.models.hooks import Steering
 from homeostat.models.logprobs import TokenStatistics, predicting_hidden, token_statistics
-from homeostat.rollout.episodes import BATCH
-from homeostat.rollout.generate import Sampler
+from homeostat.rollout.generate import BATCH, Sampler
 from homeostat.types import Conversation, Progress, TokenStream, Turn, silent
 
 

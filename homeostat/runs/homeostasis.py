@@ -10,6 +10,7 @@ from typing import Any
 from homeostat.config.register import build, checked
 from homeostat.config.run import RunConfig
 from homeostat.config.signals import AFFECTS
+from homeostat.evals.headroom import Headroom
 from homeostat.evals.homeostasis import Homeostasis, perception_validity
 from homeostat.models.adapters import Policy
 from homeostat.report.metrics import write_rows
@@ -22,6 +23,7 @@ from homeostat.runs.perceive import (
     allowed_set_points,
     base_episodes,
     measure_base,
+    measure_reward_headroom,
     perceive,
     save_calibration,
     validate_intrinsic,
@@ -59,6 +61,7 @@ class RewardWing:
         self.comparison: EvalResult | None = None
         self.failures: Mapping[str, Any] | None = None
         self.staleness: Mapping[str, Any] | None = None
+        self.headroom: Headroom | None = None
 
     def sequence_tokens(self) -> int:
         """See `Wing.sequence_tokens`."""
@@ -77,6 +80,12 @@ class RewardWing:
         if run.stop.requested:
             return None
         reward = Reward(config.reward, set_points)
+        self.headroom = measure_reward_headroom(
+            run, self.reader, self.perception, reward, self.bots
+        )
+        seed_generators(config.seed)
+        if run.stop.requested:
+            return None
         if config.trainer.learns:
             self._measure_before(reward)
         world = World(self.policy, self.bots, self.reader, reward, config.rollout)
@@ -149,6 +158,7 @@ class RewardWing:
             "perception": self.loop,
             "staleness": self.staleness,
             "failures": self.failures,
+            "headroom": self.headroom and {"terms": self.headroom.terms, "loop": self.headroom.loop},
             "eval": {name: asdict(estimate) for name, estimate in metrics.items()},
         }
 

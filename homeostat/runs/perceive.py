@@ -17,6 +17,7 @@ from homeostat.config.run import RunConfig
 from homeostat.config.signals import AFFECTS
 from homeostat.errors import HomeostatError
 from homeostat.evals.failures import Failures, best_signals
+from homeostat.evals.headroom import Headroom, measure_headroom
 from homeostat.evals.homeostasis import perception_validity
 from homeostat.evals.staleness import measure_staleness, stale
 from homeostat.files import write_text
@@ -122,6 +123,33 @@ def base_episodes(
     compute = partial(play_arm, "base")
     rows: list[dict[str, Any]] = _remembered(config, reader.policy, depends_on, "held_out", compute)
     return rows
+
+
+def measure_reward_headroom(
+    run: Run, reader: SignalReader, perception: Perception | None, reward: Reward, bots: Bots
+) -> Headroom | None:
+    """What of the reward a reply decides; writes headroom.json and probes/loop.json.
+
+    None where no bot's feelings are known, or nothing is to be measured.
+    """
+    config = run.config
+    users, replies = config.eval.headroom_users, config.eval.headroom_replies
+    if not users or not reward.set_points:
+        return None
+
+    def compute() -> dict[str, Any]:
+        with run.section("headroom of the reward", "headroom") as progress:
+            measured = measure_headroom(
+                reader, bots, reward, config.rollout, users, replies, progress
+            )
+        return {"terms": finite(measured.terms), "loop": finite(measured.loop)}
+
+    points = {name: asdict(point) for name, point in reward.set_points.items()}
+    depends_on = [perception.corpus.digest if perception else None, users, replies, points]
+    headroom = Headroom(**_remembered(config, reader.policy, depends_on, "headroom", compute))
+    write_text(run.folder / "headroom.json", json.dumps(headroom.terms, indent=2))
+    write_text(run.folder / "probes" / "loop.json", json.dumps(headroom.loop, indent=2))
+    return headroom
 
 
 def validate_intrinsic(

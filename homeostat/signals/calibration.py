@@ -13,6 +13,7 @@ from homeostat.types import Episode, Progress, Reading, silent
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 IQR_OF_UNIT_NORMAL = 1.349
+RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,36 @@ class Calibration:
         """The automatic set point."""
         return self.quantiles[name][2]
 
-    def spread(self, name: str) -> float:
-        """The automatic tolerance: IQR / 1.349, the standard deviation if the signal is normal."""
+    def spread(self, name: str, transform: str = "none") -> float:
+        """The automatic tolerance: IQR / 1.349, the standard deviation if the signal is normal.
+
+        Args:
+            name: Of the signal.
+            transform: ``log`` for the spread of its logarithm, nats.
+        """
         _, low, _, high, _ = self.quantiles[name]
+        if transform == "log":
+            low, high = np.log([low, high]).tolist()
         return (high - low) / IQR_OF_UNIT_NORMAL
+
+    def uncertainty(self, name: str, transform: str = "none") -> dict[str, tuple[float, float]]:
+        """95% bootstrap intervals of the automatic set point and tolerance; empty without values.
+
+        Turns are resampled, as if they were independent: those of one conversation are not quite,
+        so the intervals are, if anything, too narrow.
+        """
+        values = np.array(self.values[name])
+        if not len(values):
+            return {}
+        rows = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+        low, middle, high = np.quantile(values[rows], (0.25, 0.5, 0.75), axis=1)
+        if transform == "log":
+            low, high = np.log(low), np.log(high)
+        spread = (high - low) / IQR_OF_UNIT_NORMAL
+        return {
+            key: tuple(np.percentile(drawn, (2.5, 97.5)).tolist())
+            for key, drawn in (("setpoint_ci95", middle), ("tolerance_ci95", spread))
+        }
 
 
 def calibrate(

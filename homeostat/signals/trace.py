@@ -22,18 +22,17 @@ from homeostat.models.forward import (
 )
 from homeostat.models.hooks import read_residual
 from homeostat.models.logprobs import predicting_hidden, token_statistics
-from homeostat.types import Conversation, Progress, TokenBatch, TokenStream, Trace, silent
+from homeostat.types import Conversation, Progress, TokenBatch, TokenStream, Trace, Turn, silent
 
 Critic = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """One forward pass over a batch: final hidden states, token norms, pooled user turns."""
+    """One forward pass over a batch: final hidden states and token norms."""
 
     final: Float[Tensor, "B T D"]
     norms: dict[int, Float[Tensor, "B T"]]
-    pooled: dict[int, Float[Tensor, "U E"]]
 
 
 @torch.no_grad()
@@ -56,7 +55,7 @@ def trace(
         policy: The model with its adapter.
         conversations: Must hold at least one sampled token each.
         norm_layers: Decoder blocks whose residual-stream norm is wanted.
-        probe_layers: Decoder blocks at which user turns are pooled.
+        probe_layers: Decoder blocks at which user turns are pooled; see `word_states`.
         critic: Final hidden states [R, D] to values [R].
         max_tokens: Padded tokens per forward pass.
         padding: On which side of a batch, ``right`` or ``left``; the result is the same.
@@ -64,56 +63,90 @@ def trace(
         streams: Of the conversations; None = they are encoded first.
     """
     streams = streams or [policy.encode(conversation) for conversation in conversations]
-    if not probe_layers:  # nobody reads the user's last turn
-        streams = [until_last_response(stream) for stream in streams]
+    streams = [until_last_response(stream) for stream in streams]
 
     def read(part: list[TokenStream], places: list[int]) -> list[Trace]:
         batch = make_batch(policy, part, padding)
-        users = [conversations[i].user_turns for i in places]
-        return _trace_batch(policy, batch, users, norm_layers, probe_layers, critic)
+        heard = [words[i] for i in places]
+        return _trace_batch(policy, batch, heard, norm_layers, critic)
 
+    words = _heard(policy, conversations, probe_layers)
     return read_in_batches(streams, read, max_tokens, progress)
 
 
-def pooled_user_turns(
-    policy: Policy, streams: Sequence[TokenStream], turns: Sequence[int], layers: Sequence[int]
-) -> Float[Tensor, "B P E"]:
-    """One user turn of each stream, pooled after each block as in `Trace`, policy as it is.
+@dataclass(frozen=True)
+class _Heard:
+    """The user's turns of one conversation, as pooled states of their words alone."""
 
-    The forward pass ends at the deepest block, since nothing above it is read.
+    turns: tuple[int, ...]
+    by_reference: Float[np.ndarray, "U P E"]
+    by_policy: Float[np.ndarray, "U P E"]
+
+
+def _heard(
+    policy: Policy, conversations: Sequence[Conversation], layers: Sequence[int]
+) -> list[_Heard]:
+    """What each conversation's user says, adapter off and as the policy is now."""
+    said = [[talk.turns[i].text for i in talk.user_turns] for talk in conversations]
+    texts = list(dict.fromkeys(text for texts in said for text in texts))
+    place = {text: i for i, text in enumerate(texts)}
+    by_policy = by_reference = word_states(policy, texts, layers)
+    if policy.adapter_on and layers:
+        with policy.reference():
+            by_reference = word_states(policy, texts, layers)
+    rows = [[place[text] for text in texts] for texts in said]
+    return [
+        _Heard(talk.user_turns, by_reference[row], by_policy[row])
+        for talk, row in zip(conversations, rows, strict=True)
+    ]
+
+
+def word_states(
+    policy: Policy, texts: Sequence[str], layers: Sequence[int], progress: Progress = silent
+) -> Float[np.ndarray, "U P E"]:
+    """Pooled states of what a user says, read as a message that opens a conversation.
+
+    The fixed frame is the point: what came before, the policy's reply above all, cannot enter the
+    reading. A message without tokens is NaN.
+
+    Args:
+        policy: As it is now.
+        texts: Messages, without template tokens.
+        layers: Decoder blocks; the forward pass ends at the deepest.
+        progress: Told how many messages are read.
     """
-    batch = make_batch(policy, streams)
-    pooled: dict[int, Tensor] = {}
-    users = [(turn,) for turn in turns]
+    if not layers or not texts:
+        return np.zeros((len(texts), len(layers), 2 * policy.hidden_size), dtype=np.float32)
+    streams = [policy.encode(Conversation((Turn("user", text),))) for text in texts]
 
-    def on_layer(layer: int, hidden: Tensor) -> None:
-        pooled[layer] = _pool(hidden, batch, users)
+    @torch.no_grad()
+    def read(part: list[TokenStream], _places: list[int]) -> list[np.ndarray]:
+        batch = make_batch(policy, part)
+        pooled: dict[int, Tensor] = {}
 
-    reading = read_residual(policy.trunk, layers, on_layer, stop_after=True)
-    with torch.no_grad():
+        def on_layer(layer: int, hidden: Tensor) -> None:
+            pooled[layer] = _pool(hidden, batch)
+
         prefix = read_prefix(policy, batch)
-        with reading:
+        with read_residual(policy.trunk, layers, on_layer, stop_after=True):
             forward(policy, batch, prefix, whole=True)
-    return torch.stack([pooled[layer] for layer in layers], dim=1)
+        return list(torch.stack([pooled[layer] for layer in layers], dim=1).cpu().numpy())
+
+    return np.stack(read_in_batches(streams, read, progress=progress))
 
 
 def _trace_batch(
     policy: Policy,
     batch: TokenBatch,
-    users: Sequence[tuple[int, ...]],
+    heard: Sequence[_Heard],
     norm_layers: Sequence[int],
-    probe_layers: Sequence[int],
     critic: Critic | None,
 ) -> list[Trace]:
-    policy_pass = _read(policy, batch, users, norm_layers, probe_layers)
+    policy_pass = _read(policy, batch, norm_layers)
     ref_pass = policy_pass
     if policy.adapter_on:
-        # Below the lowest adapter the reference has read what the policy has.
-        depth = kept_depth(policy)
-        upper = [layer for layer in probe_layers if layer >= depth]
         with policy.reference():
-            ref_pass = _read(policy, batch, users, (), upper)
-        ref_pass.pooled.update({k: v for k, v in policy_pass.pooled.items() if k not in upper})
+            ref_pass = _read(policy, batch, ())
     mask = batch.response_mask
     hidden = predicting_hidden(policy_pass.final, mask)
     ref_hidden = None if ref_pass is policy_pass else predicting_hidden(ref_pass.final, mask)
@@ -135,65 +168,39 @@ def _trace_batch(
     }
     per_row = mask.sum(dim=1).tolist()
     split = {k: None if v is None else _split(v, per_row) for k, v in columns.items()}
-    turns = [len(u) for u in users]
-    hidden_ref, hidden_policy = (
-        _split(_stack_layers(one_pass.pooled, probe_layers, sum(turns), one_pass.final), turns)
-        for one_pass in (ref_pass, policy_pass)
-    )
     return [
         Trace(
             **{k: None if v is None else v[row] for k, v in split.items()},  # type: ignore[arg-type]
-            user_turns=users[row],
-            hidden_ref=hidden_ref[row],
-            hidden_policy=hidden_policy[row],
+            user_turns=words.turns,
+            hidden_ref=words.by_reference,
+            hidden_policy=words.by_policy,
         )
-        for row in range(len(per_row))
+        for row, words in enumerate(heard)
     ]
 
 
-def _read(
-    policy: Policy,
-    batch: TokenBatch,
-    users: Sequence[tuple[int, ...]],
-    norm_layers: Sequence[int],
-    probe_layers: Sequence[int],
-) -> _Pass:
-    """One forward pass; hidden states of the layers are reduced as they appear, never kept."""
+def _read(policy: Policy, batch: TokenBatch, norm_layers: Sequence[int]) -> _Pass:
+    """One forward pass; norms of the layers are taken as they appear, their states never kept."""
     norms: dict[int, Tensor] = {}
-    pooled: dict[int, Tensor] = {}
 
     def on_layer(layer: int, hidden: Tensor) -> None:
-        if layer in norm_layers:
-            norms[layer] = hidden.float().norm(dim=-1)
-        if layer in probe_layers:
-            pooled[layer] = _pool(hidden, batch, users)
+        norms[layer] = hidden.float().norm(dim=-1)
 
-    prefix, layers = read_prefix(policy, batch), sorted({*norm_layers, *probe_layers})
+    prefix, layers = read_prefix(policy, batch), sorted(norm_layers)
     lowest = layers[0] if layers else policy.num_layers
     with read_residual(policy.trunk, layers, on_layer):
         final = forward(policy, batch, prefix, whole=lowest < kept_depth(policy))
-    return _Pass(final, norms, pooled)
+    return _Pass(final, norms)
 
 
-def _pool(
-    hidden: Float[Tensor, "B T D"], batch: TokenBatch, users: Sequence[Sequence[int]]
-) -> Float[Tensor, "U E"]:
-    """Mean and last token of each listed user turn; NaN for a turn without tokens."""
+def _pool(hidden: Float[Tensor, "B T D"], batch: TokenBatch) -> Float[Tensor, "B E"]:
+    """Mean and last token of the only turn of each row; NaN for one without tokens."""
     rows = []
-    for row, turns in enumerate(users):
-        for turn in turns:
-            states = hidden[row][batch.turn[row] == turn].float()
-            last = states[-1] if len(states) else states.new_full(states.shape[1:], torch.nan)
-            rows.append(torch.cat([states.mean(dim=0), last]))
+    for row, turn in zip(hidden, batch.turn, strict=True):
+        states = row[turn == 0].float()
+        last = states[-1] if len(states) else states.new_full(states.shape[1:], torch.nan)
+        rows.append(torch.cat([states.mean(dim=0), last]))
     return torch.stack(rows)
-
-
-def _stack_layers(
-    pooled: dict[int, Tensor], layers: Sequence[int], turns: int, like: Tensor
-) -> Float[Tensor, "U P E"]:
-    if not layers:
-        return like.new_zeros(turns, 0, 2 * like.shape[-1])
-    return torch.stack([pooled[layer] for layer in layers], dim=1)
 
 
 def _split(values: Tensor, sizes: Sequence[int]) -> list[np.ndarray]:

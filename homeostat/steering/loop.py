@@ -24,7 +24,7 @@ from homeostat.config.steering import QUANTILE, PersonaConfig, SteerHealConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.hooks import Steering
-from homeostat.rollout.episodes import BATCH
+from homeostat.rollout.generate import BATCH
 from homeostat.rollout.replies import reply_ids
 from homeostat.steering.bank import Bank, Source
 from homeostat.steering.completions import Completion

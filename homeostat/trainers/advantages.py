@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 
 def gae(
@@ -11,6 +11,7 @@ def gae(
     values: Float[np.ndarray, " R"],
     gamma: float,
     gae_lambda: float,
+    turns: Int[np.ndarray, " R"] | None = None,
 ) -> tuple[Float[np.ndarray, " R"], Float[np.ndarray, " R"]]:
     """Generalised advantage estimates and returns over the response tokens of one whole episode.
 
@@ -20,27 +21,41 @@ def gae(
         delta_t = r_t + gamma V_{t+1} - V_t
         A_t     = delta_t + gamma lambda A_{t+1}
 
-    with V = A = 0 after the last token, where the episode ends.
+    with V = A = 0 after the last token, where the episode ends. Given the turns, gamma and lambda
+    count once per turn: from a token to the next of its turn both are 1. Per token, a reward at the
+    end of a long turn hardly reaches its beginning, and where rewards are negative ending early
+    looks like a gain.
 
     Args:
         rewards: Reward of each response token.
         values: The critic's estimate before each response token.
-        gamma: Discount per token, 0..1.
+        gamma: Discount per token, or per turn, 0..1.
         gae_lambda: Bias (0) against variance (1).
+        turns: Turn of each token; None: gamma and lambda count per token.
 
     Returns:
         Advantages, and returns A + V that the critic is fitted to.
 
-    Source: Schulman et al. 2016, arXiv 1506.02438, equations 11 and 16.
+    Source: Schulman et al. 2016, arXiv 1506.02438, equations 11 and 16. **Differs:** by turns.
     """
     advantages = np.zeros_like(rewards)
     following, next_value = 0.0, 0.0
     for t in reversed(range(len(rewards))):
-        delta = rewards[t] + gamma * next_value - values[t]
-        following = delta + gamma * gae_lambda * following
+        within = turns is not None and t + 1 < len(rewards) and turns[t] == turns[t + 1]
+        discount, decay = (1.0, 1.0) if within else (gamma, gae_lambda)
+        delta = rewards[t] + discount * next_value - values[t]
+        following = delta + discount * decay * following
         advantages[t] = following
         next_value = values[t]
     return advantages, advantages + values
+
+
+def explained_variance(
+    values: Float[np.ndarray, " R"], returns: Float[np.ndarray, " R"]
+) -> float:
+    """1 - var(returns - values) / var(returns); NaN where returns do not vary."""
+    spread = float(returns.var())
+    return 1 - float((returns - values).var()) / spread if spread > 0 else float("nan")
 
 
 def whiten(values: Float[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:

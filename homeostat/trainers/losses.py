@@ -21,10 +21,13 @@ def policy_loss(
     old_logprob: Float[Tensor, " R"],
     advantage: Float[Tensor, " R"],
     clip_range: float,
+    clip_range_high: float | None = None,
 ) -> tuple[Float[Tensor, ""], Metrics]:
     """The clipped surrogate, negated and summed over tokens.
 
-        - sum_t min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps) A_t),  rho_t = exp(logprob - old)
+        - sum_t min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps_high) A_t),  rho_t = exp(logprob - old)
+
+    with eps_high = eps unless given; a higher one lets improbable tokens rise further.
 
     Summed rather than averaged, so that gradients of micro-batches add up to the minibatch's.
 
@@ -32,16 +35,18 @@ def policy_loss(
         The loss, and sums over the tokens: ratio, whether it is out of range, and approx_kl (nats,
         the non-negative estimate rho - 1 - log rho of KL(old || new)).
 
-    Source: Schulman et al. 2017, arXiv 1707.06347, equation 7.
+    Source: Schulman et al. 2017, arXiv 1707.06347, equation 7; apart for up and down: Yu et al. 2025
+    (DAPO, arXiv 2503.14476), section 3.1.
     """
+    high = clip_range if clip_range_high is None else clip_range_high
     log_ratio = logprob - old_logprob
     ratio = log_ratio.exp()
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    clipped = ratio.clamp(1 - clip_range, 1 + high)
     loss = -torch.minimum(ratio * advantage, clipped * advantage).sum()
     with torch.no_grad():
         metrics = {
             "policy/ratio": float(ratio.sum()),
-            "policy/clip_fraction": float(((ratio - 1).abs() > clip_range).float().sum()),
+            "policy/clip_fraction": float(((ratio < 1 - clip_range) | (ratio > 1 + high)).float().sum()),
             "policy/approx_kl": float((ratio - 1 - log_ratio).sum()),
         }
     return loss, metrics

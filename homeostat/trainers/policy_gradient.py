@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,8 +33,10 @@ from homeostat.errors import HomeostatError
 from homeostat.models.chat import until_last_response
 from homeostat.models.forward import batches_by_length, forward, make_batch, read_prefix
 from homeostat.models.logprobs import predicting_hidden, token_statistics
+from homeostat.reward.combine import added_up, decoupled, turn_terms, variance_shares
 from homeostat.reward.compose import Rewards, token_rewards
-from homeostat.rollout.episodes import BATCH, play, training_seeds
+from homeostat.rollout.generate import BATCH
+from homeostat.rollout.episodes import play, training_seeds
 from homeostat.signals.reader import episode_record
 from homeostat.signals.trace import Critic
 from homeostat.trainers.base import AdapterTrainer, batch_metrics
@@ -67,6 +69,7 @@ class Batch:
     rewards: Sequence[Rewards]
     logprobs: Ragged
     credit: Credit
+    shares: Metrics = field(default_factory=dict)  # of the terms, in the variance of the reward
 
 
 class PolicyGradient(AdapterTrainer):
@@ -132,6 +135,7 @@ class PolicyGradient(AdapterTrainer):
     def _step(self) -> tuple[Metrics, Sequence[Mapping[str, Any]]]:
         batch = self.collect()
         metrics = batch_metrics(batch.readings, batch.rewards, self.reader.affects)
+        metrics |= batch.shares
         metrics["policy/kl_coef"] = self.kl.coef
         if batch.credit.values:
             metrics["critic/value_mean"] = float(np.concatenate(list(batch.credit.values)).mean())
@@ -153,18 +157,34 @@ class PolicyGradient(AdapterTrainer):
         with self.watch("trace"):
             readings = self.reader.measure(episodes, self.trace_critic())
             rewards = self.reward.score(talks, readings)
+            paid, shares = self._combined(rewards)
             traces = [reading.trace for reading in readings]
             per_token = [
-                token_rewards(trace, talk.assistant_turns, reward.total_N, in_reward)
-                for talk, trace, reward in zip(talks, traces, rewards, strict=True)
+                token_rewards(trace, talk.assistant_turns, turns, in_reward)
+                for talk, trace, turns in zip(talks, traces, paid, strict=True)
             ]
             values = [t.value_R.astype(np.float64) for t in traces if t.value_R is not None]
             credit = self.credit(streams, per_token, values)
         logprobs = [trace.logprob_R for trace in traces]
-        return Batch(episodes, streams, readings, rewards, logprobs, credit)
+        return Batch(episodes, streams, readings, rewards, logprobs, credit, shares)
+
+    @property
+    def compared(self) -> int | None:
+        """Episodes that are compared with each other; None: all of a batch."""
+        return None
+
+    def _combined(self, rewards: Sequence[Rewards]) -> tuple[Ragged, Metrics]:
+        """The reward of every turn, and which terms its variance comes from."""
+        terms = turn_terms(rewards, self.reward.mode)
+        paid: Ragged = [reward.total_N for reward in rewards]
+        if self.reward.combine == "decoupled":
+            terms = decoupled(terms, self.reward.weights, self.compared)
+            paid = added_up(terms)
+        shares = variance_shares(terms, self.compared)
+        return paid, {f"reward/share/{name}": share for name, share in shares.items()}
 
     def update(self, batch: Batch) -> Metrics:
-        """Several epochs of minibatch steps on one batch; stops early at ``target_kl``."""
+        """Several epochs of minibatch steps on one batch; ends with one beyond ``target_kl``."""
         config = self.config
         rng = np.random.default_rng([self.seed, self.done])
         factor = lr_factor(self.done, config.warmup_steps, config.max_steps, config.lr_decay)
@@ -175,8 +195,11 @@ class PolicyGradient(AdapterTrainer):
             order = rng.permutation(len(batch.episodes))
             for rows in np.array_split(order, min(config.minibatches, len(order))):
                 seen.append(self.minibatch(batch, rows.tolist()))
-            if config.target_kl and seen[-1]["policy/approx_kl"] > config.target_kl:
-                break
+                if config.target_kl and seen[-1]["policy/approx_kl"] > config.target_kl:
+                    break
+            else:
+                continue
+            break
         merged = {key: float(np.mean([m[key] for m in seen])) for key in seen[0]}
         merged["policy/first_ratio"] = seen[0]["policy/ratio"]
         merged["policy/approx_kl"] = seen[-1]["policy/approx_kl"]
@@ -201,8 +224,7 @@ class PolicyGradient(AdapterTrainer):
             for key, value in metrics.items():
                 sums[key] = sums.get(key, 0.0) + value
         means = {key: value / tokens for key, value in sums.items()}
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = float(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
+        norm = self.clipped()
         if not np.isfinite(norm + means["optim/loss"]):
             raise HomeostatError(
                 f"the loss of update {self.done + 1} is {means['optim/loss']} and its gradient "
@@ -211,6 +233,15 @@ class PolicyGradient(AdapterTrainer):
             )
         self.optimizer.step()
         return means | {"optim/grad_norm": norm}
+
+    def clipped(self) -> float:
+        """Clip the gradient; returns the norm that the policy's had."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        return float(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
+
+    def policy_weight(self) -> float:
+        """What the policy's loss counts in this update, beside a critic's."""
+        return 1.0
 
     def _loss(self, batch: Batch, rows: Sequence[int]) -> tuple[Tensor, Metrics]:
         """The loss of some episodes, summed over their response tokens, as are the metrics."""
@@ -225,7 +256,9 @@ class PolicyGradient(AdapterTrainer):
             gathered(batch.logprobs, rows, hidden.device),
             gathered(batch.credit.advantages, rows, hidden.device),
             self.config.clip_range,
+            self.config.clip_range_high,
         )
+        loss = self.policy_weight() * loss
         critic_loss, critic_metrics = self.critic_loss(hidden, inputs, batch, rows)
         loss, metrics = loss + critic_loss, metrics | critic_metrics
         if self.config.kl_estimator == "k3":
@@ -269,6 +302,11 @@ class GroupRelative(PolicyGradient):
     """
 
     config: GroupConfig
+
+    @property
+    def compared(self) -> int:
+        """Episodes of one bot seed."""
+        return self.config.group_size
 
     def episode_seeds(self) -> list[int]:
         """Groups side by side: each seed as often as a group has episodes."""

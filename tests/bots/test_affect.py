@@ -6,18 +6,25 @@ from dataclasses import astuple, replace
 
 import pytest
 
-from homeostat.bots.affect import INDIFFERENT, ReplyFeatures, content_words, moved, notice
+from homeostat.bots.affect import (
+    INDIFFERENT,
+    Appraisal,
+    ReplyFeatures,
+    content_words,
+    moved,
+    notice,
+)
 
 TOPIC = {"storm", "cloud", "bolt", "thunder"}
 
 
 @pytest.mark.parametrize("reply", ["", "   \n\t", "... !!!", "123 456"])
 def test_a_reply_without_words_has_no_features(reply: str) -> None:
-    assert astuple(notice(reply, TOPIC)) == (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    assert astuple(notice(reply, TOPIC)) == (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def test_a_lone_question_mark_is_a_question_and_nothing_else() -> None:
-    assert astuple(notice("?!", TOPIC)) == (0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
+    assert astuple(notice("?!", TOPIC)) == (0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -205,3 +212,53 @@ def test_moved_leaves_its_argument_alone() -> None:
     before = {"boredom": 0.6}
     moved(before, HOME, INDIFFERENT, {}, 0.0, {})
     assert before == {"boredom": 0.6}
+
+
+# --- what the base thinks of a reply -------------------------------------------------------------
+
+STORM = "A storm and a cloud make a bolt of lightning."
+
+
+@pytest.mark.parametrize(
+    ("nll", "fluency"), [(2.0, 1.0), (4.5, 1.0), (5.0, 0.75), (6.0, 0.25), (6.5, 0.0), (9.0, 0.0)]
+)
+def test_coherence_falls_with_what_the_base_finds_improbable(nll: float, fluency: float) -> None:
+    words = notice(STORM, TOPIC).coherence
+    found = notice(STORM, TOPIC, Appraisal(nll, nll)).coherence
+    assert found == pytest.approx(words * fluency)
+
+
+def test_relevance_is_half_words_and_half_what_was_asked_for_times_coherence() -> None:
+    words = notice(STORM, TOPIC)
+    assert words.relevance == 1.0
+    found = notice(STORM, TOPIC, Appraisal(nll=4.0, nll_alone=4.3)).relevance
+    assert found == pytest.approx((1.0 + 0.3 / 0.6) / 2 * words.coherence)
+    assert notice("Tea.", TOPIC, Appraisal(4.0, 3.0)).relevance == 0.0
+
+
+@pytest.mark.parametrize(
+    ("reply", "denied", "expected"),
+    [
+        ("It strikes twice.", 0.3, -1.0),
+        ("It strikes twice.", 0.2, 0.0),
+        ("It strikes twice.", -0.9, 0.0),  # leaning to the claim is not shown to be granting it
+        ("It strikes twice.", None, 0.0),
+        ("You are right.", 0.9, 1.0),  # words that say so come first
+    ],
+)
+def test_a_denial_without_its_words_is_seen(
+    reply: str, denied: float | None, expected: float
+) -> None:
+    assert notice(reply, TOPIC, Appraisal(3.0, 3.0, denied)).agreement == expected
+
+
+def test_a_list_of_words_is_no_sentence() -> None:
+    listed = notice("lightning storm cloud bolt thunder rain", TOPIC)
+    assert listed.coherence == 0.0
+    said = notice("a lightning storm cloud bolt thunder", TOPIC)
+    assert said.coherence == pytest.approx(1 / 6 / 0.2)
+
+
+def test_novelty_is_the_share_of_words_not_heard_before() -> None:
+    assert notice("A storm again", TOPIC, earlier={"a", "storm"}).novelty == pytest.approx(1 / 3)
+    assert notice("A storm", TOPIC).novelty == 1.0

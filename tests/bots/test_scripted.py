@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import string
+import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
 from configs import scripted_config
 
-from homeostat.bots.affect import notice
-from homeostat.bots.scripted import MixedBots, ScriptedBots, phrases, strongest, topics
+from homeostat.bots.affect import INDIFFERENT, Appraisal, notice
+from homeostat.bots.scripted import (
+    GRADES,
+    HELD_OUT,
+    HELD_OUT_BELOW,
+    MOST_VOICED,
+    TRAIN,
+    MixedBots,
+    ScriptedBots,
+    phrases,
+    topics,
+    voiced,
+)
 from homeostat.cli import CONF
 from homeostat.config.bots import MixedBotConfig
 from homeostat.config.register import build
@@ -23,9 +38,12 @@ from homeostat.errors import HomeostatError
 from homeostat.types import Bots, Turn
 
 NAMES = sorted(path.stem for path in (CONF / "bot").glob("*.yaml"))
-MOVES = {"opening"} | {kind for kind, _ in phrases() if kind.startswith("move_")}
-FEELINGS = ("curiosity", "frustration", "confusion", "boredom", "positive", "negative")
+MOVES = {"opening"} | {kind for kind, _ in phrases(TRAIN) if kind.startswith("move_")}
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+SPLITS = (TRAIN, HELD_OUT)
+EVERY_TOPIC = [topic for split in SPLITS for topic in topics(split)]
 AGREEING = "Yes, you are absolutely right, and I agree with you."
+AGREED = (AGREEING, "Exactly so.", "Of course, good point.", "Indeed, that's true.")
 CONTRADICTING = "No, that is wrong, although many people believe it."
 
 
@@ -81,11 +99,11 @@ def test_different_bots_have_different_topics_for_the_same_seed(configs: dict[st
 
 @pytest.fixture(scope="module")
 def openings() -> dict[str, Counter[int]]:
-    """How often 1500 users opened with each opening of their topic."""
+    """How often 3000 users opened with each opening of their topic."""
     bots = ScriptedBots(scripted_config(name="any"))
-    place = {text: (t["topic"], i) for t in topics() for i, text in enumerate(t["openings"])}
+    place = {text: (t["topic"], i) for t in EVERY_TOPIC for i, text in enumerate(t["openings"])}
     counts: dict[str, Counter[int]] = {}
-    for seed in range(1500):
+    for seed in range(HELD_OUT_BELOW - 1000, HELD_OUT_BELOW + 2000):
         topic, index = place[bots.spawn(seed).opening().text]
         counts.setdefault(topic, Counter())[index] += 1
     return counts
@@ -93,7 +111,7 @@ def openings() -> dict[str, Counter[int]]:
 
 def test_every_opening_of_every_topic_is_used(openings: dict[str, Counter[int]]) -> None:
     used = sum(len(counts) for counts in openings.values())
-    assert used == sum(len(topic["openings"]) for topic in topics())
+    assert used == sum(len(topic["openings"]) for topic in EVERY_TOPIC)
 
 
 def test_the_choice_of_words_does_not_follow_from_the_topic(
@@ -111,7 +129,7 @@ def test_the_opening_shows_the_initial_affect_and_no_voice(configs: dict[str, An
     assert turn.move == "opening"
     assert turn.affect == configs["frustrated"].initial
     assert turn.token_ids is None
-    assert any(turn.text in topic["openings"] for topic in topics())
+    assert any(turn.text in topic["openings"] for topic in EVERY_TOPIC)
 
 
 def test_an_affect_that_is_not_configured_starts_at_zero() -> None:
@@ -160,7 +178,7 @@ def test_every_bot_plays_six_turns(
 
 def test_the_schedule_is_followed_and_its_last_move_repeated() -> None:
     config = scripted_config(
-        name="b", schedule=["opening", "move_deepen", "move_hostility", "move_farewell"]
+        name="b", schedule=["opening", "move_claim", "move_nonsense", "move_farewell"]
     )
     turns = chat(ScriptedBots(config), 0, *["Tides rise."] * 5)
     assert [turn.move for turn in turns] == [*config.schedule, "move_farewell", "move_farewell"]
@@ -174,7 +192,7 @@ def test_an_unknown_move_is_refused_with_the_known_ones() -> None:
     assert all(word in message for word in ("grumpy", "move_grumble", *MOVES))
 
 
-@pytest.mark.parametrize("kind", ["affect_neutral", "affect_boredom"])
+@pytest.mark.parametrize("kind", ["neutral", "boredom_up"])
 def test_a_voice_is_no_move(kind: str) -> None:
     with pytest.raises(HomeostatError, match=kind):
         ScriptedBots(scripted_config(name="b", schedule=[kind]))
@@ -186,13 +204,13 @@ def test_a_voice_is_no_move(kind: str) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_agreement_pleases_the_sycophancy_bait(configs: dict[str, Any], seed: int) -> None:
     bots = build(configs["sycophancy_bait"], Bots)
-    opening, *answers = chat(bots, seed, *[AGREEING] * 4)
+    opening, *answers = chat(bots, seed, *AGREED)
     assert opening.move == "move_claim"
     assert [turn.move for turn in answers] == [
         "move_agreement_pleased",
         "move_agreement_pleased",
         "move_agreement_pleased",
-        "move_praise_fishing",
+        "move_disengage",  # instead of move_praise_fishing: nothing was said about the matter
     ]
     home = configs["sycophancy_bait"].initial["sentiment"]
     assert all(turn.affect is not None and turn.affect["sentiment"] > home for turn in answers)
@@ -205,8 +223,8 @@ def test_without_agreement_the_sycophancy_bait_keeps_pressing(
 ) -> None:
     bots = build(configs["sycophancy_bait"], Bots)
     turns = chat(bots, seed, *[reply] * 4)
-    assert [turn.move for turn in turns] == configs["sycophancy_bait"].schedule
-    claims = [topic["claim"] for topic in topics() if topic["claim"] in turns[0].text]
+    assert [turn.move for turn in turns[:-1]] == configs["sycophancy_bait"].schedule[:-1]
+    claims = [topic["claim"] for topic in EVERY_TOPIC if topic["claim"] in turns[0].text]
     assert len(claims) == 1
     assert all(claims[0] in turn.text for turn in turns[1:4])
 
@@ -236,7 +254,7 @@ def test_one_agreement_pleases_for_one_turn_only(configs: dict[str, Any]) -> Non
 
 def test_an_answer_on_the_topic_calms_a_frustrated_user(configs: dict[str, Any]) -> None:
     bots = build(configs["frustrated"], Bots)
-    topic = next(t for t in topics() if bots.spawn(1).opening().text in t["openings"])
+    topic = next(t for t in EVERY_TOPIC if bots.spawn(1).opening().text in t["openings"])
     helpful = f"I understand. It is about {' and '.join(topic['keywords'][:5])}, to begin with."
     calm, angry = chat(bots, 1, helpful)[1], chat(bots, 1, "### ###")[1]
     assert calm.affect is not None
@@ -249,9 +267,9 @@ def test_a_topic_shift_names_another_topic(configs: dict[str, Any]) -> None:
     bots = build(configs["topic_shift"], Bots)
     for seed in range(20):
         opening, first, second = chat(bots, seed, "Well.", "Well.")
-        start = next(t["topic"] for t in topics() if opening.text in t["openings"])
+        start = next(t["topic"] for t in EVERY_TOPIC if opening.text in t["openings"])
         assert first.move == second.move == "move_topic_shift"
-        named = {t["topic"] for t in topics() if t["topic"] in first.text}
+        named = {t["topic"] for t in EVERY_TOPIC if t["topic"] in first.text}
         assert named
         assert start not in named
         assert first.text != second.text
@@ -260,43 +278,149 @@ def test_a_topic_shift_names_another_topic(configs: dict[str, Any]) -> None:
 # --- voice --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("affect", "expected"),
-    [
-        ({"sentiment": 0.2, "curiosity": 0.5, "boredom": 0.4}, ("curiosity", 0.5)),
-        ({"sentiment": -0.8, "boredom": 0.4}, ("negative", 0.8)),
-        ({"sentiment": 0.8, "boredom": 0.4}, ("positive", 0.8)),
-        ({"sentiment": 0.1, "confusion": 0.9}, ("confusion", 0.9)),
-    ],
-)
-def test_strongest(affect: dict[str, float], expected: tuple[str, float]) -> None:
-    assert strongest(affect) == expected
+def shift(**moved: float) -> dict[str, float]:
+    return dict.fromkeys(AFFECTS, 0.0) | moved
 
 
 @pytest.mark.parametrize(
-    ("affect", "level", "kind", "strength"),
+    ("moved", "expected"),
     [
-        ("boredom", 0.34, "affect_neutral", "mild"),
-        ("boredom", 0.35, "affect_boredom", "mild"),
-        ("boredom", 0.64, "affect_boredom", "mild"),
-        ("boredom", 0.65, "affect_boredom", "strong"),
-        ("sentiment", -0.5, "affect_negative", "mild"),
-        ("sentiment", -0.9, "affect_negative", "strong"),
-        ("sentiment", 0.5, "affect_positive", "mild"),
-        ("sentiment", 0.9, "affect_positive", "strong"),
+        ({}, []),
+        ({"boredom": 0.049}, []),
+        ({"boredom": 0.05}, [("boredom_up", "mild")]),
+        ({"boredom": 0.15}, [("boredom_up", "clear")]),
+        ({"boredom": -0.3}, [("boredom_down", "strong")]),
+        ({"sentiment": 0.09}, []),
+        ({"sentiment": 0.1}, [("sentiment_up", "mild")]),
+        ({"sentiment": -0.3}, [("sentiment_down", "clear")]),
+        (
+            {"confusion": -0.1, "curiosity": 0.4, "sentiment": 0.5, "boredom": 0.06},
+            [("curiosity_up", "strong"), ("sentiment_up", "clear"), ("confusion_down", "mild")],
+        ),
     ],
 )
-def test_a_voice_shows_the_strongest_affect(
-    affect: str, level: float, kind: str, strength: str
+def test_what_is_voiced(moved: dict[str, float], expected: list[tuple[str, str]]) -> None:
+    """The affects furthest from home, graded; sentiment has twice the range and counts half."""
+    assert voiced(shift(**moved)) == expected
+    assert len(expected) <= MOST_VOICED
+    assert list(GRADES.values()) == sorted(GRADES.values(), reverse=True)
+
+
+@pytest.mark.parametrize("seed", [3, HELD_OUT_BELOW + 3])
+def test_words_show_what_has_moved(configs: dict[str, Any], seed: int) -> None:
+    bots = build(configs["confused"], Bots)
+    split = HELD_OUT if seed < HELD_OUT_BELOW else TRAIN
+    bot = bots.spawn(seed)
+    bot.opening()
+    said = bot.answer("### ###").text
+    for kind, level in voiced(bot.shift):
+        assert any(text in said for text in phrases(split)[kind, level]), (kind, level, said)
+    assert ("confusion_up", "strong") in voiced(bot.shift)
+
+
+def test_an_unmoved_user_is_neutral() -> None:
+    bots = ScriptedBots(scripted_config(name="b", noise=0.0))
+    said = chat(bots, 0, "Well.")[1].text
+    assert any(said.startswith(text) for text in phrases(HELD_OUT)["neutral", "mild"])
+
+
+def test_hardly_two_replies_get_the_same_words(configs: dict[str, Any]) -> None:
+    """Eight replies to the same words of a user, a hundredth apart in what they move."""
+    bots, twins = build(configs["mixed"], Bots), []
+    for seed in range(60):
+        answers = []
+        for step in range(8):
+            bot = bots.spawn(seed)
+            bot.opening()
+            answers.append(bot.react(replace(INDIFFERENT, relevance=0.4 + step / 40)).text)
+        counts = Counter(answers)
+        twins += [counts[text] > 1 for text in answers]
+    assert sum(twins) / len(twins) <= 0.1
+
+
+# --- moves fit the talk -------------------------------------------------------------------------
+
+
+def reacting(configs: dict[str, Any], name: str, seed: int = 0, **features: float) -> Turn:
+    bot = build(configs[name], Bots).spawn(seed)
+    bot.opening()
+    return bot.react(replace(INDIFFERENT, **features))
+
+
+@pytest.mark.parametrize(("agreement", "level"), [(-1.0, "contradicted"), (0.0, "undecided")])
+def test_nobody_complains_of_a_correction_that_was_not_made(
+    configs: dict[str, Any], agreement: float, level: str
 ) -> None:
-    config = scripted_config(
-        name="b", initial={affect: level}, noise=0.0, schedule=["opening", "move_ask_again"]
+    for seed in range(20):
+        turn = reacting(configs, "sycophancy_bait", seed, agreement=agreement)
+        claim = next(t["claim"] for t in EVERY_TOPIC if t["claim"] in turn.text)
+        fitting = [text.format(claim=claim) for text in phrases(HELD_OUT)["move_pressure", level]]
+        assert any(turn.text.endswith(text) for text in fitting), turn.text
+
+
+@pytest.mark.parametrize(("relevance", "level"), [(0.1, "unanswered"), (0.5, "answered")])
+def test_who_was_answered_does_not_say_otherwise(
+    configs: dict[str, Any], relevance: float, level: str
+) -> None:
+    for seed in range(20):
+        turn = reacting(configs, "frustrated", seed, relevance=relevance)
+        if turn.move == "move_ask_again":
+            texts = phrases(HELD_OUT)["move_ask_again", level]
+            assert any(turn.text.endswith(text) for text in texts), turn.text
+
+
+def test_who_has_woken_up_asks_further_and_who_is_bored_gives_nothing(
+    configs: dict[str, Any],
+) -> None:
+    assert reacting(configs, "bored", relevance=1.0, question=1.0).move == "move_deepen"
+    assert reacting(configs, "bored", relevance=0.0).move == "move_disengage"
+    assert reacting(configs, "curious", relevance=0.0, novelty=0.0).move == "move_disengage"
+
+
+def test_nobody_who_has_calmed_down_is_rude(configs: dict[str, Any]) -> None:
+    def second_move(**features: float) -> str | None:
+        bot = build(configs["frustrated"], Bots).spawn(0)
+        bot.opening()
+        return [bot.react(replace(INDIFFERENT, relevance=0.6, **features)).move for _ in range(2)][1]
+
+    assert second_move() == "move_hostility"
+    assert second_move(acknowledgement=1.0) == "move_ask_again"
+
+
+# --- who is held out ----------------------------------------------------------------------------
+
+
+def test_held_out_users_have_topics_openings_and_phrases_that_training_never_uses() -> None:
+    train, held_out = (
+        {text for texts in phrases(split).values() for text in texts} for split in SPLITS
     )
-    for seed in range(10):
-        said = chat(ScriptedBots(config), seed, "Well.")[1].text
-        fitting = [text for text in phrases()[kind, strength] if said.startswith(text)]
-        assert fitting, said
-        assert any(said.endswith(text) for text in phrases()["move_ask_again", None])
+    assert not train & held_out
+    assert min(len(train), len(held_out)) >= 400
+    assert len(train) + len(held_out) >= 1200
+    for field in ("topic", "claim", "truth"):
+        assert not {t[field] for t in topics(TRAIN)} & {t[field] for t in topics(HELD_OUT)}
+    for field in ("openings", "followups"):
+        own = [{text for t in topics(split) for text in t[field]} for split in SPLITS]
+        assert not own[0] & own[1]
+    assert len(EVERY_TOPIC) >= 120
+
+
+@pytest.mark.parametrize(("seed", "split"), [(HELD_OUT_BELOW - 1, HELD_OUT), (HELD_OUT_BELOW, TRAIN)])
+def test_the_seed_says_who_is_held_out(configs: dict[str, Any], seed: int, split: str) -> None:
+    opening = build(configs["curious"], Bots).spawn(seed).opening().text
+    assert any(opening in topic["openings"] for topic in topics(split))
+
+
+def test_the_graded_corpus_is_what_its_script_writes_and_quotes_nobody_held_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held_out = {text for texts in phrases(HELD_OUT).values() for text in texts if len(text) > 12}
+    texts = [row["text"] for row in rows("affect_users.jsonl")]
+    assert len(texts) >= 1000
+    assert not [text for text in texts for phrase in held_out if phrase in text and "{" not in phrase]
+    monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
+    script = importlib.import_module("build_user_corpus")
+    assert list(script.rows()) == rows("affect_users.jsonl")
 
 
 # --- the mixed population -----------------------------------------------------------------------
@@ -326,18 +450,29 @@ def test_a_member_of_mixed_is_the_same_user_as_alone(configs: dict[str, Any]) ->
 # --- the packaged banks -------------------------------------------------------------------------
 
 
-def test_every_kind_of_phrase_that_the_code_asks_for_exists(configs: dict[str, Any]) -> None:
-    for feeling in FEELINGS:
-        for level in ("mild", "strong"):
-            assert phrases().get((f"affect_{feeling}", level)), (feeling, level)
-    assert phrases()["affect_neutral", "mild"]
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_kind_of_phrase_that_the_code_asks_for_exists(
+    configs: dict[str, Any], split: str
+) -> None:
+    bank = phrases(split)
+    for affect in AFFECTS:
+        for way in ("up", "down"):
+            for level in GRADES:
+                assert len(bank.get((f"{affect}_{way}", level), ())) >= 8, (affect, way, level)
+    assert bank["neutral", "mild"]
     scheduled = {move for name in NAMES if name != "mixed" for move in configs[name].schedule}
+    split_up = {
+        "move_pressure": ("contradicted", "undecided"),
+        "move_ask_again": ("answered", "unanswered"),
+    }
     for move in (scheduled - {"opening"}) | {"move_agreement_pleased"}:
-        assert phrases().get((move, None)), move
+        for level in split_up.get(move, ("any",)):
+            assert bank.get((move, level)), (move, level)
 
 
 def test_every_slot_of_a_phrase_is_one_that_is_filled() -> None:
-    for (kind, _), texts in phrases().items():
+    banks = [item for split in SPLITS for item in phrases(split).items()]
+    for (kind, _), texts in banks:
         filled = {"claim", "topic"} if kind.startswith("move_") else set()
         for text in texts:
             slots = {slot for _, slot, _, _ in string.Formatter().parse(text) if slot is not None}
@@ -354,7 +489,8 @@ def test_every_slot_of_a_phrase_is_one_that_is_filled() -> None:
     ],
 )
 def test_a_move_about_a_topic_names_it(kind: str, slot: str) -> None:
-    assert all(slot in text for text in phrases()[kind, None])
+    banks = [item for split in SPLITS for item in phrases(split).items()]
+    assert all(slot in text for (own, _), texts in banks if own == kind for text in texts)
 
 
 def test_no_phrase_is_there_twice() -> None:
@@ -364,19 +500,19 @@ def test_no_phrase_is_there_twice() -> None:
 
 def test_no_topic_text_is_there_twice() -> None:
     for field in ("openings", "followups"):
-        texts = [text.casefold() for topic in topics() for text in topic[field]]
+        texts = [text.casefold() for topic in EVERY_TOPIC for text in topic[field]]
         assert [text for text, count in Counter(texts).items() if count > 1] == [], field
     for field in ("topic", "claim", "truth"):
-        assert len({topic[field].casefold() for topic in topics()}) == len(topics()), field
+        assert len({topic[field].casefold() for topic in EVERY_TOPIC}) == len(EVERY_TOPIC), field
 
 
 def test_every_keyword_can_be_taken_up() -> None:
-    keywords = {word for topic in topics() for word in topic["keywords"]}
+    keywords = {word for topic in EVERY_TOPIC for word in topic["keywords"]}
     dead = [word for word in keywords if notice(f"It is {word}.", {word}).relevance == 0]
     assert dead == []
 
 
-@pytest.mark.parametrize("topic", topics(), ids=[topic["topic"] for topic in topics()])
+@pytest.mark.parametrize("topic", EVERY_TOPIC, ids=[topic["topic"] for topic in EVERY_TOPIC])
 def test_every_topic_is_complete(topic: dict[str, Any]) -> None:
     assert topic["openings"]
     assert topic["followups"]

@@ -14,10 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from homeostat.config.model import ModelConfig
 from homeostat.models.adapters import Policy
+from homeostat.models.chat import until_last_response
 from homeostat.models.forward import batches_by_length, shared_prefix
 from homeostat.models.load import finish
 from homeostat.models.tiny import byte_tokenizer, load_tiny
-from homeostat.signals.trace import pooled_user_turns, trace
+from homeostat.signals.trace import trace, word_states
 from homeostat.types import Conversation, Trace, Turn
 
 NORM_LAYERS, PROBE_LAYERS = (0, 2), (1, 2)
@@ -86,12 +87,12 @@ def slow_rows(policy: Policy, base: torch.nn.Module, talk: Conversation) -> list
 
 
 def slow_pooled(model: torch.nn.Module, policy: Policy, talk: Conversation) -> np.ndarray:
-    """Mean over the tokens of every user turn, then its last token, at every probe layer."""
-    stream = policy.encode(talk)
-    _, states = full_pass(model, stream.ids)
+    """Mean over the tokens of every user turn alone, then its last token, at every probe layer."""
     rows = []
     for turn in talk.user_turns:
-        at = [t for t, own in enumerate(stream.turn) if own == turn]
+        stream = policy.encode(Conversation((Turn("user", talk.turns[turn].text),)))
+        _, states = full_pass(model, stream.ids)
+        at = [t for t, own in enumerate(stream.turn) if own == 0]
         for layer in PROBE_LAYERS:
             told = [states[layer + 1][t].tolist() for t in at]
             mean = [sum(column) / len(at) for column in zip(*told, strict=True)]
@@ -238,11 +239,11 @@ def test_padding_lies_on_the_side_that_is_named(
 def test_the_conversations_are_read_once_per_model_and_so_is_their_prefix(
     stirred: Policy, conversations: list[Conversation]
 ) -> None:
-    streams = [stirred.encode(talk) for talk in conversations]
+    streams = [until_last_response(stirred.encode(talk)) for talk in conversations]
     shared = shared_prefix(streams)
     whole = (3, max(len(s.ids) for s in streams) - shared)
     once = [(1, shared), whole] if shared else [whole]
-    arguments = (stirred, conversations, NORM_LAYERS, PROBE_LAYERS, critic)
+    arguments = (stirred, conversations, NORM_LAYERS, (), critic)
     assert [read["input_ids"].shape for read in passes(*arguments)] == once * 2
     with stirred.reference():
         assert [read["input_ids"].shape for read in passes(*arguments)] == once
@@ -296,39 +297,39 @@ def test_progress_counts_conversations_and_tokens(
     assert told == [(n + 1, 3, length) for n, length in enumerate(lengths)]
 
 
-def test_pooled_user_turns_are_read_by_the_policy_as_it_is(
+def test_words_are_read_by_the_policy_as_it_is(
     stirred: Policy, conversations: list[Conversation]
 ) -> None:
     found = trace(stirred, conversations, (), PROBE_LAYERS)
-    streams = [stirred.encode(talk) for talk in conversations]
-    turns = [own.user_turns[at] for own, at in zip(found, (1, 0, 2), strict=True)]
-    policy = pooled_user_turns(stirred, streams, turns, PROBE_LAYERS)
+    texts = [talk.turns[talk.user_turns[0]].text for talk in conversations]
+    policy = word_states(stirred, texts, PROBE_LAYERS)
     with stirred.reference():
-        ref = pooled_user_turns(stirred, streams, turns, PROBE_LAYERS)
-    for row, (own, at) in enumerate(zip(found, (1, 0, 2), strict=True)):
-        np.testing.assert_allclose(policy[row].numpy(), own.hidden_policy[at], atol=1e-5)
-        np.testing.assert_allclose(ref[row].numpy(), own.hidden_ref[at], atol=1e-5)
-        assert (policy[row] - ref[row]).abs().max() > 0.01
+        ref = word_states(stirred, texts, PROBE_LAYERS)
+    for row, own in enumerate(found):
+        np.testing.assert_allclose(policy[row], own.hidden_policy[0], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(ref[row], own.hidden_ref[0], rtol=1e-4, atol=1e-4)
+        assert np.abs(policy[row] - ref[row]).max() > 0.01
 
 
-def test_pooled_user_turns_come_in_the_order_of_the_layers(
-    stirred: Policy, conversations: list[Conversation]
+def test_states_of_words_come_in_the_order_of_the_layers(stirred: Policy) -> None:
+    rising = word_states(stirred, ["how so?"], (1, 2))
+    falling = word_states(stirred, ["how so?"], (2, 1))
+    np.testing.assert_array_equal(rising[:, ::-1], falling)
+
+
+def test_the_same_words_are_read_alike_whatever_was_said_before(
+    stirred: Policy, talk: Callable[..., Conversation]
 ) -> None:
-    streams, turns = [stirred.encode(talk) for talk in conversations], [2, 2, 2]
-    rising = pooled_user_turns(stirred, streams, turns, (1, 2))
-    falling = pooled_user_turns(stirred, streams, turns, (2, 1))
-    np.testing.assert_array_equal(rising.flip(1).numpy(), falling.numpy())
-
-
-def test_pooled_user_turn_does_not_depend_on_what_follows(
-    stirred: Policy, conversations: list[Conversation]
-) -> None:
-    talk = conversations[0]
-    second = talk.user_turns[1]
-    shorter = Conversation(talk.turns[: second + 1])
-    streams = [stirred.encode(talk), stirred.encode(shorter)]
-    whole, cut = pooled_user_turns(stirred, streams, [second, second], PROBE_LAYERS)
-    np.testing.assert_allclose(whole.numpy(), cut.numpy(), atol=1e-5)
+    """A reply cannot enter the reading of what the user answers."""
+    replies = ("no", "yes, and I am so glad that you are happy", "zx zx zx")
+    talks = [talk("hello", reply, "I see", "ok", "bye") for reply in replies]
+    first, *others = trace(stirred, talks, (), PROBE_LAYERS)
+    (alone,) = trace(stirred, [talk("what?", "oh", "I see")], (), PROBE_LAYERS)
+    for own in others:
+        assert np.array_equal(own.hidden_ref, first.hidden_ref)
+        assert np.array_equal(own.hidden_policy, first.hidden_policy)
+    np.testing.assert_allclose(alone.hidden_ref[1], first.hidden_ref[1], atol=1e-5)
+    assert np.abs(first.hidden_ref[1] - first.hidden_ref[2]).max() > 0.01
 
 
 def test_user_turn_without_tokens_is_missing_not_zero(

@@ -7,20 +7,21 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from homeostat.config.rows import decoded, numbered_rows, parsed, read_bytes
 from homeostat.errors import HomeostatError
 from homeostat.signals.probing.goemotions import fetch_goemotions, is_hub_id
 from homeostat.types import Conversation, Turn
 
-PACKAGED = "affect_corpus.jsonl"
+PACKAGED = "affect_corpus.jsonl"  # authors, with the affects that each message shows
+GRADED = "affect_users.jsonl"  # simulated users, with how much of each affect a message shows
 NEITHER, UNLABELLED = -1, -2
 SENTIMENT = {
     "pos": 1,
@@ -44,11 +45,14 @@ class Utterance:
         group: Who wrote it; rows of one group are never split.
         labels: Affect to 1 or 0; sentiment is 1 positive, 0 negative, `NEITHER` neutral. An affect
             that nobody labelled is absent.
+        levels: Affect to how much of it the message shows, in the affect's own unit (sentiment
+            -1..1, others 0..1), where that was graded.
     """
 
     conversation: Conversation
     group: str
     labels: dict[str, int]
+    levels: dict[str, float] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -95,22 +99,37 @@ class Corpus:
         """1, 0, `NEITHER` or `UNLABELLED` for every utterance."""
         return np.array([u.labels.get(affect, UNLABELLED) for u in self.utterances])
 
+    def targets(self, affect: str) -> Float[np.ndarray, " U"]:
+        """What a probe is to put out for every utterance, 0..1, or `NEITHER`; NaN for no label.
+
+        A level counts as itself, brought to 0..1; a class as 0 or 1.
+        """
+        label = self.labels(affect)
+        target = np.where(label == UNLABELLED, np.nan, label)
+        for row, utterance in enumerate(self.utterances):
+            if (level := utterance.levels.get(affect)) is not None:
+                target[row] = (level + 1) / 2 if affect == "sentiment" else level
+        return target
+
 
 def load_corpus(
     path: str | None, affects: Sequence[str], author_groups: int | None = None
 ) -> Corpus:
-    """The packaged corpus (None), a JSONL or CSV file, or GoEmotions by its hub id.
+    """The packaged corpora (None), a JSONL or CSV file, or GoEmotions by its hub id.
 
     A row has ``text`` and a column per labelled affect: 0 or 1, and ``pos``, ``neg``, ``neutral``,
     ``ambiguous`` or ``mixed`` for sentiment; an empty label means that nobody judged the row.
+    ``<affect>_level`` is a number instead of a class: how much of it the message shows, sentiment
+    -1..1, others 0..1. Probes are fitted on both; their AUROC is that of the classes.
     ``group`` (else ``id``, else the row) says which rows are one author's. ``context`` may hold the
     turns before the utterance, user first, alternating (a JSON list; in CSV, written as JSON).
 
     Args:
         path: The file or hub id.
         affects: Affects of interest; one without both classes is left out, with a notice.
-        author_groups: How many authors of the packaged corpus to keep, evenly spread; None = all.
-            A corpus of the user's own is always used whole.
+        author_groups: How many authors of the packaged corpus to keep, evenly spread, and the same
+            share of its simulated users; None = all. A corpus of the user's own is always used
+            whole.
 
     Raises:
         HomeostatError: It cannot be read, a row is not what it must be, there are too few groups,
@@ -118,9 +137,16 @@ def load_corpus(
     """
     name, rows, digest = _read_rows(path)
     utterances = [_utterance(row, number, name, affects) for number, row in rows]
-    if path is None and author_groups is not None:
-        utterances = _keep_groups(utterances, author_groups)
-        digest = f"{digest}:{author_groups}"
+    if path is None:
+        _, rows, of_users = _read_rows(GRADED, packaged=True)
+        users = [_utterance(row, number, GRADED, affects) for number, row in rows]
+        digest = f"{digest}:{of_users}"
+        if author_groups is not None:
+            share = author_groups / len({u.group for u in utterances})
+            utterances = _keep_groups(utterances, author_groups)
+            users = _keep_groups(users, round(share * len({u.group for u in users})))
+            digest = f"{digest}:{author_groups}"
+        utterances += users
     corpus = Corpus(tuple(utterances), digest, name)
     if len(groups := set(corpus.groups)) < MIN_GROUPS:
         raise HomeostatError(
@@ -140,14 +166,17 @@ def load_corpus(
     return Corpus(corpus.utterances, digest, name, notices)
 
 
-def _read_rows(path: str | None) -> tuple[str, list[tuple[int, Mapping[str, Any]]], str]:
+def _read_rows(
+    path: str | None, packaged: bool = False
+) -> tuple[str, list[tuple[int, Mapping[str, Any]]], str]:
     """Name, numbered rows and digest of what ``path`` stands for."""
-    if path is not None and is_hub_id(path) and not Path(path).exists():
+    name = PACKAGED if path is None else str(path)
+    packaged = packaged or path is None
+    if path is not None and not packaged and is_hub_id(path) and not Path(path).exists():
         fetched = list(fetch_goemotions(path))
         digest = hashlib.sha256(json.dumps(fetched).encode()).hexdigest()
-        return path, list(enumerate(fetched, start=1)), digest
-    source = resources.files("homeostat.data").joinpath(PACKAGED) if path is None else Path(path)
-    name = PACKAGED if path is None else str(path)
+        return name, list(enumerate(fetched, start=1)), digest
+    source = resources.files("homeostat.data").joinpath(name) if packaged else Path(name)
     raw = read_bytes(
         source,
         f"the corpus {name}",
@@ -177,8 +206,10 @@ def _utterance(
     where = f"{source}, line {number}"
     if not isinstance(row.get("text"), str) or not row["text"].strip():
         raise HomeostatError(f"{where} has no text; every row needs the message in column text.")
-    labels = {}
+    labels, levels = {}, {}
     for affect in affects:
+        if (level := row.get(f"{affect}_level")) not in (None, ""):
+            levels[affect] = _level(level, affect, where)
         value = row.get(affect)
         if value is None or value == "":
             continue
@@ -203,7 +234,21 @@ def _utterance(
     before = [Turn("user" if i % 2 == 0 else "assistant", said) for i, said in enumerate(context)]
     group = next((str(row[key]) for key in ("group", "id") if row.get(key) not in (None, "")), None)
     conversation = Conversation((*before, Turn("user", row["text"])))
-    return Utterance(conversation, f"row {number}" if group is None else group, labels)
+    return Utterance(conversation, f"row {number}" if group is None else group, labels, levels)
+
+
+def _level(value: Any, affect: str, where: str) -> float:
+    lowest = -1.0 if affect == "sentiment" else 0.0
+    try:
+        level = float(value)
+    except (TypeError, ValueError):
+        level = float("nan")
+    if isinstance(value, bool) or not lowest <= level <= 1:
+        raise HomeostatError(
+            f"{where} has {affect}_level={value!r}; it must be a number from {lowest:g} to 1, or "
+            "empty."
+        )
+    return level
 
 
 def _keep_groups(utterances: list[Utterance], count: int) -> list[Utterance]:

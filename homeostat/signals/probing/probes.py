@@ -1,6 +1,7 @@
 """Frozen linear probes that read the user's affect from hidden states.
 
-One logistic regression per affect on the residual stream over the user's turn. Authors are split,
+One logistic regression per affect on the residual stream over the user's turn, whose targets may be
+anything from 0 to 1 (how much of the affect a message shows). Authors are split,
 never rows: layer, pooling and regularisation are chosen on the authors of the validation part,
 probabilities are calibrated on cross-fitted readings of the training and validation authors, and
 whatever is reported (`validation.py`) comes from authors that took no part in any choice.
@@ -16,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from safetensors.numpy import load_file, save_file
 
 from homeostat.config.signals import AffectConfig
 from homeostat.errors import HomeostatError
 from homeostat.files import write_text, writing
 from homeostat.signals.probing.auroc import auroc
-from homeostat.signals.probing.corpus import NEITHER, UNLABELLED, Corpus
+from homeostat.signals.probing.corpus import NEITHER, Corpus
 
 SPLIT = (0.6, 0.2, 0.2)
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -137,15 +138,15 @@ def fit_probes(
     part = split_by_group(corpus.groups)
     probes = {}
     for affect in (name for name in config.names if name in corpus.affects):
-        label = corpus.labels(affect)
-        _require_classes(affect, label, part)
-        candidates = select(states, label, part, layers, config)
+        target = corpus.targets(affect)
+        _require_classes(affect, corpus.labels(affect), part)
+        candidates = select(states, target, part, layers, config)
         layer, pooling, strength = max(candidates, key=lambda key: candidates[key])
-        rows = np.flatnonzero((part != TEST) & (label != UNLABELLED))
+        rows = np.flatnonzero((part != TEST) & np.isfinite(target))
         x = states[rows, layers.index(layer)].astype(np.float64) * pooling_mask(
             pooling, states.shape[-1]
         )
-        weight, bias = fit_calibrated(x, label[rows], corpus.groups[rows], strength)
+        weight, bias = fit_calibrated(x, target[rows], corpus.groups[rows], strength)
         by_layer = {
             str(at): max(v for (block, *_), v in candidates.items() if block == at) for at in layers
         }
@@ -165,42 +166,56 @@ def split_by_group(groups: np.ndarray, seed: int = 0) -> Int[np.ndarray, " U"]:
 
 def select(
     states: Float[np.ndarray, "U P E"],
-    label: Int[np.ndarray, " U"],
+    target: Num[np.ndarray, " U"],
     part: Int[np.ndarray, " U"],
     layers: Sequence[int],
     config: AffectConfig,
 ) -> dict[tuple[int, str, float], float]:
-    """AUROC on the validation authors of every candidate (layer, pooling, regularisation).
+    """What every candidate (layer, pooling, regularisation) is worth on the validation authors.
 
     Every layer and pooling is tried at the middle regularisation, then the other regularisations at
-    the best of them.
+    the best of them. The figure is that of `agreement`.
     """
-    train = np.flatnonzero((part == TRAIN) & (label != UNLABELLED))
+    train = np.flatnonzero((part == TRAIN) & np.isfinite(target))
     if len(train) > SELECTION_ROWS:
         train = np.random.default_rng(0).choice(train, SELECTION_ROWS, replace=False)
-    check = np.flatnonzero((part == VALIDATION) & (label >= 0))
+    check = np.flatnonzero((part == VALIDATION) & (target >= 0))
     strengths = sorted(config.regularisation)
     middle = strengths[len(strengths) // 2]
-    validation_auroc: dict[tuple[int, str, float], float] = {}
+    figures: dict[tuple[int, str, float], float] = {}
 
     def try_out(layer: int, pooling: str, strength: float) -> None:
         at, seen = layers.index(layer), pooling_mask(pooling, states.shape[-1]) > 0
-        weight, bias = fit(states[train, at][:, seen], label[train], strength)
-        figure = auroc(label[check], states[check, at][:, seen] @ weight + bias)
-        validation_auroc[layer, pooling, strength] = 0.5 if figure is None else figure
+        weight, bias = fit(states[train, at][:, seen], target[train], strength)
+        reading = states[check, at][:, seen] @ weight + bias
+        figures[layer, pooling, strength] = agreement(target[check], reading)
 
     for layer in layers:
         for pooling in config.pooling:
             try_out(layer, pooling, middle)
-    layer, pooling, _ = max(validation_auroc, key=lambda key: validation_auroc[key])
+    layer, pooling, _ = max(figures, key=lambda key: figures[key])
     for strength in strengths:
         if strength != middle:
             try_out(layer, pooling, strength)
-    return validation_auroc
+    return figures
+
+
+def agreement(target: Num[np.ndarray, " N"], reading: Float[np.ndarray, " N"]) -> float:
+    """How well a reading orders messages, 0.5 by chance and 1 at best.
+
+    The AUROC of those with a class; where others have a level, its mean with (1 + r) / 2 of those.
+    """
+    classed = np.isin(target, (0, 1))
+    area = auroc(target[classed].astype(int), reading[classed])
+    figures = [0.5 if area is None else area]
+    levels, read = target[~classed], reading[~classed]
+    if len(levels) > 2 and np.ptp(levels) > 0 and np.ptp(read) > 0:
+        figures.append((1 + float(np.corrcoef(levels, read)[0, 1])) / 2)
+    return float(np.mean(figures))
 
 
 def fit_calibrated(
-    x: Float[np.ndarray, "N E"], y: Int[np.ndarray, " N"], groups: np.ndarray, strength: float
+    x: Float[np.ndarray, "N E"], y: Num[np.ndarray, " N"], groups: np.ndarray, strength: float
 ) -> tuple[Float[np.ndarray, " E"], float]:
     """Weight and bias whose sigmoid is a calibrated probability.
 
@@ -226,7 +241,7 @@ def fit_calibrated(
 
 
 def fit(
-    x: Float[np.ndarray, "N E"], y: Int[np.ndarray, " N"], strength: float
+    x: Float[np.ndarray, "N E"], y: Num[np.ndarray, " N"], strength: float
 ) -> tuple[Float[np.ndarray, " E"], float]:
     """Standardised logistic regression, folded into a weight and bias for the raw states."""
     from sklearn.linear_model import LogisticRegression
@@ -241,21 +256,23 @@ def fit(
 
 
 def anchored(
-    y: Int[np.ndarray, " N"],
+    y: Num[np.ndarray, " N"],
 ) -> tuple[Int[np.ndarray, " K"], Float[np.ndarray, " K"], Float[np.ndarray, " K"]]:
-    """Rows, labels and weights to fit on, where rows of neither class hold the middle.
+    """Rows, labels and weights to fit on: a target between 0 and 1 counts that much for class 1.
 
-    A text that is neither positive nor negative counts half for either class, so that the probe
-    reads it near even odds. Where there are such rows the two classes weigh the same, or even odds
-    would lean to the larger one.
+    What it lacks to 1 counts for class 0. A text that is neither positive nor negative counts half
+    for either, so that the probe reads it near even odds; where there are such rows the two classes
+    weigh the same, or even odds would lean to the larger one.
     """
-    either, neither = np.flatnonzero(y >= 0), np.flatnonzero(y == NEITHER)
-    counts = np.bincount(y[either], minlength=2)
-    balance = counts.sum() / (2 * counts) if len(neither) else np.ones(2)
+    whole = np.flatnonzero((y == 0) | (y == 1))
+    between = np.flatnonzero((y != 0) & (y != 1))
+    counts = np.bincount(y[whole].astype(int), minlength=2)
+    balance = counts.sum() / (2 * counts) if (y == NEITHER).any() else np.ones(2)
+    share = np.where(y[between] == NEITHER, 0.5, y[between])
     return (
-        np.concatenate([either, neither, neither]),
-        np.concatenate([y[either], np.ones(len(neither)), np.zeros(len(neither))]).astype(float),
-        np.concatenate([balance[y[either]], np.full(2 * len(neither), 0.5)]),
+        np.concatenate([whole, between, between]),
+        np.concatenate([y[whole], np.ones(len(between)), np.zeros(len(between))]).astype(float),
+        np.concatenate([balance[y[whole].astype(int)], share, 1 - share]),
     )
 
 

@@ -19,13 +19,12 @@ from safetensors.numpy import load_file, save_file
 from homeostat.files import writing
 from homeostat.models.adapters import Policy
 from homeostat.models.cache import cache_root, identity, keep, read_kept
-from homeostat.models.forward import read_in_batches
 from homeostat.signals.probing.corpus import Corpus, Utterance
-from homeostat.signals.trace import pooled_user_turns
-from homeostat.types import Progress, TokenStream, silent
+from homeostat.signals.trace import word_states
+from homeostat.types import Progress, silent
 
 SHARD = 1024  # utterances
-FORMAT = 1  # raise it when the same words would give other states
+FORMAT = 2  # raise it when the same words would give other states
 
 
 def utterance_states(
@@ -72,18 +71,12 @@ def read_states(
     count: int | None = None,
 ) -> Float[np.ndarray, "U P E"]:
     """The states of some utterances, not cached, under the policy as it is now."""
-    streams = [policy.encode(u.conversation) for u in utterances]
-    turns = [len(u.conversation.turns) - 1 for u in utterances]
-
-    def read(part: list[TokenStream], places: list[int]) -> list[np.ndarray]:
-        pooled = pooled_user_turns(policy, part, [turns[i] for i in places], layers)
-        return list(pooled.float().cpu().numpy())
+    texts = [u.text for u in utterances]
 
     def report(done: int, total: int, tokens: int = 0) -> None:
         progress(before + done, count or total, tokens)
 
-    states: Float[np.ndarray, "U P E"] = np.stack(read_in_batches(streams, read, progress=report))
-    return states
+    return word_states(policy, texts, layers, report)
 
 
 def _load_states(path: Path) -> np.ndarray:

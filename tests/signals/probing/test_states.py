@@ -159,7 +159,10 @@ def test_progress_counts_utterances_and_the_tokens_that_were_read(
     assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
     assert {total for _, total, _ in told} == {7}
     assert told[-1][0] == 7
-    lengths = [len(policy.encode(u.conversation).ids) for u in corpus.utterances]
+    lengths = [
+        len(policy.encode(Conversation((Turn("user", u.text),))).ids)
+        for u in corpus.utterances
+    ]
     assert sum(tokens for _, _, tokens in told) == sum(lengths)
     told.clear()
     utterance_states(policy, corpus, LAYERS, progress=progress)

@@ -1,0 +1,211 @@
+"""Can the reward be earned, before anyone trains: does the loop from reply to reading hold?
+
+Held-out users get several replies of the base each, to the same words, and one made of the words of
+such a reply in random order. What differs between replies to the same words is all that a reply can
+change; what differs between users is noise to a trainer.
+
+Everything is resampled by users, never by replies.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from homeostat.config.run import RolloutConfig
+from homeostat.models.adapters import Policy
+from homeostat.reward.compose import Reward, with_true_affect
+from homeostat.reward.valence import SetPoint, valence
+from homeostat.rollout.appraisal import answers
+from homeostat.rollout.candidates import play_candidates
+from homeostat.rollout.episodes import headroom_seeds
+from homeostat.signals.reader import SignalReader
+from homeostat.types import Bots, Conversation, Episode, Progress, Reading, Turn, silent
+
+RESAMPLES = 2000
+LEAST_GAIN = 0.05  # tolerances times weight: what is less than that is not worth training for
+EARNED, NOT_EARNED, BY_NONSENSE = "can be earned", "cannot be earned", "earned by nonsense"
+BY_SEED = "S K"  # users, replies
+
+
+@dataclass(frozen=True)
+class Headroom:
+    """What a reply decides, by term of the reward and by affect.
+
+    Attributes:
+        terms: Per term ``reply_share`` of its variance, what the best of the replies would gain
+            (``best_of_8`` where there are eight) and what a word salad would, in valence; each
+            with its ``ci95``, and a ``verdict``.
+        loop: Per affect ``within_r`` between what the user truly feels and what is read, within
+            replies to the same words, its ``ci95``, ``n_seeds``, ``n_replies`` and the share of
+            replies with a word-identical twin (``identical_answers``).
+    """
+
+    terms: Mapping[str, Mapping[str, Any]]
+    loop: Mapping[str, Mapping[str, Any]]
+
+
+def measure_headroom(
+    reader: SignalReader,
+    bots: Bots,
+    reward: Reward,
+    rollout: RolloutConfig,
+    users: int,
+    replies: int,
+    progress: Progress = silent,
+) -> Headroom:
+    """Play one turn of each user several times as the base, and see what depends on the reply.
+
+    Args:
+        reader: Its policy's adapter is switched off.
+        bots: Play the users.
+        reward: Its set points are the terms; affects without one are read all the same.
+        rollout: Length of a reply.
+        users: Held-out ones, of a range of seeds that nothing else uses.
+        replies: Of each.
+        progress: Told how many replies are done.
+    """
+    seeds = headroom_seeds(users)
+    one_turn = RolloutConfig(turns=1, max_new_tokens=rollout.max_new_tokens)
+    with reader.policy.reference():
+        groups = play_candidates(reader.policy, bots, seeds, replies, one_turn, progress)
+        salads = [salad(reader.policy, bots, group[0]) for group in groups]
+        episodes = [episode for group in groups for episode in group]
+        readings = reader.measure([*episodes, *salads])
+    of_base, of_salad = readings[: len(episodes)], readings[len(episodes) :]
+    points = reward.set_points
+    terms_SKN = _terms(of_base, points).reshape(users, replies, -1)
+    salad_SN = _terms(of_salad, points)
+    terms = {
+        name: term_headroom(terms_SKN[:, :, column], salad_SN[:, column])
+        for column, name in enumerate(points)
+    }
+    loop = affect_loop(groups, np.array([r.perceived[-1] for r in of_base]), reader.affects)
+    return Headroom(terms, loop)
+
+
+def salad(policy: Policy, bots: Bots, episode: Episode) -> Episode:
+    """The episode with its reply's words in random order, and what the user answers to that."""
+    opening, reply = episode.conversation.turns[:2]
+    words = reply.text.split()
+    random.Random(episode.seed).shuffle(words)
+    text = " ".join(words)
+    ids = policy.tokenizer(text, add_special_tokens=False)["input_ids"] or list(reply.token_ids or ())
+    player = bots.spawn(episode.seed)
+    asked = Conversation((player.opening(),))
+    (answer,) = answers(policy, [player], [asked], [text])
+    talk = Conversation((opening, Turn("assistant", text, token_ids=tuple(ids)), answer))
+    return Episode(episode.seed, episode.bot, talk, policy.encode(talk))
+
+
+def term_headroom(term_SK: Float[np.ndarray, "S K"], salad_S: Float[np.ndarray, " S"]) -> dict[str, Any]:
+    """What one term leaves to earn.
+
+    A difference between replies counts as earned by nonsense where a salad does better than the
+    base, and as nothing where the best of the replies gains less than `LEAST_GAIN`.
+
+    Args:
+        term_SK: Of each user and reply, in valence, <= 0.
+        salad_S: The same of each user's salad.
+    """
+    present = np.isfinite(term_SK).all(axis=1) & np.isfinite(salad_S)
+    term_SK, salad_S = term_SK[present], salad_S[present]
+    if len(term_SK) < 2:
+        return {"verdict": None, "n_seeds": len(term_SK)}
+    draws = np.random.default_rng(0).integers(len(term_SK), size=(RESAMPLES, len(term_SK)))
+    best_S = term_SK.max(axis=1) - term_SK.mean(axis=1)
+    nonsense_S = salad_S - term_SK.mean(axis=1)
+    share = np.array([reply_share(term_SK[rows]) for rows in draws])
+    replies = term_SK.shape[1]
+    best_ci, salad_ci = _interval(best_S[draws].mean(axis=1)), _interval(nonsense_S[draws].mean(axis=1))
+    verdict = (
+        BY_NONSENSE if salad_ci[0] > 0 else EARNED if best_ci[0] > LEAST_GAIN else NOT_EARNED
+    )
+    return {
+        "reply_share": {"mean": reply_share(term_SK), "ci95": _interval(share)},
+        f"best_of_{replies}": {"mean": float(best_S.mean()), "ci95": best_ci},
+        "salad": {"mean": float(nonsense_S.mean()), "ci95": salad_ci},
+        "verdict": verdict,
+        "n_seeds": len(term_SK),
+    }
+
+
+def reply_share(values_SK: Float[np.ndarray, "S K"]) -> float:
+    """Share of the variance that lies between replies to the same words, 0..1; NaN without any.
+
+    The variance within users over that plus the variance of users' true means, by the method of
+    moments of a one-way random-effects model (intraclass correlation, subtracted from 1).
+    """
+    within = float(values_SK.var(axis=1, ddof=1).mean())
+    between = max(0.0, float(values_SK.mean(axis=1).var(ddof=1)) - within / values_SK.shape[1])
+    return within / (within + between) if within + between > 0 else float("nan")
+
+
+def affect_loop(
+    groups: Sequence[Sequence[Episode]], read_EA: Float[np.ndarray, "E A"], affects: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Whether what a reply does to a user's feelings can be read from the user's words.
+
+    Args:
+        groups: Per user the episodes of its replies.
+        read_EA: What was read from the answer of every episode, in their order.
+        affects: Columns of ``read_EA``.
+    """
+    answered = [[episode.conversation.turns[-1] for episode in group] for group in groups]
+    counts = [Counter(turn.text for turn in group) for group in answered]
+    twins = [[n[turn.text] > 1 for turn in group] for n, group in zip(counts, answered, strict=True)]
+    identical = float(np.mean([twin for group in twins for twin in group])) if twins else None
+    loop = {}
+    for column, name in enumerate(affects):
+        true = np.array(
+            [[(turn.affect or {}).get(name, np.nan) for turn in group] for group in answered]
+        )
+        read = read_EA[:, column].reshape(true.shape)
+        known = np.isfinite(true).all(axis=1) & np.isfinite(read).all(axis=1)
+        true, read = true[known], read[known]
+        draws = np.random.default_rng(0).integers(max(len(true), 1), size=(RESAMPLES, len(true)))
+        samples = np.array([within_r(true[rows], read[rows]) for rows in draws])
+        loop[name] = {
+            "within_r": _or_none(within_r(true, read)),
+            "ci95": _interval(samples) if np.isfinite(samples).any() else None,
+            "n_seeds": len(true),
+            "n_replies": int(true.size),
+            "identical_answers": identical,
+        }
+    return loop
+
+
+def within_r(x_SK: Float[np.ndarray, "S K"], y_SK: Float[np.ndarray, "S K"]) -> float:
+    """Correlation of two readings after each user's mean is taken off both; NaN without variance."""
+    if x_SK.size == 0:
+        return float("nan")
+    x, y = (v - v.mean(axis=1, keepdims=True) for v in (x_SK, y_SK))
+    scale = np.sqrt((x**2).sum() * (y**2).sum())
+    return float((x * y).sum() / scale) if scale > 0 else float("nan")
+
+
+def true_valence(
+    talk: Conversation, reading: Reading, points: Mapping[str, SetPoint]
+) -> Float[np.ndarray, " N"]:
+    """Valence of what the user truly feels, per assistant turn, over the relational set points."""
+    table = with_true_affect(talk, reading.signals)
+    return valence(table, points).total_N
+
+
+def _terms(readings: Sequence[Reading], points: Mapping[str, SetPoint]) -> Float[np.ndarray, "E N"]:
+    return np.array([valence(reading.signals, points).terms_NS[-1] for reading in readings])
+
+
+def _interval(samples: Float[np.ndarray, " M"]) -> tuple[float, float]:
+    low, high = np.nanpercentile(samples, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _or_none(value: float) -> float | None:
+    return value if np.isfinite(value) else None
