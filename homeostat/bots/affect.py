@@ -23,16 +23,21 @@ ACKNOWLEDGING = re.compile(
 FULL_LENGTH_WORDS = 30
 # Read off hand-made replies (tests/data/replies.jsonl) with the embedded model: whole ones have at
 # most 5.3 nats per token, word salads at least 7.4; right ones owe 0.5 to the question (median).
-FLUENT, BROKEN = 4.5, 6.5  # nats per token of a reply that is wholly coherent, and of one that is not
+FLUENT, BROKEN = (
+    4.5,
+    6.5,
+)  # nats per token of a reply that is wholly coherent, and of one that is not
 FULL_GAIN = 0.6  # nats per token that a wholly relevant reply owes to the user's words
 DENIED = 0.25  # nats per token from which a reply has denied a claim
 GRAMMATICAL = 0.2  # share of function words from which words are taken for sentences
 LIST_WORDS = 6  # below so many words nothing can be said of that
 FUNCTION_WORDS = frozenset(
-    "a an the and or but of in on at to for from by with as is are was were be been it its this that "
-    "these those you your i we they he she not no so if when than then there can will would could "
-    "should may do does did have has had what which who how why because about into more most very "
-    "just also my our their his her me us them".split()
+    (  # noqa: SIM905 - a list of so many strings would be harder to read
+        "a an the and or but of in on at to for from by with as is are was were be been it its this "
+        "that these those you your i we they he she not no so if when than then there can will "
+        "would could should may do does did have has had what which who how why because about into "
+        "more most very just also my our their his her me us them"
+    ).split()
 )
 FULL_RELEVANCE_HITS = 3
 

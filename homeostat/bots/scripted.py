@@ -187,7 +187,8 @@ class ScriptedBot:
     def _voice(self, shift: Mapping[str, float], chance: random.Random) -> list[str]:
         """A phrase for each affect that is to be voiced, or a neutral one."""
         return [
-            self._phrase(kind, level, chance) for kind, level in voiced(shift) or [("neutral", "mild")]
+            self._phrase(kind, level, chance)
+            for kind, level in voiced(shift) or [("neutral", "mild")]
         ]
 
     def _phrase(self, kind: str, level: str, chance: random.Random) -> str:

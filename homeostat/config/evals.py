@@ -54,6 +54,7 @@ class EvalConfig:
     reply_tokens: int = 24
     mode: str = LOGPROB
     foundations_readout: str = "rotations"
+    cool_temperature: float | None = 0.7
     headroom_users: int = 48
     headroom_replies: int = 8
 
@@ -77,6 +78,10 @@ class EvalConfig:
         for name, count in self.items.items():
             said = f"eval.items.{name}={count} gives no interval; use at least 2."
             require(count is None or count >= 2, said)
+        require(
+            self.cool_temperature is None or self.cool_temperature > 0,
+            f"eval.cool_temperature={self.cool_temperature} must be above 0, or null.",
+        )
         require(
             self.headroom_users == 0 or min(self.headroom_users, self.headroom_replies) >= 2,
             f"eval.headroom_users={self.headroom_users} and eval.headroom_replies="

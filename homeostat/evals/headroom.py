@@ -20,18 +20,20 @@ from jaxtyping import Float
 
 from homeostat.config.run import RolloutConfig
 from homeostat.models.adapters import Policy
-from homeostat.reward.compose import Reward, with_true_affect
 from homeostat.reward.valence import SetPoint, valence
 from homeostat.rollout.appraisal import answers
 from homeostat.rollout.candidates import play_candidates
 from homeostat.rollout.episodes import headroom_seeds
+from homeostat.signals.probing.validation import TRUSTED, UNUSABLE, WEAK
 from homeostat.signals.reader import SignalReader
 from homeostat.types import Bots, Conversation, Episode, Progress, Reading, Turn, silent
 
 RESAMPLES = 2000
 LEAST_GAIN = 0.05  # tolerances times weight: what is less than that is not worth training for
 EARNED, NOT_EARNED, BY_NONSENSE = "can be earned", "cannot be earned", "earned by nonsense"
-BY_SEED = "S K"  # users, replies
+# Of the correlation between what a user feels and what is read, within replies to the same words:
+# what makes a reading trusted, and the least lower bound of one that is not unusable.
+TRUSTED_R, LEAST_R = 0.6, 0.2
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,30 @@ class Headroom:
     loop: Mapping[str, Mapping[str, Any]]
 
 
+def loop_verdicts(loop: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
+    """Verdict and reason for every affect whose true level was known."""
+    verdicts = {}
+    for name, found in loop.items():
+        r, interval = found["within_r"], found["ci95"]
+        if not found["n_seeds"] or interval is None:
+            continue
+        said = f"r = {r:.2f} within replies to the same words"
+        if r >= TRUSTED_R:
+            verdicts[name] = (TRUSTED, f"{said}, {TRUSTED_R:g} or more")
+        elif interval[0] > LEAST_R:
+            verdicts[name] = (WEAK, f"{said}, below {TRUSTED_R:g}")
+        else:
+            verdicts[name] = (
+                UNUSABLE,
+                f"{said}, from {interval[0]:.2f}; {LEAST_R:g} is too little",
+            )
+    return verdicts
+
+
 def measure_headroom(
     reader: SignalReader,
     bots: Bots,
-    reward: Reward,
+    points: Mapping[str, SetPoint],
     rollout: RolloutConfig,
     users: int,
     replies: int,
@@ -65,7 +87,7 @@ def measure_headroom(
     Args:
         reader: Its policy's adapter is switched off.
         bots: Play the users.
-        reward: Its set points are the terms; affects without one are read all the same.
+        points: The terms; affects without one are read all the same.
         rollout: Length of a reply.
         users: Held-out ones, of a range of seeds that nothing else uses.
         replies: Of each.
@@ -79,7 +101,6 @@ def measure_headroom(
         episodes = [episode for group in groups for episode in group]
         readings = reader.measure([*episodes, *salads])
     of_base, of_salad = readings[: len(episodes)], readings[len(episodes) :]
-    points = reward.set_points
     terms_SKN = _terms(of_base, points).reshape(users, replies, -1)
     salad_SN = _terms(of_salad, points)
     terms = {
@@ -96,7 +117,9 @@ def salad(policy: Policy, bots: Bots, episode: Episode) -> Episode:
     words = reply.text.split()
     random.Random(episode.seed).shuffle(words)
     text = " ".join(words)
-    ids = policy.tokenizer(text, add_special_tokens=False)["input_ids"] or list(reply.token_ids or ())
+    ids = policy.tokenizer(text, add_special_tokens=False)["input_ids"] or list(
+        reply.token_ids or ()
+    )
     player = bots.spawn(episode.seed)
     asked = Conversation((player.opening(),))
     (answer,) = answers(policy, [player], [asked], [text])
@@ -104,7 +127,9 @@ def salad(policy: Policy, bots: Bots, episode: Episode) -> Episode:
     return Episode(episode.seed, episode.bot, talk, policy.encode(talk))
 
 
-def term_headroom(term_SK: Float[np.ndarray, "S K"], salad_S: Float[np.ndarray, " S"]) -> dict[str, Any]:
+def term_headroom(
+    term_SK: Float[np.ndarray, "S K"], salad_S: Float[np.ndarray, " S"]
+) -> dict[str, Any]:
     """What one term leaves to earn.
 
     A difference between replies counts as earned by nonsense where a salad does better than the
@@ -123,10 +148,11 @@ def term_headroom(term_SK: Float[np.ndarray, "S K"], salad_S: Float[np.ndarray, 
     nonsense_S = salad_S - term_SK.mean(axis=1)
     share = np.array([reply_share(term_SK[rows]) for rows in draws])
     replies = term_SK.shape[1]
-    best_ci, salad_ci = _interval(best_S[draws].mean(axis=1)), _interval(nonsense_S[draws].mean(axis=1))
-    verdict = (
-        BY_NONSENSE if salad_ci[0] > 0 else EARNED if best_ci[0] > LEAST_GAIN else NOT_EARNED
+    best_ci, salad_ci = (
+        _interval(best_S[draws].mean(axis=1)),
+        _interval(nonsense_S[draws].mean(axis=1)),
     )
+    verdict = BY_NONSENSE if salad_ci[0] > 0 else EARNED if best_ci[0] > LEAST_GAIN else NOT_EARNED
     return {
         "reply_share": {"mean": reply_share(term_SK), "ci95": _interval(share)},
         f"best_of_{replies}": {"mean": float(best_S.mean()), "ci95": best_ci},
@@ -159,7 +185,9 @@ def affect_loop(
     """
     answered = [[episode.conversation.turns[-1] for episode in group] for group in groups]
     counts = [Counter(turn.text for turn in group) for group in answered]
-    twins = [[n[turn.text] > 1 for turn in group] for n, group in zip(counts, answered, strict=True)]
+    twins = [
+        [n[turn.text] > 1 for turn in group] for n, group in zip(counts, answered, strict=True)
+    ]
     identical = float(np.mean([twin for group in twins for twin in group])) if twins else None
     loop = {}
     for column, name in enumerate(affects):
@@ -188,14 +216,6 @@ def within_r(x_SK: Float[np.ndarray, "S K"], y_SK: Float[np.ndarray, "S K"]) -> 
     x, y = (v - v.mean(axis=1, keepdims=True) for v in (x_SK, y_SK))
     scale = np.sqrt((x**2).sum() * (y**2).sum())
     return float((x * y).sum() / scale) if scale > 0 else float("nan")
-
-
-def true_valence(
-    talk: Conversation, reading: Reading, points: Mapping[str, SetPoint]
-) -> Float[np.ndarray, " N"]:
-    """Valence of what the user truly feels, per assistant turn, over the relational set points."""
-    table = with_true_affect(talk, reading.signals)
-    return valence(table, points).total_N
 
 
 def _terms(readings: Sequence[Reading], points: Mapping[str, SetPoint]) -> Float[np.ndarray, "E N"]:

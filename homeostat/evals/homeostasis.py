@@ -6,8 +6,8 @@ sampled from the same random numbers. The unit is the episode; every figure is a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,17 +15,23 @@ import scipy
 
 from homeostat.config.evals import EvalConfig
 from homeostat.config.run import RolloutConfig
+from homeostat.config.signals import AFFECTS
 from homeostat.evals.stats import compare_paired
 from homeostat.models.adapters import Policy
-from homeostat.reward.compose import Reward, Rewards
+from homeostat.reward.compose import Reward, Rewards, with_true_affect
+from homeostat.reward.valence import SetPoint, valence
 from homeostat.rollout.episodes import held_out_seeds, play
 from homeostat.signals.reader import SignalReader, episode_record
-from homeostat.types import Bots, Estimate, EvalResult, Progress, Reading, silent
+from homeostat.types import Bots, Episode, Estimate, EvalResult, Progress, Reading, silent
 
 
 @dataclass(frozen=True)
 class Homeostasis:
-    """The evaluation that every run makes before and after training."""
+    """The evaluation that every run makes before and after training.
+
+    Attributes:
+        relational: Set points of all affects, equally weighted, whatever the reward holds.
+    """
 
     config: EvalConfig
     policy: Policy
@@ -33,9 +39,14 @@ class Homeostasis:
     reader: SignalReader
     reward: Reward
     rollout: RolloutConfig
+    relational: Mapping[str, SetPoint] = field(default_factory=dict)
 
     def measure(
-        self, arm: str, playing: Progress = silent, tracing: Progress = silent
+        self,
+        arm: str,
+        playing: Progress = silent,
+        tracing: Progress = silent,
+        temperature: float = 1.0,
     ) -> list[dict[str, Any]]:
         """One row per held-out episode, played by the policy as it is now.
 
@@ -43,18 +54,33 @@ class Homeostasis:
             arm: Name of the policy's state, such as ``base``.
             playing: Told how many replies are done.
             tracing: Told how many conversations are measured.
+            temperature: Of the sampling.
         """
         seeds = held_out_seeds(self.config.episodes)
-        episodes = play(self.policy, self.bots, seeds, self.rollout, progress=playing)
+        episodes = play(self.policy, self.bots, seeds, self.rollout, temperature, playing)
         talks = [episode.conversation for episode in episodes]
         readings = self.reader.measure(episodes, progress=tracing)
         rewards = self.reward.score(talks, readings)
         return [
             {"arm": arm}
             | episode_record(episode, reading, self.reader.affects)
-            | {"metrics": episode_metrics(reading, reward)}
+            | {"metrics": episode_metrics(reading, reward) | self._felt(episode, reading)}
             for episode, reading, reward in zip(episodes, readings, rewards, strict=True)
         ]
+
+    def _felt(self, episode: Episode, reading: Reading) -> dict[str, float | None]:
+        """What the user felt after the replies, and how near that is to where it should be.
+
+        The same figures whatever the reward is: ``true/*`` the affects themselves, and the mean
+        valence over all of them, as the user truly felt (``relational_true``) and as it was read
+        (``relational_read``). No reward sees the former, so a reading that is fooled shows here.
+        """
+        table = with_true_affect(episode.conversation, reading.signals)
+        felt = {f"true/{n}": _mean(table.column(n)) for n in table.names if n in AFFECTS}
+        if self.relational:
+            felt["relational_true"] = _mean(valence(table, self.relational).total_N)
+            felt["relational_read"] = _mean(valence(reading.signals, self.relational).total_N)
+        return felt
 
     def compare(
         self, before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]

@@ -74,7 +74,9 @@ class Reward:
         """
         tables = [reading.signals for reading in readings]
         if self.affect == "true":
-            tables = [with_true_affect(*of_one) for of_one in zip(conversations, tables, strict=True)]
+            tables = [
+                with_true_affect(*of_one) for of_one in zip(conversations, tables, strict=True)
+            ]
         elif self.affect == "yoked":
             tables = yoked(conversations, tables)
         return [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from homeostat.config.register import build, checked
@@ -25,6 +25,8 @@ from homeostat.runs.perceive import (
     measure_base,
     measure_reward_headroom,
     perceive,
+    readable,
+    relational_points,
     save_calibration,
     validate_intrinsic,
     watch_probes,
@@ -35,6 +37,9 @@ from homeostat.signals.probing.perception import Perception
 from homeostat.signals.reader import SignalReader
 from homeostat.trainers.base import World
 from homeostat.types import Bot, Bots, EvalResult, StepResult, Trainer
+
+
+BASE, COOL, TRAINED = "base", "cool", "trained"  # arms of the held-out episodes
 
 
 class RewardWing:
@@ -59,6 +64,7 @@ class RewardWing:
         self.loop: Mapping[str, Any] | None = None
         self.allowed: tuple[str, ...] = ()
         self.comparison: EvalResult | None = None
+        self.cool: EvalResult | None = None
         self.failures: Mapping[str, Any] | None = None
         self.staleness: Mapping[str, Any] | None = None
         self.headroom: Headroom | None = None
@@ -79,25 +85,25 @@ class RewardWing:
         set_points = self._set_points(self.calibration)
         if run.stop.requested:
             return None
-        reward = Reward(config.reward, set_points)
         self.headroom = measure_reward_headroom(
-            run, self.reader, self.perception, reward, self.bots
+            run, self.reader, self.perception, set_points, self.bots
         )
         seed_generators(config.seed)
         if run.stop.requested:
             return None
+        set_points = readable(run, set_points, self.headroom)
+        self.allowed = tuple(name for name in AFFECTS if name in set_points)
+        save_calibration(run.folder, self.calibration, config.reward, set_points)
+        reward = Reward(config.reward, set_points)
         if config.trainer.learns:
-            self._measure_before(reward)
+            self._measure_before(Reward(replace(config.reward, affect="read"), set_points))
         world = World(self.policy, self.bots, self.reader, reward, config.rollout)
         return build(config.trainer, Trainer, world=world, seed=config.seed, watch=run.watch)
 
     def _set_points(self, calibration: Calibration) -> dict[str, Any]:
         config = self.run.config
         points = allowed_set_points(config, self.perception, self.run.console)
-        self.allowed = tuple(name for name in AFFECTS if name in points)
-        resolved = resolve(points, calibration)
-        save_calibration(self.run.folder, calibration, {k: asdict(v) for k, v in resolved.items()})
-        return resolved
+        return resolve(points, calibration)
 
     def _measure_before(self, reward: Reward) -> None:
         config = self.run.config
@@ -109,10 +115,18 @@ class RewardWing:
             reader=self.reader,
             reward=reward,
             rollout=config.rollout,
+            relational=relational_points(config.reward, self.reader, self.calibration),
         )
-        self.before = base_episodes(self.run, self.reader, self.perception, reward, self._play)
+        self.before = self._as_base(BASE)
         self._compare([])
+        if config.eval.cool_temperature is not None:
+            cool = self._as_base(COOL)
+            write_rows(self.run.folder / "evals" / f"{COOL}.jsonl", cool)
+            self.cool = self.evaluation.compare(self.before, cool)
         self.loop = perception_validity(self.before)
+
+    def _as_base(self, arm: str) -> list[dict[str, Any]]:
+        return base_episodes(self.run, self.perception, self.evaluation, arm, self._play)
 
     def start(self) -> None:
         """See `Wing.start`; the held-out episodes of the base are played already."""
@@ -133,13 +147,14 @@ class RewardWing:
         if not run.config.trainer.learns:
             self.failures = validate_intrinsic(run, self.reader, self.bots, self.calibration)
             return
-        self._compare(self._play("trained"))
+        self._compare(self._play(TRAINED))
         self.staleness = watch_probes(run, self.policy, self.perception)
 
     def _play(self, arm: str) -> list[dict[str, Any]]:
-        context = self.policy.reference() if arm == "base" else nullcontext()
+        context = nullcontext() if arm == TRAINED else self.policy.reference()
+        temperature = self.run.config.eval.cool_temperature if arm == COOL else 1.0
         with context, self.run.section(f"held-out episodes, {arm}", "evaluate") as progress:
-            return self.evaluation.measure(arm, playing=progress)
+            return self.evaluation.measure(arm, playing=progress, temperature=temperature or 1.0)
 
     def _compare(self, after: list[dict[str, Any]]) -> None:
         """Write the rows of both arms and keep their comparison."""
@@ -158,7 +173,9 @@ class RewardWing:
             "perception": self.loop,
             "staleness": self.staleness,
             "failures": self.failures,
-            "headroom": self.headroom and {"terms": self.headroom.terms, "loop": self.headroom.loop},
+            "headroom": self.headroom
+            and {"terms": self.headroom.terms, "loop": self.headroom.loop},
+            "cool": {n: asdict(e) for n, e in self.cool.metrics.items()} if self.cool else None,
             "eval": {name: asdict(estimate) for name, estimate in metrics.items()},
         }
 

@@ -7,30 +7,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from homeostat.config.reward import SetPointConfig
+from homeostat.config.reward import RewardConfig, SetPointConfig
 from homeostat.config.run import RunConfig
 from homeostat.config.signals import AFFECTS
 from homeostat.errors import HomeostatError
 from homeostat.evals.failures import Failures, best_signals
-from homeostat.evals.headroom import Headroom, measure_headroom
-from homeostat.evals.homeostasis import perception_validity
+from homeostat.evals.headroom import Headroom, loop_verdicts, measure_headroom
+from homeostat.evals.homeostasis import Homeostasis, perception_validity
 from homeostat.evals.staleness import measure_staleness, stale
 from homeostat.files import write_text
 from homeostat.models.adapters import Policy
 from homeostat.models.cache import identity, remembered
 from homeostat.report.console import Console, number
 from homeostat.report.metrics import finite, write_rows
-from homeostat.reward.compose import Reward
-from homeostat.reward.valence import resolve_one
+from homeostat.reward.valence import SetPoint, resolve_one
 from homeostat.rollout.episodes import calibration_seeds, play
 from homeostat.runs.context import Run
 from homeostat.signals.calibration import QUANTILES, Calibration, calibrate
-from homeostat.signals.probing.perception import Perception, obtain_perception, what_is_measured
+from homeostat.signals.probing.perception import (
+    ALLOWED,
+    Perception,
+    obtain_perception,
+    what_is_measured,
+)
 from homeostat.signals.reader import SignalReader, episode_record
 from homeostat.types import Bots
 
@@ -105,51 +109,108 @@ def measure_base(
 
 def base_episodes(
     run: Run,
-    reader: SignalReader,
     perception: Perception | None,
-    reward: Reward,
+    evaluation: Homeostasis,
+    arm: str,
     play_arm: Callable[[str], list[dict[str, Any]]],
 ) -> list[dict[str, Any]]:
     """Rows of the held-out episodes that the base has played, which every run compares itself with.
 
     Kept between runs that read and reward alike, unless code of the user's own has a say in them.
+
+    Args:
+        run: Its config and folder.
+        perception: The probes that read.
+        evaluation: What scores the episodes.
+        arm: ``base``, or the base sampled otherwise.
+        play_arm: Plays and scores them.
     """
     config = run.config
-    if config.reward.terms:
-        return play_arm("base")
-    points = {name: asdict(point) for name, point in reward.set_points.items()}
-    digest = perception.corpus.digest if perception else None
-    depends_on = [digest, config.eval.episodes, reward.mode, points]
-    compute = partial(play_arm, "base")
-    rows: list[dict[str, Any]] = _remembered(config, reader.policy, depends_on, "held_out", compute)
+    terms = config.reward.terms
+    if not all(str(term["_target_"]).startswith("homeostat.") for term in terms.values()):
+        return play_arm(arm)
+    held = (evaluation.reward.set_points, evaluation.relational)
+    depends_on = [
+        perception.corpus.digest if perception else None,
+        arm,
+        config.eval.episodes,
+        config.eval.cool_temperature,
+        evaluation.reward.mode,
+        terms,
+        [{name: asdict(point) for name, point in points.items()} for points in held],
+    ]
+    compute, policy = partial(play_arm, arm), evaluation.policy
+    rows: list[dict[str, Any]] = _remembered(config, policy, depends_on, "held_out", compute)
     return rows
 
 
+def relational_points(
+    config: RewardConfig, reader: SignalReader, calibration: Calibration
+) -> dict[str, SetPoint]:
+    """Set points of all affects that are read, equally weighted, whatever the reward holds."""
+    affects = [n for n in AFFECTS if n in reader.affects and n in config.set_points]
+    points = {name: resolve_one(name, config.set_points[name], calibration) for name in affects}
+    return {name: replace(point, weight=1 / len(points)) for name, point in points.items()}
+
+
 def measure_reward_headroom(
-    run: Run, reader: SignalReader, perception: Perception | None, reward: Reward, bots: Bots
+    run: Run,
+    reader: SignalReader,
+    perception: Perception | None,
+    set_points: Mapping[str, SetPoint],
+    bots: Bots,
 ) -> Headroom | None:
     """What of the reward a reply decides; writes headroom.json and probes/loop.json.
 
-    None where no bot's feelings are known, or nothing is to be measured.
+    None where nothing is to be measured.
     """
     config = run.config
     users, replies = config.eval.headroom_users, config.eval.headroom_replies
-    if not users or not reward.set_points:
+    if not users or not set_points:
         return None
 
     def compute() -> dict[str, Any]:
         with run.section("headroom of the reward", "headroom") as progress:
             measured = measure_headroom(
-                reader, bots, reward, config.rollout, users, replies, progress
+                reader, bots, set_points, config.rollout, users, replies, progress
             )
         return {"terms": finite(measured.terms), "loop": finite(measured.loop)}
 
-    points = {name: asdict(point) for name, point in reward.set_points.items()}
+    points = {name: asdict(point) for name, point in set_points.items()}
     depends_on = [perception.corpus.digest if perception else None, users, replies, points]
     headroom = Headroom(**_remembered(config, reader.policy, depends_on, "headroom", compute))
     write_text(run.folder / "headroom.json", json.dumps(headroom.terms, indent=2))
     write_text(run.folder / "probes" / "loop.json", json.dumps(headroom.loop, indent=2))
     return headroom
+
+
+def readable(
+    run: Run, set_points: Mapping[str, SetPoint], headroom: Headroom | None
+) -> dict[str, SetPoint]:
+    """The set points whose signal can be read off what users say; says which are left out.
+
+    Raises:
+        HomeostatError: Nothing is left to reward, and the run is to train.
+    """
+    config = run.config
+    affect = config.signals.affect
+    # With what users truly feel as the reward, or another's, it does not matter what can be read.
+    if headroom is None or affect is None or config.reward.affect == "true":
+        return dict(set_points)
+    allowed = ALLOWED[affect.require]
+    verdicts = loop_verdicts(headroom.loop)
+    left_out = {n: why for n, (verdict, why) in verdicts.items() if verdict not in allowed}
+    for name in set_points:
+        if name in left_out:
+            run.console.say(f"{name} is left out of the reward: {left_out[name]}")
+    kept = {name: point for name, point in set_points.items() if name not in left_out}
+    if not kept and not config.reward.terms and config.trainer.learns:
+        raise HomeostatError(
+            f"signals.affect.require={affect.require} leaves no signal to reward, since none of "
+            "them can be read off what these users say; lower it, or add intrinsic signals with "
+            "reward=full."
+        )
+    return kept
 
 
 def validate_intrinsic(
@@ -213,7 +274,9 @@ def _remembered(config: RunConfig, policy: Policy, depends_on: Any, kind: str, c
     return remembered(kind, recipe, compute)
 
 
-def save_calibration(folder: Path, calibration: Calibration, set_points: Mapping[str, Any]) -> None:
+def save_calibration(
+    folder: Path, calibration: Calibration, reward: RewardConfig, set_points: Mapping[str, SetPoint]
+) -> None:
     """Write set_points.json: what the base model showed, and what the reward uses."""
     signals = {
         name: {
@@ -223,6 +286,11 @@ def save_calibration(folder: Path, calibration: Calibration, set_points: Mapping
         }
         for name, q in calibration.quantiles.items()
     }
+    used = {}
+    for name, point in set_points.items():
+        used[name] = asdict(point) | {"reason": reward.set_points[name].reason}
+        if point.automatic:
+            used[name] |= calibration.uncertainty(name, point.transform)
     norms = calibration.base_norms.tolist()
-    about = {"signals": signals, "set_points": set_points, "base_norms": norms}
+    about = {"signals": signals, "set_points": used, "base_norms": norms}
     write_text(folder / "set_points.json", json.dumps(finite(about), indent=2))

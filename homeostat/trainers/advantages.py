@@ -50,9 +50,7 @@ def gae(
     return advantages, advantages + values
 
 
-def explained_variance(
-    values: Float[np.ndarray, " R"], returns: Float[np.ndarray, " R"]
-) -> float:
+def explained_variance(values: Float[np.ndarray, " R"], returns: Float[np.ndarray, " R"]) -> float:
     """1 - var(returns - values) / var(returns); NaN where returns do not vary."""
     spread = float(returns.var())
     return 1 - float((returns - values).var()) / spread if spread > 0 else float("nan")

@@ -46,7 +46,9 @@ def policy_loss(
     with torch.no_grad():
         metrics = {
             "policy/ratio": float(ratio.sum()),
-            "policy/clip_fraction": float(((ratio < 1 - clip_range) | (ratio > 1 + high)).float().sum()),
+            "policy/clip_fraction": float(
+                ((ratio < 1 - clip_range) | (ratio > 1 + high)).float().sum()
+            ),
             "policy/approx_kl": float((ratio - 1 - log_ratio).sum()),
         }
     return loss, metrics

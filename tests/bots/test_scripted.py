@@ -381,7 +381,9 @@ def test_nobody_who_has_calmed_down_is_rude(configs: dict[str, Any]) -> None:
     def second_move(**features: float) -> str | None:
         bot = build(configs["frustrated"], Bots).spawn(0)
         bot.opening()
-        return [bot.react(replace(INDIFFERENT, relevance=0.6, **features)).move for _ in range(2)][1]
+        return [bot.react(replace(INDIFFERENT, relevance=0.6, **features)).move for _ in range(2)][
+            1
+        ]
 
     assert second_move() == "move_hostility"
     assert second_move(acknowledgement=1.0) == "move_ask_again"
@@ -405,7 +407,9 @@ def test_held_out_users_have_topics_openings_and_phrases_that_training_never_use
     assert len(EVERY_TOPIC) >= 120
 
 
-@pytest.mark.parametrize(("seed", "split"), [(HELD_OUT_BELOW - 1, HELD_OUT), (HELD_OUT_BELOW, TRAIN)])
+@pytest.mark.parametrize(
+    ("seed", "split"), [(HELD_OUT_BELOW - 1, HELD_OUT), (HELD_OUT_BELOW, TRAIN)]
+)
 def test_the_seed_says_who_is_held_out(configs: dict[str, Any], seed: int, split: str) -> None:
     opening = build(configs["curious"], Bots).spawn(seed).opening().text
     assert any(opening in topic["openings"] for topic in topics(split))
@@ -417,7 +421,9 @@ def test_the_graded_corpus_is_what_its_script_writes_and_quotes_nobody_held_out(
     held_out = {text for texts in phrases(HELD_OUT).values() for text in texts if len(text) > 12}
     texts = [row["text"] for row in rows("affect_users.jsonl")]
     assert len(texts) >= 1000
-    assert not [text for text in texts for phrase in held_out if phrase in text and "{" not in phrase]
+    assert not [
+        text for text in texts for phrase in held_out if phrase in text and "{" not in phrase
+    ]
     monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
     script = importlib.import_module("build_user_corpus")
     assert list(script.rows()) == rows("affect_users.jsonl")

@@ -30,6 +30,10 @@ SPLIT = (0.6, 0.2, 0.2)
 TRAIN, VALIDATION, TEST = 0, 1, 2
 SELECTION_ROWS = 4000  # training rows that candidates are compared on; the probe itself gets all
 FOLDS = 5
+# What a graded message counts beside one with a class, whose target lies further out. Read off
+# replies to held-out users: at 1 r was 0.50 for sentiment and 0.53 for frustration, at 5 0.59 and
+# 0.62 (48 users, 8 replies each).
+GRADED_WEIGHT = 5.0
 
 
 @dataclass(frozen=True)
@@ -268,11 +272,12 @@ def anchored(
     between = np.flatnonzero((y != 0) & (y != 1))
     counts = np.bincount(y[whole].astype(int), minlength=2)
     balance = counts.sum() / (2 * counts) if (y == NEITHER).any() else np.ones(2)
-    share = np.where(y[between] == NEITHER, 0.5, y[between])
+    neither = y[between] == NEITHER
+    share, count = np.where(neither, 0.5, y[between]), np.where(neither, 1.0, GRADED_WEIGHT)
     return (
         np.concatenate([whole, between, between]),
         np.concatenate([y[whole], np.ones(len(between)), np.zeros(len(between))]).astype(float),
-        np.concatenate([balance[y[whole].astype(int)], share, 1 - share]),
+        np.concatenate([balance[y[whole].astype(int)], count * share, count * (1 - share)]),
     )
 
 

@@ -160,8 +160,7 @@ def test_progress_counts_utterances_and_the_tokens_that_were_read(
     assert {total for _, total, _ in told} == {7}
     assert told[-1][0] == 7
     lengths = [
-        len(policy.encode(Conversation((Turn("user", u.text),))).ids)
-        for u in corpus.utterances
+        len(policy.encode(Conversation((Turn("user", u.text),))).ids) for u in corpus.utterances
     ]
     assert sum(tokens for _, _, tokens in told) == sum(lengths)
     told.clear()
