@@ -22,8 +22,7 @@ from homeostat.errors import HomeostatError
 from homeostat.evals.branches import alike_in_length, ids_of, read_together, totals
 from homeostat.models.adapters import Policy
 from homeostat.models.logprobs import token_statistics
-from homeostat.rollout.generate import BATCH
-from homeostat.rollout.generate import Sampler
+from homeostat.rollout.generate import BATCH, Sampler
 from homeostat.rollout.replies import Sampling, base_nll, predicting_in, reply_ids, sampled
 from homeostat.types import Conversation, TokenStream, Turn
 

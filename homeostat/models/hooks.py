@@ -66,20 +66,22 @@ def read_residual(
     """
     blocks = decoder_layers(trunk)
     deepest = max(layers, default=-1)
+    stop = _Stop()
 
     def hook_for(layer: int) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             on_layer(layer, output[0] if isinstance(output, tuple) else output)
             if stop_after and layer == deepest:
-                raise _Stop
+                raise stop
 
         return hook
 
     handles = [blocks[layer].register_forward_hook(hook_for(layer)) for layer in layers]
     try:
         yield
-    except _Stop:
-        pass
+    except _Stop as stopped:
+        if stopped is not stop:  # another context's, around this one
+            raise
     finally:
         for handle in handles:
             handle.remove()

@@ -35,6 +35,7 @@ from homeostat.report.compare_text import as_html, as_markdown, show
 from homeostat.report.console import Console
 
 SAMPLES = 5000
+FELT = "felt"  # of the held-out episodes: what users truly felt
 UNTRAINED = "base (no training)"
 
 
@@ -65,13 +66,17 @@ def compare_runs(
     arms, spare = group_arms(find_runs(paths, evaluations))
     columns = columns_of(arms, evaluations)
     against = find_baseline(baseline, arms)
+    rows = [
+        _untrained(arms, columns, against, samples),
+        *(_row(arm, columns, against, samples) for arm in arms),
+    ]
+    _correct(rows, columns)
     comparison = {
         "baseline": UNTRAINED if against is None else against.name,
         "model": next((run.config["model"]["name"] for run in _runs(arms)), "no model"),
         "samples": samples,
         "columns": [describe_column(column, arms, evaluations) for column in columns],
-        "arms": [_untrained(arms, columns, against, samples)]
-        + [_row(arm, columns, against, samples) for arm in arms],
+        "arms": rows,
         "problems": problems(paths, arms, spare),
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -89,33 +94,43 @@ def _runs(arms: Sequence[Arm]) -> list[RunRecord]:
 
 
 def columns_of(arms: Sequence[Arm], evaluations: Mapping[str, Evaluation]) -> list[Column]:
-    """A column for every evaluation that any run has measured, valence last."""
+    """A column for every evaluation that any run has measured, held-out episodes last.
+
+    Of these: what users truly felt, which is one quantity whatever the reward, and valence.
+    """
     columns = []
     figures = {
-        name: (evaluation.claim, evaluation.good, evaluation.best_at_0)
+        name: (name, evaluation.claim, evaluation.good, evaluation.best_at_0)
         for name, evaluation in evaluations.items()
     }
-    figures[VALENCE] = ("valence", 1, False)
-    for name, (metric, good, best_at_0) in figures.items():
+    figures[FELT] = (VALENCE, "relational_true", 1, False)
+    figures[VALENCE] = (VALENCE, "valence", 1, False)
+    for name, (file, metric, good, best_at_0) in figures.items():
         groups: dict[str, str] = {}
         values: dict[str, dict[str, Values]] = {}
         for arm in arms:
             values[arm.name] = {}
             for side in (BASE, TRAINED):
-                by_seed = arm.rows(name, side)
+                by_seed = arm.rows(file, side)
                 values[arm.name][side] = {
                     seed: {item_of(row): _value(row, metric) for row in rows}
                     for seed, rows in by_seed.items()
                 }
                 for rows in by_seed.values():
                     groups |= {item_of(row): group_of(row) for row in rows}
-        if groups:
+        if any(
+            value is not None
+            for own in values.values()
+            for side in own.values()
+            for items in side.values()
+            for value in items.values()
+        ):
             columns.append(Column(name, metric, groups, values, good, best_at_0))
     return columns
 
 
 def _value(row: Row, metric: str) -> float | None:
-    value = row["metrics"][metric] if "metrics" in row else row[metric]
+    value = row["metrics"].get(metric) if "metrics" in row else row[metric]
     return None if value is None else float(value)
 
 
@@ -167,7 +182,6 @@ def _row(arm: Arm, columns: Sequence[Column], against: Arm | None, samples: int)
         if arm is against:
             note = "this is the baseline"
         cells[column.name] = _cell(column, before, sides[TRAINED], note, samples)
-    _correct(cells, columns)
     runs = arm.runs.values()
     return {
         "name": arm.name,
@@ -193,7 +207,6 @@ def _untrained(
             after = column.values[against.name][BASE]
             note = None
         cells[column.name] = _cell(column, before, after, note, samples)
-    _correct(cells, columns)
     seeds = sorted({run.seed for run in _runs(arms)})
     return {"name": UNTRAINED, "overrides": [], "seeds": seeds, "runs": [], "cells": cells}
 
@@ -226,7 +239,7 @@ def unlike(column: Column, arms: Sequence[Arm]) -> str | None:
 def _cell(
     column: Column, before: Values, after: Values, note: str | None, samples: int
 ) -> dict[str, Any]:
-    level = estimate(after, column.groups, samples)
+    level = estimate(after, column.groups)
     change = None if note else difference(before, after, column.groups, samples)
     if level is None and note is None:
         note = "no value could be read" if after else "not measured"
@@ -235,12 +248,18 @@ def _cell(
     return {"level": level, "difference": change, "note": note}
 
 
-def _correct(cells: Mapping[str, Mapping[str, Any]], columns: Sequence[Column]) -> None:
-    """Add ``p_holm``, over all tests of one arm, and the verdict."""
+def _correct(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> None:
+    """Add ``p_holm``, over the tests of all arms, and the verdict."""
     by_name = {column.name: column for column in columns}
-    tested = {name: cell["difference"] for name, cell in cells.items() if cell["difference"]}
-    for name, p in holm({name: change["p"] for name, change in tested.items()}).items():
-        tested[name]["p_holm"] = p
-        after = cells[name]["level"]["mean"]
-        ends = (after - tested[name]["mean"], after) if by_name[name].best_at_0 else ()
-        tested[name]["verdict"] = verdict(tested[name], by_name[name].good, ends)
+    tested = {
+        f"{number} {name}": (cell, by_name[name])
+        for number, row in enumerate(rows)
+        for name, cell in row["cells"].items()
+        if cell["difference"]
+    }
+    for key, p in holm({k: cell["difference"]["p"] for k, (cell, _) in tested.items()}).items():
+        cell, column = tested[key]
+        change, after = cell["difference"], cell["level"]["mean"]
+        change["p_holm"] = p
+        ends = (after - change["mean"], after) if column.best_at_0 else ()
+        change["verdict"] = verdict(change, column.good, ends)

@@ -60,9 +60,8 @@ def notes(comparison: Json) -> list[str]:
         "Each arm has one seed only: the intervals are over items alone, and nothing is known "
         "about other seeds."
         if seeds < 2
-        else f"Intervals are 95%, of {comparison['samples']} bootstrap draws that take seeds with "
-        "replacement and, once for all of them, items. An arm with one seed has intervals over "
-        "items alone; few seeds make an interval too narrow rather than too wide."
+        else "Intervals are 95% t intervals over seeds and items, either of which has a variance of "
+        "its own. An arm with one seed has intervals over items alone."
     )
     said = [
         f"Difference: the arm less {comparison['baseline']}, on the same items under the same "
@@ -70,9 +69,14 @@ def notes(comparison: Json) -> list[str]:
         over,
         "Items that share a stem are averaged first and count as one group. Effect: the mean "
         "difference over the standard deviation of the groups' mean differences. p: sign-flip test "
-        "over groups, each averaged over seeds, corrected after Holm over the figures of an arm.",
+        "over groups, each averaged over seeds, corrected after Holm over all arms and figures.",
         "Better, worse or moved: the corrected p is below 0.05 and the interval leaves 0 out.",
     ]
+    if any(column["metric"] == "relational_true" for column in comparison["columns"]):
+        said.append(
+            "Felt: mean valence over all affects as the bots of the held-out episodes truly feel "
+            "them, near the stated set points; the same quantity whatever the reward."
+        )
     if any(column["metric"] == "valence" for column in comparison["columns"]):
         said.append(
             "Valence is measured by each run's own reward, on held-out episodes. Two arms can be "

@@ -38,7 +38,6 @@ from homeostat.signals.reader import SignalReader
 from homeostat.trainers.base import World
 from homeostat.types import Bot, Bots, EvalResult, StepResult, Trainer
 
-
 BASE, COOL, TRAINED = "base", "cool", "trained"  # arms of the held-out episodes
 
 

@@ -36,8 +36,8 @@ from homeostat.models.forward import forward, read_in_batches
 from homeostat.models.logprobs import predicting_hidden, token_statistics
 from homeostat.reward.compose import Rewards
 from homeostat.rollout.candidates import play_candidates
-from homeostat.rollout.generate import BATCH
 from homeostat.rollout.episodes import training_seeds
+from homeostat.rollout.generate import BATCH
 from homeostat.signals.reader import episode_record
 from homeostat.trainers.base import AdapterTrainer, batch_metrics
 from homeostat.trainers.losses import CHUNK_COPIES

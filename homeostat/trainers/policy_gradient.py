@@ -35,8 +35,8 @@ from homeostat.models.forward import batches_by_length, forward, make_batch, rea
 from homeostat.models.logprobs import predicting_hidden, token_statistics
 from homeostat.reward.combine import added_up, decoupled, turn_terms, variance_shares
 from homeostat.reward.compose import Rewards, token_rewards
-from homeostat.rollout.generate import BATCH
 from homeostat.rollout.episodes import play, training_seeds
+from homeostat.rollout.generate import BATCH
 from homeostat.signals.reader import episode_record
 from homeostat.signals.trace import Critic
 from homeostat.trainers.base import AdapterTrainer, batch_metrics

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from configs import scripted_config
 
-from homeostat.bots.affect import INDIFFERENT, Appraisal, notice
+from homeostat.bots.affect import INDIFFERENT, notice
 from homeostat.bots.scripted import (
     GRADES,
     HELD_OUT,

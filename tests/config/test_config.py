@@ -222,8 +222,8 @@ def test_what_a_yaml_sets_has_no_default_in_the_schema(group: str, name: str) ->
     if (group, name) in RECIPES:
         overrides = (f"{group}={name}", "bot=curious")
     found = stand_twice(converted(draft(*overrides)), values_alone(*overrides))
-    # A set point states what silence leaves open, so its schema says what silence means.
-    optional = ("eval.", "reward.set_points.")
+    # A reward states what silence leaves open, so its schema says what silence means.
+    optional = ("eval.", "reward.")
     assert [key for key in found if not key.startswith(optional)] == []
 
 
@@ -286,14 +286,22 @@ def reward(name: str) -> dict[str, Any]:
     return asdict(converted(chosen("reward", name)).reward)
 
 
-STATED_ELSEWHERE = {"base_levels"}  # set points of its own
+TERMS = {
+    "external_praise": {"praise"},
+    "random": {"noise"},
+    "self_certainty": {"self_certainty"},
+    "entropy_minimisation": {"entropy_minimisation"},
+}
+SOURCES = {"yoked": "yoked", "true_affect": "true"}
 
 
-@pytest.mark.parametrize("name", sorted(set(GROUPS["reward"]) - STATED_ELSEWHERE))
+@pytest.mark.parametrize("name", sorted(set(GROUPS["reward"]) - {"base_levels"}))
 def test_reward_options_differ_only_in_weights_and_terms(name: str) -> None:
     found, full = reward(name), reward("full")
-    assert set(found.pop("terms")) == ({"praise"} if name == "external_praise" else set())
-    full.pop("terms")
+    assert set(found.pop("terms")) == TERMS.get(name, set())
+    assert found.pop("affect") == SOURCES.get(name, "read")
+    for key in ("terms", "affect"):
+        full.pop(key, None)
     for config in (found, full):
         for point in config["set_points"].values():
             point.pop("weight")

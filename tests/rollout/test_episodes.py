@@ -16,6 +16,7 @@ from homeostat.config.bots import MixedBotConfig
 from homeostat.config.run import RolloutConfig
 from homeostat.models.adapters import Policy
 from homeostat.rollout import episodes, generate
+from homeostat.rollout.appraisal import answers
 from homeostat.rollout.episodes import (
     calibration_seeds,
     held_out_seeds,
@@ -146,12 +147,17 @@ def test_the_number_of_turns_is_that_of_the_assistant(
     assert len(episode.conversation.user_turns) == turns + 1
 
 
-def test_users_speak_as_their_bot_would(played: list[Episode], bots: MixedBots) -> None:
+def test_users_speak_as_their_bot_would(
+    played: list[Episode], bots: MixedBots, policy: Policy
+) -> None:
+    """With what the base thinks of each reply, whatever the batch it was asked about in."""
     for episode in played:
         bot = bots.spawn(episode.seed)
         said = [bot.opening()]
         turns = episode.conversation.turns
-        said += [bot.answer(turns[i].text) for i in episode.conversation.assistant_turns]
+        for i in episode.conversation.assistant_turns:
+            talk = Conversation(turns[:i])
+            said += answers(policy, [bot], [talk], [turns[i].text])
         assert [turns[i] for i in episode.conversation.user_turns] == said
         assert episode.bot == bot.name == ("one", "two")[episode.seed % 2]
 

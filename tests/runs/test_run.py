@@ -13,9 +13,11 @@ import pytest
 import torch
 from rich.console import Console as RichConsole
 
+from homeostat.config.register import build
 from homeostat.config.run import MemoryConfig, RunConfig
 from homeostat.config.signals import AFFECTS, INTRINSIC_SIGNALS
 from homeostat.errors import HomeostatError
+from homeostat.evals.homeostasis import Homeostasis
 from homeostat.models.adapters import Policy
 from homeostat.models.placement import Placement
 from homeostat.report.console import Console
@@ -33,6 +35,7 @@ from homeostat.signals.probing.probes import AffectProbes
 from homeostat.signals.probing.validation import ProbeReport
 from homeostat.signals.reader import SignalReader
 from homeostat.timing import Stopwatch
+from homeostat.types import Bots
 
 Make = Callable[..., RunConfig]
 
@@ -72,6 +75,7 @@ def perception(**verdicts: str) -> Perception:
     return Perception(AffectProbes({}, "m", "c"), reports, Corpus((), "d", "c"))
 
 
+WEIGHTED = set(INTRINSIC_SIGNALS) - {"self_certainty", "self_perplexity"}
 FOUND = {"sentiment": "weak", "curiosity": "trusted", "frustration": "unusable", "boredom": "weak"}
 
 
@@ -88,7 +92,7 @@ def test_affects_below_the_required_verdict_are_left_out(
 ) -> None:
     config = composed("bot=curious", f"signals.affect.require={require}")
     found = allowed_set_points(config, perception(**FOUND), console[0])
-    weighted = [name for name in INTRINSIC_SIGNALS if name != "self_certainty"]
+    weighted = [name for name in config.reward.set_points if name in WEIGHTED]
     assert list(found) == [*weighted, *kept]
     assert found == {name: config.reward.set_points[name] for name in found}
     said = [line.split(maxsplit=1)[1] for line in console[1].getvalue().splitlines()]
@@ -114,7 +118,7 @@ def test_run_without_affects_keeps_every_weighted_set_point(
 ) -> None:
     config = composed("bot=curious", "signals=[intrinsic]", "reward=intrinsic_only")
     found = allowed_set_points(config, None, console[0])
-    assert list(found) == [name for name in INTRINSIC_SIGNALS if name != "self_certainty"]
+    assert set(found) == WEIGHTED
 
 
 def test_reward_with_nothing_left_is_refused(
@@ -207,13 +211,20 @@ def test_the_base_plays_its_held_out_episodes_once(
         config = composed(*small, *more)
         run = make_run(config, tmp_path, console[0])
         reader = SignalReader(policy, config.signals, None)
-        reward = Reward(config.reward, {"entropy": SetPoint(1.0, 2.0, tolerance)})
+        evaluation = Homeostasis(
+            config.eval,
+            policy,
+            build(config.bot, Bots),
+            reader,
+            Reward(config.reward, {"entropy": SetPoint(1.0, 2.0, tolerance)}),
+            config.rollout,
+        )
 
         def play_arm(arm: str) -> list[dict[str, Any]]:
             played.append(arm)
             return [{"arm": arm, "metrics": {"valence": -0.1 * seed, "missing": None}}]
 
-        return base_episodes(run, reader, None, reward, play_arm)
+        return base_episodes(run, None, evaluation, "base", play_arm)
 
     assert (
         rows_of()

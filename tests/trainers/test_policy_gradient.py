@@ -244,11 +244,11 @@ def test_a_critic_with_its_own_adapter_leaves_the_policy_alone(
 
 
 def test_early_stop_and_epochs(make_policy: Callable[..., Policy]) -> None:
-    for target, steps in ((None, 12), (1e-9, 4)):
+    for target, steps in ((None, 12), (1e-9, 2), (1e9, 12)):
         options = {"target_kl": target, "epochs": 3, "minibatches": 4, "batch_size": 8}
         trainer = make_trainer(make_policy(), LOW, **options)
         found = next(trainer.steps()).metrics
-        assert found["optim/minibatches"] == steps
+        assert found["optim/minibatches"] == steps  # the first one is taken where nothing has moved
 
 
 def test_an_update_encodes_every_turn_of_its_episodes_once(

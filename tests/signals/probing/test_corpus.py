@@ -369,10 +369,20 @@ def test_empty_file_is_refused(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("count", [10, 37])
 def test_author_groups_keeps_that_many_whole_groups(packaged: Corpus, count: int) -> None:
-    """They are spread evenly over the file."""
-    whole = Counter(packaged.groups.tolist())
-    kept = Counter(load_corpus(None, list(AFFECTS), count).groups.tolist())
+    """They are spread evenly over the file; of the simulated users the same share is kept."""
+
+    def split(corpus: Corpus) -> tuple[Counter[str], Counter[str]]:
+        users = [bool(utterance.levels) for utterance in corpus.utterances]
+        parts = (corpus.groups[[u == graded for u in users]].tolist() for graded in (False, True))
+        authors, graded = (Counter(part) for part in parts)
+        return authors, graded
+
+    (whole, every_user), (kept, users) = (
+        split(packaged),
+        split(load_corpus(None, list(AFFECTS), count)),
+    )
     assert len(kept) == count
+    assert len(users) / len(every_user) == pytest.approx(count / len(whole), abs=0.01)
     assert all(whole[group] == size for group, size in kept.items())
     at = [place for place, group in enumerate(whole) if group in kept]
     assert at[0] == 0
@@ -451,3 +461,38 @@ def test_real_corpus_loads_as_it_is(name: str) -> None:
         assert found.labels(affect).tolist() == [row[affect] for row in content]
     (notice,) = found.notices
     assert "no boredom" in notice
+
+
+# --- graded messages ----------------------------------------------------------------------------
+
+
+def test_a_level_is_a_target_and_no_class(tmp_path: Path) -> None:
+    content = rows()
+    content[0] |= {
+        "boredom": None,
+        "boredom_level": 0.3,
+        "sentiment": None,
+        "sentiment_level": -0.5,
+    }
+    found = load(write(tmp_path / "c.jsonl", content))
+    assert found.utterances[0].levels == {"boredom": 0.3, "sentiment": -0.5}
+    assert found.labels("boredom")[0] == found.labels("sentiment")[0] == -2
+    assert found.targets("boredom")[:2].tolist() == [0.3, 1.0]
+    assert found.targets("sentiment")[:3].tolist() == [0.25, 0.0, -1.0]
+
+
+@pytest.mark.parametrize(
+    ("affect", "level"),
+    [
+        ("boredom", 1.1),
+        ("boredom", -0.1),
+        ("boredom", "much"),
+        ("boredom", True),
+        ("sentiment", -2),
+    ],
+)
+def test_a_level_out_of_range_is_refused(tmp_path: Path, affect: str, level: object) -> None:
+    content = rows()
+    content[3][f"{affect}_level"] = level
+    said = refusal(write(tmp_path / "c.jsonl", content))
+    assert f"line 4 has {affect}_level={level!r}; it must be a number from" in said
