@@ -33,10 +33,10 @@ GRAMMATICAL = 0.2  # share of function words from which words are taken for sent
 LIST_WORDS = 6  # below so many words nothing can be said of that
 FUNCTION_WORDS = frozenset(
     (  # noqa: SIM905 - a list of so many strings would be harder to read
-        "a an the and or but of in on at to for from by with as is are was were be been it its this "
-        "that these those you your i we they he she not no so if when than then there can will "
-        "would could should may do does did have has had what which who how why because about into "
-        "more most very just also my our their his her me us them"
+        "a an the and or but of in on at to for from by with as is are was were be been it "
+        "its this that these those you your i we they he she not no so if when than then "
+        "there can will would could should may do does did have has had what which who how "
+        "why because about into more most very just also my our their his her me us them"
     ).split()
 )
 FULL_RELEVANCE_HITS = 3

@@ -46,6 +46,9 @@ ADDED: dict[str, Callable[[Values], Any]] = {
     "work.episodes": lambda run: run["trainer"]["batch_size"],
     "work.rounds": lambda run: run["trainer"]["max_steps"],
     "work.completions": lambda run: run["trainer"]["batch_size"],
+    "trainer.clip_range_high": lambda _: None,
+    "trainer.critic_warmup": lambda _: 0,
+    "trainer.credit": lambda _: "token",
 }
 
 

@@ -210,7 +210,7 @@ def affect_loop(
 
 
 def within_r(x_SK: Float[np.ndarray, "S K"], y_SK: Float[np.ndarray, "S K"]) -> float:
-    """Correlation of two readings after each user's mean is taken off both; NaN without variance."""
+    """Correlation of two readings, each user's mean taken off both; NaN without variance."""
     if x_SK.size == 0:
         return float("nan")
     x, y = (v - v.mean(axis=1, keepdims=True) for v in (x_SK, y_SK))

@@ -60,8 +60,8 @@ def notes(comparison: Json) -> list[str]:
         "Each arm has one seed only: the intervals are over items alone, and nothing is known "
         "about other seeds."
         if seeds < 2
-        else "Intervals are 95% t intervals over seeds and items, either of which has a variance of "
-        "its own. An arm with one seed has intervals over items alone."
+        else "Intervals are 95% t intervals over seeds and items, either of which has a variance "
+        "of its own. An arm with one seed has intervals over items alone."
     )
     said = [
         f"Difference: the arm less {comparison['baseline']}, on the same items under the same "

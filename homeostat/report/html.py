@@ -14,6 +14,7 @@ from homeostat.report.pages import data_uri, read_template
 from homeostat.report.signal_figures import (
     draw_controls,
     draw_failures,
+    draw_headroom,
     draw_histograms,
     draw_layers,
     draw_reliability,
@@ -29,10 +30,10 @@ UNITS = {
     "repetition": "share 0..1",
     "self_certainty": "nats/token",
     "sentiment": "-1..1",
-    "curiosity": "probability",
-    "frustration": "probability",
-    "confusion": "probability",
-    "boredom": "probability",
+    "curiosity": "0..1",
+    "frustration": "0..1",
+    "confusion": "0..1",
+    "boredom": "0..1",
     "kl": "nats/token",
 }
 SHOWN_EPISODES = 3
@@ -71,6 +72,7 @@ def write_report(folder: Path) -> Path:
         figures={path.stem: data_uri(path) for path in drawn},
         pairs=side_by_side(episodes),
         units=UNITS,
+        headroom=headroom_sentences(summary.get("headroom")),
         headline=f"{headline(summary)} {suite_sentence(suite)}".strip(),
         compared=any(m["diff"] is not None for e in suite.values() for m in e["metrics"].values()),
     )
@@ -100,6 +102,9 @@ def draw_figures(
         drawn.append(draw_histograms(folder, signals, points, UNITS))
     if probes:
         drawn += [draw(folder, probes) for draw in (draw_controls, draw_layers, draw_reliability)]
+    terms = (summary.get("headroom") or {}).get("terms", {})
+    if any(term["verdict"] is not None for term in terms.values()):
+        drawn.append(draw_headroom(folder, terms))
     if failures:
         drawn.append(draw_failures(folder, failures))
     if suite := summary.get("suite"):
@@ -136,7 +141,8 @@ def headline(summary: dict[str, Any]) -> str:
     if valence is None:
         return "The run stopped before the base model was measured."
     if valence["before"] is None:
-        return "The reward holds nothing at a set point. " + _own_terms(summary["eval"])
+        own = _own_terms(summary["eval"])
+        return f"The reward holds nothing at a set point. {own}{_felt(summary['eval'])}"
     if valence["diff"] is None:
         return (
             f"Base model: mean valence {valence['before']:.2f} on {valence['n']} held-out "
@@ -154,6 +160,7 @@ def headline(summary: dict[str, Any]) -> str:
         f"Mean valence {valence['before']:.2f} → {valence['after']:.2f} on {valence['n']} held-out "
         f"episodes: {valence['diff']:+.2f}, 95% interval [{low:+.2f}, {high:+.2f}] - {verdict}. "
         + _which_terms(summary["eval"])
+        + _felt(summary["eval"])
     )
 
 
@@ -182,6 +189,29 @@ def suite_sentence(suite: Mapping[str, Any]) -> str:
     outcome = f"moved: {', '.join(moved)}" if moved else "none shows a change"
     left = f"; {len(spoilt)} cannot be read on this model, see their caveats" if spoilt else ""
     return f"Of {len(tested)} evaluations {outcome}{left}."
+
+
+def headroom_sentences(headroom: Mapping[str, Any] | None) -> str:
+    """Which terms of the reward can be earned and which readings believed; empty if unknown."""
+    if not headroom:
+        return ""
+    verdicts = {name: term["verdict"] for name, term in headroom["terms"].items()}
+    parts = [
+        f"{verdict}: {', '.join(name for name, own in verdicts.items() if own == verdict)}"
+        for verdict in dict.fromkeys(v for v in verdicts.values() if v is not None)
+    ]
+    read = {name: found["within_r"] for name, found in headroom["loop"].items()}
+    known = [f"{name} {r:+.2f}" for name, r in read.items() if r is not None]
+    first = f"Of this reward's terms {'; '.join(parts)}." if parts else ""
+    twins = next((f["identical_answers"] for f in headroom["loop"].values()), None)
+    second = (
+        f"Between replies to the same words, what users feel and what is read from their answers "
+        f"correlate at {', '.join(known)}; {twins:.0%} of the replies got an answer that another "
+        "one got word for word."
+        if known and twins is not None
+        else ""
+    )
+    return f"{first} {second}".strip()
 
 
 def _basenames(pair: str) -> str:
@@ -220,6 +250,18 @@ def _which_terms(estimates: dict[str, Any]) -> str:
     named = ", ".join(f"{name} {terms[name]['diff']:+.2f}" for name in moved)
     rest = [name for name in terms if name not in moved]
     return f"Terms that moved: {named}." + (f" No change shown: {', '.join(rest)}." if rest else "")
+
+
+def _felt(estimates: dict[str, Any]) -> str:
+    """What the bots truly felt, which no reward from readings sees; empty if nobody knows."""
+    felt = estimates.get("relational_true")
+    if felt is None or felt["ci95"] is None:
+        return ""
+    low, high = felt["ci95"]
+    return (
+        f" By what these users truly felt: {felt['diff']:+.2f}, 95% interval "
+        f"[{low:+.2f}, {high:+.2f}]."
+    )
 
 
 def _own_terms(estimates: dict[str, Any]) -> str:

@@ -27,7 +27,9 @@ def draw_layers(folder: Path, reports: Reports) -> Path:
             axes.plot(chosen, by_layer[chosen], "o", mfc="none", mec=colour, ms=10, mew=1.4)
         axes.axhline(0.5, color=BASE, lw=0.8, ls=":")
         axes.set(
-            xlabel="decoder block", ylabel="AUROC", title="Probes by layer, validation authors"
+            xlabel="decoder block",
+            ylabel="AUROC, graded: with (1 + r) / 2",
+            title="Probes by layer, validation authors",
         )
         axes.legend(frameon=False, fontsize=8, ncols=2)
         return save(figure, folder / "probe_layers.png")
@@ -133,3 +135,24 @@ def draw_histograms(
             axes.remove()
         figure.tight_layout()
         return save(figure, folder / "set_points.png")
+
+
+def draw_headroom(folder: Path, terms: Mapping[str, Mapping[str, Any]]) -> Path:
+    """What each term of the reward leaves to earn, and what a word salad would be paid."""
+    shown = {name: term for name, term in terms.items() if term["verdict"] is not None}
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7.2, 0.9 + 0.42 * len(shown)))
+        for y, (_, term) in enumerate(reversed(list(shown.items()))):
+            best = next(key for key in term if key.startswith("best_of_"))
+            said = f"best of {best.removeprefix('best_of_')} replies"
+            kinds = ((best, said, TRAINED, "o", 0.12), ("salad", "word salad", RED, "x", -0.12))
+            for key, name, colour, marker, off in kinds:
+                low, high = term[key]["ci95"]
+                axes.plot([low, high], [y + off] * 2, color=colour, lw=2.0)
+                label = "_" if y else f"{name}, 95% interval"
+                axes.plot(term[key]["mean"], y + off, marker, color=colour, ms=6, label=label)
+        axes.axvline(0, color=INK, lw=0.8, ls=":")
+        axes.set_yticks(range(len(shown)), list(shown)[::-1])
+        axes.set(xlabel="valence gained over the base's mean reply", title="Headroom of the reward")
+        axes.legend(frameon=False, fontsize=7.5, loc="upper left", bbox_to_anchor=(1, 1))
+        return save(figure, folder / "headroom.png")

@@ -28,6 +28,7 @@ from homeostat.runs.perceive import (
     readable,
     relational_points,
     save_calibration,
+    vague,
     validate_intrinsic,
     watch_probes,
 )
@@ -93,6 +94,8 @@ class RewardWing:
         set_points = readable(run, set_points, self.headroom)
         self.allowed = tuple(name for name in AFFECTS if name in set_points)
         save_calibration(run.folder, self.calibration, config.reward, set_points)
+        for notice in vague(self.calibration, set_points):
+            run.console.say(notice)
         reward = Reward(config.reward, set_points)
         if config.trainer.learns:
             self._measure_before(Reward(replace(config.reward, affect="read"), set_points))
@@ -174,6 +177,7 @@ class RewardWing:
             "failures": self.failures,
             "headroom": self.headroom
             and {"terms": self.headroom.terms, "loop": self.headroom.loop},
+            "cool_temperature": self.run.config.eval.cool_temperature,
             "cool": {n: asdict(e) for n, e in self.cool.metrics.items()} if self.cool else None,
             "eval": {name: asdict(estimate) for name, estimate in metrics.items()},
         }

@@ -6,6 +6,7 @@ Like `homeostat.runs.work`, which calls it, it evaluates and saves; nothing else
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -272,6 +273,28 @@ def _remembered(config: RunConfig, policy: Policy, depends_on: Any, kind: str, c
         *(asdict(part) for part in (config.bot, config.rollout)),
     ]
     return remembered(kind, recipe, compute)
+
+
+def vague(calibration: Calibration, set_points: Mapping[str, SetPoint]) -> list[str]:
+    """Sentences about automatic set points that so small a sample does not fix.
+
+    One is vague where its 95% interval is wider than the tolerance to either side of it: then the
+    sample could as well have put it where the signal now counts as off.
+    """
+    said = []
+    for name, point in set_points.items():
+        found = calibration.uncertainty(name, point.transform) if point.automatic else {}
+        if "setpoint" not in point.automatic or not found:
+            continue
+        low, high = found["setpoint_ci95"]
+        wide = math.log(high / low) if point.transform == "log" else high - low
+        if wide > 2 * point.tolerance:
+            said.append(
+                f"the automatic set point of {name} may lie anywhere from {number(low)} to "
+                f"{number(high)}, wider than its tolerance to either side; measure it on more "
+                "conversations (signals.calibration_episodes), or state it."
+            )
+    return said
 
 
 def save_calibration(

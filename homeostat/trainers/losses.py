@@ -35,8 +35,8 @@ def policy_loss(
         The loss, and sums over the tokens: ratio, whether it is out of range, and approx_kl (nats,
         the non-negative estimate rho - 1 - log rho of KL(old || new)).
 
-    Source: Schulman et al. 2017, arXiv 1707.06347, equation 7; apart for up and down: Yu et al. 2025
-    (DAPO, arXiv 2503.14476), section 3.1.
+    Source: Schulman et al. 2017, arXiv 1707.06347, equation 7; apart for up and down: Yu et al.
+    2025 (DAPO, arXiv 2503.14476), section 3.1.
     """
     high = clip_range if clip_range_high is None else clip_range_high
     log_ratio = logprob - old_logprob

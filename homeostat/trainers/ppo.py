@@ -196,6 +196,7 @@ class PPO(PolicyGradient):
         """Continue after the update that `state_dict` was taken at."""
         super().load_state_dict(state)
         self.critic.load_state_dict(state["critic"])
-        self.scale.load_state_dict(state["scale"])
+        if "scale" in state:  # a checkpoint from before there was one has a critic in reward units
+            self.scale.load_state_dict(state["scale"])
         for parameter, saved in zip(self.critic_adapter, state["critic_adapter"], strict=True):
             parameter.copy_(saved)

@@ -308,7 +308,7 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
 
 @pytest.mark.parametrize(("seeds", "ratio"), [(2, 1.0), (3, 0.0), (3, 1.0)])
 def test_intervals_hold_the_truth_as_often_as_they_say(seeds: int, ratio: float) -> None:
-    """What scripts/check_coverage.py does at length: nothing has changed, and few intervals say so."""
+    """What scripts/check_coverage.py does at length: nothing has changed, and few say it has."""
     rng = np.random.default_rng([seeds, int(ratio)])
     worlds, held = 400, 0
     for _ in range(worlds):

@@ -383,3 +383,73 @@ def test_the_weight_of_an_own_term_is_a_finite_number(weight: Any) -> None:
 def test_an_own_term_that_is_no_function_is_refused() -> None:
     with pytest.raises(HomeostatError, match=r"reward\.terms\.mine\._target_=.* no callable"):
         reward(mine={"_target_": f"{__name__}.POINTS"})
+
+
+# --- whose feelings count -----------------------------------------------------------------------
+
+POINTS = {"boredom": SetPoint(1.0, 0.0, 1.0)}
+
+
+def felt(*affects: float | None) -> Conversation:
+    """A conversation whose user feels this bored after each reply."""
+    turns = [Turn("user", f"hi {affects}")]
+    for affect in affects:
+        known = None if affect is None else {"boredom": affect}
+        turns += [Turn("assistant", "a", token_ids=(1,)), Turn("user", "ok", affect=known)]
+    return Conversation(tuple(turns))
+
+
+def read(*boredom: float) -> Reading:
+    turns = tuple(range(1, 2 * len(boredom), 2))
+    values = np.array([[1.0, b] for b in boredom])
+    table = SignalTable(("entropy", "boredom"), values, turns)
+    return Reading(trace(turns, [-1.0] * len(turns)), table, np.zeros((0, 0)), np.zeros((0, 0)))
+
+
+def paid(affect: str, talks: list[Conversation], reads: list[Reading]) -> list[list[float]]:
+    reward = Reward(RewardConfig(set_points={"boredom": set_point_config()}, affect=affect), POINTS)
+    return [one.total_N.tolist() for one in reward.score(talks, reads)]
+
+
+def test_the_true_affect_takes_the_place_of_the_reading() -> None:
+    talks, reads = [felt(0.25, 0.5)], [read(0.9, 0.8)]
+    assert paid("read", talks, reads) == [[-0.9, -0.8]]
+    assert paid("true", talks, reads) == [[-0.25, -0.5]]
+    assert reads[0].signals.column("boredom").tolist() == [0.9, 0.8], "readings are left alone"
+
+
+def test_a_feeling_that_nobody_knows_is_no_reward() -> None:
+    with pytest.raises(HomeostatError, match="boredom has no finite value"):
+        paid("true", [felt(None)], [read(0.9)])
+
+
+def test_yoked_users_are_paid_for_what_somebody_else_says() -> None:
+    """Two groups of two: each gets the reading of the other group, and all are used once."""
+    talks = [felt(0.1), felt(0.1), felt(0.2), felt(0.2)]
+    reads = [read(0.1), read(0.2), read(0.3), read(0.4)]
+    assert paid("yoked", talks, reads) == [[-0.3], [-0.4], [-0.1], [-0.2]]
+
+
+def test_yoking_a_user_to_itself_is_refused() -> None:
+    for talks, reads in (
+        ([felt(0.1)], [read(0.1)]),
+        ([felt(0.1), felt(0.1)], [read(0.1), read(0.2)]),
+        ([felt(0.1), felt(0.1, 0.2)], [read(0.1), read(0.1, 0.2)]),
+    ):
+        with pytest.raises(HomeostatError, match=r"reward\.affect=yoked needs another user"):
+            paid("yoked", talks, reads)
+
+
+def test_noise_follows_from_the_words_and_from_nothing_else() -> None:
+    config = RewardConfig(terms={"noise": {"_target_": "homeostat.reward.terms.noise"}})
+    talk = conversation("hi", "a b", "and", "c", "bye")
+    other = conversation("hello", "c", "so", "a b", "bye")
+    reads = [read(0.1, 0.2), read(0.9, 0.8)]
+    first, second = (one.total_N for one in Reward(config, {}).score([talk, other], reads))
+    assert first.tolist() == second[::-1].tolist()
+    assert first[0] != first[1]
+    many = conversation(*(f"word {i}" for i in range(4001)))
+    table = read(*[0.0] * 2000)
+    (drawn,) = (one.total_N for one in Reward(config, {}).score([many], [table]))
+    assert drawn.mean() == pytest.approx(0, abs=0.08)
+    assert drawn.std() == pytest.approx(1, abs=0.06)

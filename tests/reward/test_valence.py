@@ -253,3 +253,41 @@ def test_one_signal_is_resolved_whatever_its_weight(calibration: Calibration) ->
     found = resolve_one("entropy", set_point_config(weight=0.0), calibration)
     assert (found.weight, found.setpoint) == (0.0, 2.2)
     assert found.tolerance == pytest.approx(1.0)
+
+
+# --- logarithms ---------------------------------------------------------------------------------
+
+
+def test_a_logarithmic_set_point_compares_ratios() -> None:
+    point = SetPoint(weight=1.0, setpoint=20.0, tolerance=np.log(2), transform="log")
+    found = point.distance(np.array([20.0, 40.0, 10.0, 80.0, 0.0]))
+    assert found.tolist() == pytest.approx([0.0, 1.0, 1.0, 2.0, np.inf])
+
+
+def test_the_automatic_tolerance_of_a_logarithm_is_its_own_spread() -> None:
+    values = {"perplexity": np.exp(np.linspace(1.0, 3.0, 101)).tolist()}
+    calibration = Calibration.of(values, [1.0])
+    config = set_point_config(min_tolerance=0.1, transform="log")
+    found = resolve_one("perplexity", config, calibration)
+    assert found.setpoint == pytest.approx(np.exp(2.0))
+    assert found.tolerance == pytest.approx(1.0 / 1.349, abs=0.01)
+
+
+@pytest.mark.parametrize("setpoint", [0.0, -1.0])
+def test_a_set_point_without_a_logarithm_is_refused(setpoint: float) -> None:
+    with pytest.raises(ValueError, match="has no logarithm"):
+        set_point_config(setpoint=setpoint, transform="log")
+
+
+def test_intervals_of_what_was_measured_narrow_with_the_sample() -> None:
+    rng = np.random.default_rng(1)
+    widths = []
+    for count in (24, 2400):
+        calibration = Calibration.of({"x": rng.normal(5.0, 2.0, count).tolist()}, [1.0])
+        found = calibration.uncertainty("x")
+        for key, truth in (("setpoint_ci95", 5.0), ("tolerance_ci95", 2.0)):
+            low, high = found[key]
+            assert low < truth < high, (count, key)
+        widths.append(found["setpoint_ci95"][1] - found["setpoint_ci95"][0])
+    assert widths[1] < widths[0] / 5
+    assert Calibration.of({"x": []}, [1.0]).uncertainty("x") == {}

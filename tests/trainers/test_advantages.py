@@ -9,7 +9,13 @@ from math import prod
 import numpy as np
 import pytest
 
-from homeostat.trainers.advantages import gae, group_relative, leave_one_out, whiten
+from homeostat.trainers.advantages import (
+    explained_variance,
+    gae,
+    group_relative,
+    leave_one_out,
+    whiten,
+)
 
 
 def slow_advantages(
@@ -239,3 +245,59 @@ def test_only_whole_episodes_learn_when_to_stop(paid: float, best: float) -> Non
     assert goes_on["leave one out"] == pytest.approx(best, abs=0.1)
     assert goes_on["group"] == pytest.approx(best, abs=0.1)
     assert goes_on["per turn"] == pytest.approx(0.5)
+
+
+# --- credit by turns ----------------------------------------------------------------------------
+
+
+def test_within_a_turn_credit_is_not_discounted() -> None:
+    """Two turns of two and three tokens, by hand: gamma and lambda count once, between them."""
+    rewards, values = np.array([0.0, 1.0, 0.0, 0.0, 2.0]), np.array([0.5, 0.4, 0.3, 0.2, 0.1])
+    advantages, returns = gae(rewards, values, 0.9, 0.5, np.array([1, 1, 3, 3, 3]))
+    last = [2.0 - 0.3, 2.0 - 0.2, 2.0 - 0.1]
+    crossing = 1.0 + 0.9 * 0.3 - 0.4 + 0.9 * 0.5 * last[0]
+    first = 0.0 + 0.4 - 0.5 + crossing
+    assert advantages == pytest.approx([first, crossing, *last])
+    assert returns == pytest.approx(advantages + values)
+
+
+def end_gradient(turns: bool, episodes: int = 4000) -> tuple[float, float]:
+    """Gradient of the logit of ending where every reply is worth -1, and its standard error.
+
+    Two replies that end after each token with probability 0.3, at most eight tokens; V is 0.
+    """
+    rng, chance, samples = np.random.default_rng(0), 0.3, []
+    for _ in range(episodes):
+        scores, rewards, turn = [], [], []
+        for number in (1, 3):
+            for token in range(8):
+                ends = token < 7 and rng.random() < chance
+                if token < 7:  # at the last one there is no choice
+                    scores.append(1 - chance if ends else -chance)
+                else:
+                    scores.append(0.0)
+                rewards.append(0.0)
+                turn.append(number)
+                if ends:
+                    break
+            rewards[-1] = -1.0
+        own = np.array(rewards)
+        advantages, _ = gae(own, np.zeros_like(own), 1.0, 0.95, np.array(turn) if turns else None)
+        samples.append(float(np.dot(advantages, scores)))
+    return float(np.mean(samples)), float(np.std(samples) / len(samples) ** 0.5)
+
+
+def test_where_every_reply_is_worth_the_same_nothing_is_learned_about_ending_it() -> None:
+    """Per token it is: an early end lies nearer to its own reward. Per turn it is not."""
+    by_turn, error = end_gradient(turns=True)
+    assert abs(by_turn) < 2 * error
+    by_token, error = end_gradient(turns=False)
+    assert by_token < -4 * error
+
+
+def test_explained_variance_by_hand() -> None:
+    returns = np.array([1.0, 3.0])
+    assert explained_variance(returns, returns) == 1.0
+    assert explained_variance(np.array([2.0, 2.0]), returns) == 0.0
+    assert explained_variance(np.array([3.0, 1.0]), returns) == -3.0
+    assert np.isnan(explained_variance(returns, np.array([1.0, 1.0])))

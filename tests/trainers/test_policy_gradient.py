@@ -26,7 +26,7 @@ from homeostat.models.adapter_files import load_adapter, save_adapter
 from homeostat.models.adapters import Policy
 from homeostat.models.template import ChatTemplate
 from homeostat.trainers.policy_gradient import Credit, PolicyGradient
-from homeostat.trainers.ppo import PPO
+from homeostat.trainers.ppo import PPO, ReturnScale
 from homeostat.types import Conversation, Role, TokenStream
 
 LOW = own_reward(share_of_low_ids)
@@ -286,3 +286,71 @@ def test_the_tokens_of_an_episode_are_its_conversation_encoded(
     trainer = make_trainer(policy, own_reward(share_of_low_ids), batch_size=3, max_steps=1)
     for episode in trainer.collect().episodes:
         assert episode.tokens == policy.encode(episode.conversation)
+
+
+# --- the critic's scale -------------------------------------------------------------------------
+
+
+def test_the_scale_is_that_of_all_returns_so_far() -> None:
+    scale, parts = ReturnScale(), (np.array([-9.0, -7.0]), np.array([-1.0]), np.array([2.0, 3.0]))
+    assert (scale.mean, scale.deviation) == (0.0, 1.0)
+    for part in parts:
+        scale.take_in(part)
+    everything = np.concatenate(parts)
+    assert scale.mean == pytest.approx(everything.mean())
+    assert scale.deviation == pytest.approx(everything.std())
+    again = ReturnScale()
+    again.load_state_dict(scale.state_dict())
+    assert again.state_dict() == scale.state_dict()
+
+
+def test_a_fresh_critic_says_the_mean_of_the_returns_after_its_first_update(
+    make_policy: Callable[..., Policy],
+) -> None:
+    """Returns near -100 take no hundred steps, and clipping mutes none of them."""
+    reward = own_reward(worth_one, weight=-100.0)
+    trainer = make_trainer(make_policy(num_layers=1), reward, batch_size=8, epochs=1, **FEW)
+    assert isinstance(trainer, PPO)
+    batch = trainer.collect()
+    trainer.update(batch)
+    returns = np.concatenate(list(batch.credit.returns))
+    assert trainer.scale.mean == pytest.approx(returns.mean())
+    hidden = torch.randn(5, trainer.policy.hidden_size)
+    assert trainer.value(hidden).detach().numpy() == pytest.approx(returns.mean(), abs=30)
+
+
+def test_while_the_critic_warms_up_the_policy_stands_still(
+    make_policy: Callable[..., Policy],
+) -> None:
+    policy = make_policy(num_layers=1)
+    trainer = make_trainer(policy, LOW, critic="lora", batch_size=8, critic_warmup=1, max_steps=2)
+    moved = []
+    for _ in range(2):
+        before = [p.detach().clone() for p in policy.adapter_parameters()]
+        trainer.step()
+        trainer.done += 1
+        pairs = zip(before, policy.adapter_parameters(), strict=True)
+        moved.append(not all(torch.equal(a, b) for a, b in pairs))
+    assert moved == [False, True]
+
+
+def test_policy_and_critic_are_clipped_apart(make_policy: Callable[..., Policy]) -> None:
+    trainer = make_trainer(make_policy(num_layers=1), LOW, max_grad_norm=1.0)
+    assert isinstance(trainer, PPO)
+    own, critic = (group["params"] for group in trainer.optimizer.param_groups)
+    for parameter in own:
+        parameter.grad = torch.zeros_like(parameter)
+    own[0].grad.view(-1)[0] = 0.5
+    for parameter in critic:
+        parameter.grad = torch.full_like(parameter, 1e3)
+    assert trainer.clipped() == pytest.approx(0.5)
+    assert float(own[0].grad.view(-1)[0]) == 0.5, "the critic's gradient is none of its business"
+    assert float(torch.stack([p.grad.norm() for p in critic]).norm()) == pytest.approx(
+        1.0, rel=1e-3
+    )
+
+
+def test_shares_of_the_terms_are_logged(make_policy: Callable[..., Policy]) -> None:
+    trainer = make_trainer(make_policy(num_layers=1), LOW, "grpo", batch_size=8, epochs=1)
+    found = next(trainer.steps()).metrics
+    assert found["reward/share/own"] == pytest.approx(1.0)
