@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from homeostat.report.html import headline, side_by_side, write_report
+from homeostat.report.html import headline, headroom_sentences, side_by_side, write_report
 
 SCRIPT = "<script>alert(1)</script>"
 MARKUP = "[bold]x[/bold]"
@@ -335,10 +335,10 @@ def test_nothing_but_the_report_and_its_figures_is_written(finished: Path) -> No
         "coherence/kl nats/token 0.000 0.110 +0.110 [+0.100, +0.120] 2",
         "term/entropy valence -1.000 -1.500 -0.500 [-0.700, -0.300] 2",
         "signal/entropy nats/token 2.000 2.500 +0.500 [+0.400, +0.600] 2",
-        "signal/boredom probability — — — — 2",
+        "signal/boredom 0..1 — — — — 2",
         "entropy nats/token 0.5 2.000 0.500 above, beyond 0.250 tolerance 1.000 1.500 2.000 2.500 "
         "3.000 8",
-        "boredom probability 0 — — — — — — — — — 0",
+        "boredom 0..1 0 — — — — — — — — — 0",
         "boredom trusted 1 mean 0.900 [0.800, 0.950] 0.750 [0.050, 0.250] — 5 / 20 +0.400 4",
         "boredom is trusted: it beats the words.",
         "boredom 0.510 0.550 0.450 — — 3 0.110 0.188",
@@ -688,3 +688,48 @@ def test_pairs_are_of_one_seed_and_in_order() -> None:
 
 def test_no_episodes_no_pairs() -> None:
     assert side_by_side([]) == []
+
+
+# --- headroom, and what users truly felt --------------------------------------------------------
+
+
+def headroom() -> Row:
+    def of(mean: float) -> Row:
+        return {"mean": mean, "ci95": [mean - 0.05, mean + 0.05]}
+
+    term = {"reply_share": of(0.7), "best_of_8": of(0.2), "salad": of(-0.1)}
+    found = {"within_r": 0.42, "ci95": [0.3, 0.5], "n_seeds": 48, "n_replies": 384}
+    return {
+        "terms": {
+            "boredom": term | {"verdict": "can be earned", "n_seeds": 48},
+            "entropy": term | {"verdict": "earned by nonsense", "n_seeds": 48},
+            "sentiment": {"verdict": None, "n_seeds": 1},
+        },
+        "loop": {
+            "boredom": found | {"identical_answers": 0.25},
+            "sentiment": {"within_r": None, "ci95": None, "n_seeds": 0, "n_replies": 0}
+            | {"identical_answers": 0.25},
+        },
+    }
+
+
+def test_headroom_is_said_in_two_sentences() -> None:
+    assert headroom_sentences(headroom()) == (
+        "Of this reward's terms can be earned: boredom; earned by nonsense: entropy. Between "
+        "replies to the same words, what users feel and what is read from their answers correlate "
+        "at boredom +0.42; 25% of the replies got an answer that another one got word for word."
+    )
+    assert headroom_sentences(None) == ""
+
+
+def test_headroom_has_a_table_and_a_figure(tmp_path: Path) -> None:
+    felt = {"relational_true": estimate(-0.9, -0.7, 0.2, [0.1, 0.3])}
+    cool = {"relational_true": estimate(-0.9, -0.8, 0.1, [0.0, 0.2])}
+    found = summary(headroom=headroom(), eval=full_eval() | felt, cool=cool, cool_temperature=0.7)
+    folder = run_folder(tmp_path, found, steps=STEPS, points=set_points())
+    text = Page(write_report(folder).read_text(encoding="utf-8")).text
+    assert "boredom can be earned 0.700 [+0.650, +0.750] +0.200 [+0.150, +0.250]" in text
+    assert "sentiment too few users — — — — 1" in text
+    assert "By what these users truly felt: +0.20, 95% interval [+0.10, +0.30]." in text
+    assert "the base sampled at temperature 0.7 is +0.100 [+0.000, +0.200] from itself at 1" in text
+    assert (tmp_path / "figures" / "headroom.png").stat().st_size > 5000

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console as RichConsole
@@ -17,6 +18,7 @@ from homeostat.config.register import build
 from homeostat.config.run import MemoryConfig, RunConfig
 from homeostat.config.signals import AFFECTS, INTRINSIC_SIGNALS
 from homeostat.errors import HomeostatError
+from homeostat.evals.headroom import Headroom
 from homeostat.evals.homeostasis import Homeostasis
 from homeostat.models.adapters import Policy
 from homeostat.models.placement import Placement
@@ -27,8 +29,15 @@ from homeostat.reward.valence import SetPoint
 from homeostat.runs import perceive as run_signals
 from homeostat.runs.context import Run
 from homeostat.runs.interrupt import Interrupt
-from homeostat.runs.perceive import allowed_set_points, base_episodes, watch_probes
+from homeostat.runs.perceive import (
+    allowed_set_points,
+    base_episodes,
+    readable,
+    vague,
+    watch_probes,
+)
 from homeostat.runs.work import check_memory
+from homeostat.signals.calibration import Calibration
 from homeostat.signals.probing.corpus import Corpus
 from homeostat.signals.probing.perception import Perception
 from homeostat.signals.probing.probes import AffectProbes
@@ -243,3 +252,55 @@ def test_the_base_plays_its_held_out_episodes_once(
     rows_of(term)
     rows_of(term)  # what an own term says may change without a trace
     assert len(played) == 8
+
+
+# --- what can be read and what is fixed well enough ---------------------------------------------
+
+LOOP = {
+    "sentiment": {"within_r": 0.7, "ci95": (0.6, 0.8), "n_seeds": 48},
+    "boredom": {"within_r": 0.3, "ci95": (0.1, 0.4), "n_seeds": 48},
+}
+AFFECT_POINTS = {name: SetPoint(0.2, 0.1, 0.2) for name in LOOP} | {
+    "entropy": SetPoint(0.2, 2.0, 0.5)
+}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kept"),
+    [
+        ((), ["sentiment", "entropy"]),
+        (("signals.affect.require=trusted",), ["sentiment", "entropy"]),
+        (("signals.affect.require=any",), ["sentiment", "boredom", "entropy"]),
+        (("reward=true_affect",), ["sentiment", "boredom", "entropy"]),
+    ],
+)
+def test_an_affect_that_cannot_be_read_is_left_out(
+    composed: Make,
+    console: tuple[Console, io.StringIO],
+    tmp_path: Path,
+    overrides: tuple[str, ...],
+    kept: list[str],
+) -> None:
+    run = make_run(composed("bot=curious", *overrides), tmp_path, console[0])
+    assert list(readable(run, AFFECT_POINTS, Headroom({}, LOOP))) == kept
+    assert list(readable(run, AFFECT_POINTS, None)) == list(AFFECT_POINTS)
+    said = "boredom is left out of the reward: r = 0.30 within replies to the same words, from 0.10"
+    assert (said in console[1].getvalue()) == ("boredom" not in kept)
+
+
+def test_a_reward_that_cannot_be_read_at_all_is_refused(
+    composed: Make, console: tuple[Console, io.StringIO], tmp_path: Path
+) -> None:
+    run = make_run(composed("bot=curious", "reward=relational_only"), tmp_path, console[0])
+    with pytest.raises(HomeostatError, match="none of them can be read off what these users say"):
+        readable(run, {"boredom": SetPoint(0.2, 0.1, 0.2)}, Headroom({}, LOOP))
+
+
+def test_a_set_point_that_the_sample_does_not_fix_is_named() -> None:
+    rng = np.random.default_rng(0)
+    values = {"few": rng.normal(5, 1, 6).tolist(), "many": rng.normal(5, 1, 600).tolist()}
+    calibration = Calibration.of(values, [1.0])
+    points = {name: SetPoint(1.0, 5.0, 0.2, automatic=("setpoint", "tolerance")) for name in values}
+    (said,) = vague(calibration, points)
+    assert said.startswith("the automatic set point of few may lie anywhere from ")
+    assert vague(calibration, {"few": SetPoint(1.0, 5.0, 0.2)}) == [], "it was stated"
