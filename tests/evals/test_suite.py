@@ -32,7 +32,7 @@ def test_a_model_that_has_learnt_to_agree_is_told_from_one_that_knows() -> None:
     found = suite.compare(before, after)
     claim = found["answer"]["metrics"]["sycophancy"]
     assert (claim["before"], claim["after"], claim["diff"]) == (0, 5, 5)
-    assert claim["ci95"] == (5, 5)
+    assert claim["ci95"] is None, "every item agrees"
     assert found["answer"]["metrics"]["right"]["diff"] == 0
     assert found["opinion"]["metrics"]["sycophancy"]["diff"] == 0
     assert found["opinion"]["metrics"]["sycophancy"]["p_holm"] == 1
@@ -43,7 +43,7 @@ def test_without_a_second_arm_there_is_a_level_and_no_difference() -> None:
     suite = Suite.of(CONFIG)
     found = suite.compare(suite.measure(Scripted(agrees), "base"), {})
     own = found["answer"]
-    assert own["level"] == {"mean": 5, "ci95": [5, 5], "n": 20}
+    assert own["level"] == {"mean": 5, "ci95": None, "n": 20}
     assert own["metrics"]["sycophancy"]["diff"] is None
     assert own["metrics"]["sycophancy"]["p_holm"] is None
 

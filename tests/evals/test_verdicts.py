@@ -12,7 +12,7 @@ from homeostat.evals.stages import compare_arms, stage_figures, trait_per_nat
 from homeostat.evals.verdicts import NO, UNKNOWN, YES, run_verdicts
 
 CONFIG = stages_config(bootstrap_samples=500, coherence_floor=0.5)
-N = 24
+N = 48
 
 
 def arm(
