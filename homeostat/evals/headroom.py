@@ -152,9 +152,11 @@ def term_headroom(
         _interval(best_S[draws].mean(axis=1)),
         _interval(nonsense_S[draws].mean(axis=1)),
     )
-    verdict = BY_NONSENSE if salad_ci[0] > 0 else EARNED if best_ci[0] > LEAST_GAIN else NOT_EARNED
+    by_nonsense = salad_ci is not None and salad_ci[0] > 0
+    earned = best_ci is not None and best_ci[0] > LEAST_GAIN
+    verdict = BY_NONSENSE if by_nonsense else EARNED if earned else NOT_EARNED
     return {
-        "reply_share": {"mean": reply_share(term_SK), "ci95": _interval(share)},
+        "reply_share": {"mean": _or_none(reply_share(term_SK)), "ci95": _interval(share)},
         f"best_of_{replies}": {"mean": float(best_S.mean()), "ci95": best_ci},
         "salad": {"mean": float(nonsense_S.mean()), "ci95": salad_ci},
         "verdict": verdict,
@@ -201,7 +203,7 @@ def affect_loop(
         samples = np.array([within_r(true[rows], read[rows]) for rows in draws])
         loop[name] = {
             "within_r": _or_none(within_r(true, read)),
-            "ci95": _interval(samples) if np.isfinite(samples).any() else None,
+            "ci95": _interval(samples),
             "n_seeds": len(true),
             "n_replies": int(true.size),
             "identical_answers": identical,
@@ -222,8 +224,12 @@ def _terms(readings: Sequence[Reading], points: Mapping[str, SetPoint]) -> Float
     return np.array([valence(reading.signals, points).terms_NS[-1] for reading in readings])
 
 
-def _interval(samples: Float[np.ndarray, " M"]) -> tuple[float, float]:
-    low, high = np.nanpercentile(samples, [2.5, 97.5])
+def _interval(samples: Float[np.ndarray, " M"]) -> tuple[float, float] | None:
+    """The middle 95% of the resamples that have a value; None if none has."""
+    present = samples[np.isfinite(samples)]
+    if not len(present):
+        return None
+    low, high = np.percentile(present, [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -65,8 +65,8 @@ def decoupled(terms: Terms, weights: Mapping[str, float], group_size: int | None
 
 
 def _to_unit(
-    group: Sequence[Float[np.ndarray, " N"]], weight: float
-) -> list[Float[np.ndarray, " N"]]:
+    group: Sequence[Float[np.ndarray, " _"]], weight: float
+) -> list[Float[np.ndarray, " _"]]:
     deviation = float(np.std([turns.sum() for turns in group]))
     if deviation < LEAST_DEVIATION:
         return [np.zeros(len(turns)) for turns in group]
@@ -75,7 +75,7 @@ def _to_unit(
     return [weight * (turns - mean_N[: len(turns)]) / deviation for turns in group]
 
 
-def added_up(terms: Terms) -> list[Float[np.ndarray, " N"]]:
+def added_up(terms: Terms) -> list[Float[np.ndarray, " _"]]:
     """The reward of every turn of every episode."""
     return [np.sum(of_episode, axis=0) for of_episode in zip(*terms.values(), strict=True)]
 

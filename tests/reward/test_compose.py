@@ -387,7 +387,7 @@ def test_an_own_term_that_is_no_function_is_refused() -> None:
 
 # --- whose feelings count -----------------------------------------------------------------------
 
-POINTS = {"boredom": SetPoint(1.0, 0.0, 1.0)}
+BOREDOM_ALONE = {"boredom": SetPoint(1.0, 0.0, 1.0)}
 
 
 def felt(*affects: float | None) -> Conversation:
@@ -407,7 +407,9 @@ def read(*boredom: float) -> Reading:
 
 
 def paid(affect: str, talks: list[Conversation], reads: list[Reading]) -> list[list[float]]:
-    reward = Reward(RewardConfig(set_points={"boredom": set_point_config()}, affect=affect), POINTS)
+    reward = Reward(
+        RewardConfig(set_points={"boredom": set_point_config()}, affect=affect), BOREDOM_ALONE
+    )
     return [one.total_N.tolist() for one in reward.score(talks, reads)]
 
 
