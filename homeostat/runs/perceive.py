@@ -181,7 +181,8 @@ def measure_reward_headroom(
     depends_on = [perception.corpus.digest if perception else None, users, replies, points]
     headroom = Headroom(**_remembered(config, reader.policy, depends_on, "headroom", compute))
     write_text(run.folder / "headroom.json", json.dumps(headroom.terms, indent=2))
-    write_text(run.folder / "probes" / "loop.json", json.dumps(headroom.loop, indent=2))
+    if perception is not None:
+        write_text(run.folder / "probes" / "loop.json", json.dumps(headroom.loop, indent=2))
     return headroom
 
 
