@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow  # whole processes of the command line
 SCRIPT = Path(sys.executable).with_name("homeostat")
 SMOKE = ("model=tiny_random", "scale=smoke", "wandb.mode=disabled")
 STRICT = (*SMOKE, "trainer=none", "signals.affect.require=trusted")
-SIGNAL_FIGURES = ("set_points", "probe_controls", "probe_layers", "probe_reliability")
+SIGNAL_FIGURES = ("set_points", "headroom", "probe_controls", "probe_layers", "probe_reliability")
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,10 @@ def test_affects_that_are_not_trusted_are_left_out_and_named(
     for affect, verdict in found["probe_verdict"].items():
         assert f"{affect} is left out of the reward: it is {verdict} (" in done.stdout
     points = json.loads((folder / "set_points.json").read_text())
-    assert set(points["set_points"]) == set(INTRINSIC_SIGNALS) - {"self_certainty"}
+    assert set(points["set_points"]) == set(INTRINSIC_SIGNALS) - {
+        "self_certainty",
+        "self_perplexity",
+    }
     assert set(points["signals"]) == {*INTRINSIC_SIGNALS, *AFFECTS}
 
 

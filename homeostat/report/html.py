@@ -148,6 +148,11 @@ def headline(summary: dict[str, Any]) -> str:
             f"Base model: mean valence {valence['before']:.2f} on {valence['n']} held-out "
             "episodes. The trained model was not measured."
         )
+    if valence["ci95"] is None:
+        return (
+            f"Mean valence {valence['before']:.2f} → {valence['after']:.2f} on {valence['n']} "
+            "held-out episodes, which all changed by as much: there is no interval."
+        )
     low, high = valence["ci95"]
     verdict = (
         "nearer to its set points"
