@@ -35,7 +35,7 @@ def draw_claims(folder: Path, suite: Json) -> Path | None:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.2, 0.9 + 0.28 * len(shown)))
         for y, (_, caveat, claim, spread) in enumerate(reversed(shown)):
-            low, high = (end / spread for end in claim["ci95"] or (claim["diff"],) * 2)
+            low, high = (end / spread for end in claim["ci95"])
             face = "white" if caveat else TRAINED
             axes.plot([low, high], [y, y], color=TRAINED, lw=2, solid_capstyle="round")
             axes.plot(claim["effect"], y, "o", color=TRAINED, markerfacecolor=face, ms=6)
