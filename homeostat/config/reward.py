@@ -43,11 +43,6 @@ class SetPointConfig:
         require_one_of("side of a set point", self.side, SIDES)
         require_one_of("transform of a set point", self.transform, TRANSFORMS)
         require(
-            self.transform == "none" or self.setpoint == "auto" or self.setpoint > 0,
-            f"setpoint={self.setpoint} of a set point has no logarithm; give one above 0, auto, or "
-            "transform=none.",
-        )
-        require(
             math.isfinite(self.dead_zone) and self.dead_zone >= 0,
             f"dead_zone={self.dead_zone} of a set point must be 0 or above.",
         )
@@ -61,6 +56,11 @@ class SetPointConfig:
                 value == "auto" or (number and math.isfinite(value)),
                 f"{name}={value} of a set point must be a number or auto.",
             )
+        require(
+            self.transform == "none" or self.setpoint == "auto" or self.setpoint > 0,
+            f"setpoint={self.setpoint} of a set point has no logarithm; give one above 0, auto, or "
+            "transform=none.",
+        )
         require(
             self.tolerance == "auto" or self.tolerance > 0,
             f"tolerance={self.tolerance} of a set point must be above 0, or auto.",

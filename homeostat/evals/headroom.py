@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from homeostat.reward.valence import SetPoint, valence
 from homeostat.rollout.appraisal import answers
 from homeostat.rollout.candidates import play_candidates
 from homeostat.rollout.episodes import headroom_seeds
+from homeostat.signals.probing.auroc import interval95
 from homeostat.signals.probing.validation import TRUSTED, UNUSABLE, WEAK
 from homeostat.signals.reader import SignalReader
 from homeostat.types import Bots, Conversation, Episode, Progress, Reading, Turn, silent
@@ -97,11 +98,11 @@ def measure_headroom(
     one_turn = RolloutConfig(turns=1, max_new_tokens=rollout.max_new_tokens)
     with reader.policy.reference():
         groups = play_candidates(reader.policy, bots, seeds, replies, one_turn, progress)
-        salads = [salad(reader.policy, bots, group[0]) for group in groups]
+        salads = as_salads(reader.policy, bots, [group[0] for group in groups])
         episodes = [episode for group in groups for episode in group]
         readings = reader.measure([*episodes, *salads])
     of_base, of_salad = readings[: len(episodes)], readings[len(episodes) :]
-    terms_SKN = _terms(of_base, points).reshape(users, replies, -1)
+    terms_SKN = _terms(of_base, points).reshape(users, replies, len(points))
     salad_SN = _terms(of_salad, points)
     terms = {
         name: term_headroom(terms_SKN[:, :, column], salad_SN[:, column])
@@ -111,20 +112,28 @@ def measure_headroom(
     return Headroom(terms, loop)
 
 
-def salad(policy: Policy, bots: Bots, episode: Episode) -> Episode:
-    """The episode with its reply's words in random order, and what the user answers to that."""
-    opening, reply = episode.conversation.turns[:2]
-    words = reply.text.split()
-    random.Random(episode.seed).shuffle(words)
-    text = " ".join(words)
-    ids = policy.tokenizer(text, add_special_tokens=False)["input_ids"] or list(
-        reply.token_ids or ()
-    )
-    player = bots.spawn(episode.seed)
-    asked = Conversation((player.opening(),))
-    (answer,) = answers(policy, [player], [asked], [text])
-    talk = Conversation((opening, Turn("assistant", text, token_ids=tuple(ids)), answer))
-    return Episode(episode.seed, episode.bot, talk, policy.encode(talk))
+def as_salads(policy: Policy, bots: Bots, episodes: Sequence[Episode]) -> list[Episode]:
+    """Each episode with its first reply's words in random order, and what the user answers to that.
+
+    A reply without words stays what it is.
+    """
+    texts = []
+    for episode in episodes:
+        words = episode.conversation.turns[1].text.split()
+        random.Random(episode.seed).shuffle(words)
+        texts.append(" ".join(words))
+    players = [bots.spawn(episode.seed) for episode in episodes]
+    asked = [Conversation((player.opening(),)) for player in players]
+    salads = []
+    for episode, text, answer in zip(
+        episodes, texts, answers(policy, players, asked, texts), strict=True
+    ):
+        opening, reply = episode.conversation.turns[:2]
+        ids = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = ids or reply.token_ids or ()
+        talk = Conversation((opening, Turn("assistant", text, token_ids=tuple(ids)), answer))
+        salads.append(replace(episode, conversation=talk, tokens=policy.encode(talk)))
+    return salads
 
 
 def term_headroom(
@@ -149,14 +158,14 @@ def term_headroom(
     share = np.array([reply_share(term_SK[rows]) for rows in draws])
     replies = term_SK.shape[1]
     best_ci, salad_ci = (
-        _interval(best_S[draws].mean(axis=1)),
-        _interval(nonsense_S[draws].mean(axis=1)),
+        interval95(best_S[draws].mean(axis=1)),
+        interval95(nonsense_S[draws].mean(axis=1)),
     )
     by_nonsense = salad_ci is not None and salad_ci[0] > 0
     earned = best_ci is not None and best_ci[0] > LEAST_GAIN
     verdict = BY_NONSENSE if by_nonsense else EARNED if earned else NOT_EARNED
     return {
-        "reply_share": {"mean": _or_none(reply_share(term_SK)), "ci95": _interval(share)},
+        "reply_share": {"mean": _or_none(reply_share(term_SK)), "ci95": interval95(share)},
         f"best_of_{replies}": {"mean": float(best_S.mean()), "ci95": best_ci},
         "salad": {"mean": float(nonsense_S.mean()), "ci95": salad_ci},
         "verdict": verdict,
@@ -203,7 +212,7 @@ def affect_loop(
         samples = np.array([within_r(true[rows], read[rows]) for rows in draws])
         loop[name] = {
             "within_r": _or_none(within_r(true, read)),
-            "ci95": _interval(samples),
+            "ci95": interval95(samples),
             "n_seeds": len(true),
             "n_replies": int(true.size),
             "identical_answers": identical,
@@ -222,15 +231,6 @@ def within_r(x_SK: Float[np.ndarray, "S K"], y_SK: Float[np.ndarray, "S K"]) -> 
 
 def _terms(readings: Sequence[Reading], points: Mapping[str, SetPoint]) -> Float[np.ndarray, "E N"]:
     return np.array([valence(reading.signals, points).terms_NS[-1] for reading in readings])
-
-
-def _interval(samples: Float[np.ndarray, " M"]) -> tuple[float, float] | None:
-    """The middle 95% of the resamples that have a value; None if none has."""
-    present = samples[np.isfinite(samples)]
-    if not len(present):
-        return None
-    low, high = np.percentile(present, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def _or_none(value: float) -> float | None:

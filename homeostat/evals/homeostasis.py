@@ -73,7 +73,8 @@ class Homeostasis:
 
         The same figures whatever the reward is: ``true/*`` the affects themselves, and the mean
         valence over all of them, as the user truly felt (``relational_true``) and as it was read
-        (``relational_read``). No reward sees the former, so a reading that is fooled shows here.
+        (``relational_read``). No reward that is made of readings sees the former, so a reading that
+        is fooled shows here.
         """
         table = with_true_affect(episode.conversation, reading.signals)
         felt = {f"true/{n}": _mean(table.column(n)) for n in table.names if n in AFFECTS}

@@ -28,7 +28,7 @@ def praise(
         signal: Which of them is praise.
 
     Returns:
-        The signal itself, -1..1.
+        The signal itself, in its own unit.
     """
     return np.asarray(signals[signal], dtype=np.float64)
 

@@ -167,7 +167,7 @@ def measure_reward_headroom(
     """
     config = run.config
     users, replies = config.eval.headroom_users, config.eval.headroom_replies
-    if not users or not set_points:
+    if not users:
         return None
 
     def compute() -> dict[str, Any]:

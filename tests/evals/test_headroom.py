@@ -16,9 +16,9 @@ from homeostat.evals.headroom import (
     EARNED,
     NOT_EARNED,
     affect_loop,
+    as_salads,
     loop_verdicts,
     reply_share,
-    salad,
     term_headroom,
     within_r,
 )
@@ -138,7 +138,7 @@ def test_a_salad_has_the_words_of_the_reply_in_another_order(
 ) -> None:
     policy = make_policy()
     (episode,) = play(policy, Parrots(), [3], RolloutConfig(turns=1, max_new_tokens=8))
-    made = salad(policy, Parrots(), episode)
+    (made,) = as_salads(policy, Parrots(), [episode])
     turns, own = made.conversation.turns, episode.conversation.turns
     assert sorted(turns[1].text.split()) == sorted(own[1].text.split())
     assert turns[0] == own[0]

@@ -279,6 +279,14 @@ def test_a_set_point_without_a_logarithm_is_refused(setpoint: float) -> None:
         set_point_config(setpoint=setpoint, transform="log")
 
 
+def test_a_word_for_a_set_point_is_named_under_either_transform() -> None:
+    for transform in ("none", "log"):
+        with pytest.raises(
+            ValueError, match=r"setpoint=low of a set point must be a number or auto"
+        ):
+            set_point_config(setpoint="low", transform=transform)
+
+
 def test_intervals_of_what_was_measured_narrow_with_the_sample() -> None:
     rng = np.random.default_rng(1)
     widths = []
