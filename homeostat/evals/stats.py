@@ -13,6 +13,7 @@ from jaxtyping import Float
 from homeostat.types import Estimate
 
 POWER, ALPHA = 0.8, 0.05
+LEAST_VARYING = 0.975  # share of resamples that must vary, or a tail of the interval is lost
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,9 @@ def compare_paired(
         return Estimate(None, None, None, None, 0)
     difference = pairs[:, 1] - pairs[:, 0]
     means = pairs.mean(axis=0)
-    shares = bool(np.isin(pairs, (0.0, 1.0)).all())
     interval = (
         share_interval(pairs[:, 0], pairs[:, 1])
-        if shares
+        if _are_shares(pairs)
         else mean_interval(difference, samples, seed)
     )
     return Estimate(
@@ -163,7 +163,9 @@ def mean_interval(
 ) -> tuple[float, float] | None:
     """95% studentised bootstrap interval of a mean.
 
-    None below two values, and where they do not vary: they say nothing about how much others would.
+    A t interval where so few values differ from the rest that some resamples hold none of these,
+    and with them a tail is lost. None below two values, and where they do not vary: they say
+    nothing about how much others would.
 
     Args:
         values: One per item.
@@ -181,11 +183,17 @@ def mean_interval(
     drawn = values[rng.integers(count, size=(samples, count))]
     spread = drawn.std(axis=1, ddof=1)
     varies = spread > 0
-    if not varies.any():
-        return None
+    if varies.mean() < LEAST_VARYING:
+        reach = float(scipy.stats.t.ppf(0.975, count - 1)) * error
+        return float(mean - reach), float(mean + reach)
     t = (drawn.mean(axis=1) - mean)[varies] / (spread[varies] / np.sqrt(count))
     low, high = np.percentile(t, [2.5, 97.5])
     return float(mean - high * error), float(mean - low * error)
+
+
+def _are_shares(values: np.ndarray) -> bool:
+    """Whether all are 0 or 1; zeros alone may be any figure, and count as none."""
+    return bool(np.isin(values, (0.0, 1.0)).all() and values.any())
 
 
 def _wilson(hits: int, count: int) -> tuple[float, float]:

@@ -220,9 +220,7 @@ def test_compare_pairs_the_episodes(evaluation: Homeostasis) -> None:
     result = evaluation.compare(rows("base", -3.0, -1.0, None), rows("t", -2.0, 0.5, -1.0))
     found = result.metrics["valence"]
     assert (found.before, found.after, found.diff, found.n) == (-2.0, -0.75, 1.25, 2)
-    assert found.ci95 is not None
-    assert found.ci95[0] >= 1.0
-    assert found.ci95[1] <= 1.5
+    assert found.ci95 == pytest.approx((1.25 - 12.706 * 0.25, 1.25 + 12.706 * 0.25), rel=1e-3)
     assert result.name == "homeostasis"
 
 

@@ -22,8 +22,8 @@ def test_means_and_difference_by_hand() -> None:
 
 
 def test_the_difference_is_after_minus_before() -> None:
-    better = compare_paired([-3.0, -2.0, -4.0], [-1.0, -1.5, -2.0])
-    worse = compare_paired([-1.0, -1.5, -2.0], [-3.0, -2.0, -4.0])
+    better = compare_paired([-3.0, -2.0, -4.0], [-1.0, -1.0, -2.5])
+    worse = compare_paired([-1.0, -1.0, -2.5], [-3.0, -2.0, -4.0])
     assert better.diff == 1.5
     assert worse.diff == -1.5
     assert better.ci95 is not None
@@ -126,6 +126,19 @@ def test_a_share_of_all_is_no_certainty() -> None:
     rows = [{"item": i, "right": 1.0} for i in range(24)]
     assert level(rows, "right")["ci95"] == pytest.approx([low, 1.0], abs=1e-4)
     assert compare_paired(whole, whole).ci95 == pytest.approx((low - 1, 1 - low), abs=1e-4)
+
+
+def test_differences_of_zeros_alone_have_no_interval() -> None:
+    """They may be shares or any other figure."""
+    assert compare_paired([0.0] * 12, [0.0] * 12).ci95 is None
+
+
+def test_where_one_item_of_24_differs_the_interval_is_that_of_t() -> None:
+    """A third of the resamples lack it: the bootstrap would end at the mean itself."""
+    values = np.array([-0.7] + [0.0] * 23)
+    error = values.std(ddof=1) / 24**0.5
+    expected = (values.mean() - 2.0687 * error, values.mean() + 2.0687 * error)
+    assert mean_interval(values) == pytest.approx(expected, rel=1e-3)
 
 
 def test_paired_shares_by_hand() -> None:

@@ -729,7 +729,7 @@ def test_headroom_has_a_table_and_a_figure(tmp_path: Path) -> None:
     folder = run_folder(tmp_path, found, steps=STEPS, points=set_points())
     text = Page(write_report(folder).read_text(encoding="utf-8")).text
     assert "boredom can be earned 0.700 [+0.650, +0.750] +0.200 [+0.150, +0.250]" in text
-    assert "sentiment too few users — — — — 1" in text
+    assert "sentiment too few users — — — —" in text
     assert "By what these users truly felt: +0.20, 95% interval [+0.10, +0.30]." in text
     assert "the base sampled at temperature 0.7 is +0.100 [+0.000, +0.200] from itself at 1" in text
     assert (tmp_path / "figures" / "headroom.png").stat().st_size > 5000

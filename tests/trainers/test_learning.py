@@ -89,7 +89,7 @@ def test_credit_crosses_turns(
 @pytest.mark.parametrize("sharpness", [1.0, 4.0], ids=["from above", "from below"])
 def test_an_entropy_set_point_is_approached(policy: Policy, kind: str, sharpness: float) -> None:
     policy.base.model.model.norm.weight.data.mul_(sharpness)
-    options = SHORT | {"lr": 0.1, "batch_size": 48, "epochs": 2, "max_steps": 10}
+    options = SHORT | {"lr": 0.05, "batch_size": 48, "epochs": 2, "max_steps": 20}
     options |= {"lr_decay": "linear"} | ({} if kind == "ppo" else {"group_size": 8})
     rollout = RolloutConfig(turns=1, max_new_tokens=4)
     reward = own_reward(surprise_at_the_set_point)
@@ -97,4 +97,4 @@ def test_an_entropy_set_point_is_approached(policy: Policy, kind: str, sharpness
     entropy = np.array(metric(list(trainer.steps()), "policy/entropy_nats_per_token"))
     assert (entropy[0] > SET_POINT + 1) == (sharpness == 1)
     assert (entropy[0] < SET_POINT - 1) == (sharpness == 4)
-    assert np.abs(entropy[-2:].mean() - SET_POINT) < 0.75 * np.abs(entropy[0] - SET_POINT)
+    assert np.abs(entropy[-2:].mean() - SET_POINT) < 0.5 * np.abs(entropy[0] - SET_POINT)
