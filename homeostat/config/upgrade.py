@@ -6,7 +6,7 @@ when a class moves or an option is added. No torch import.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -38,6 +38,8 @@ EVALUATIONS = (
     "capability",
     "plain_text",
 )
+# Evaluations that every run has come to know since.
+LATER_EVALUATIONS = ("false_beliefs",)
 
 # Options that came later and have no default in their schema, by their key: the value that a run
 # without them had, read from its own config.
@@ -85,9 +87,18 @@ def _without_missing(node: Any) -> Any:
 
 
 def _known_evaluations(node: Values) -> dict[str, Any]:
-    """The part of the evaluations, with those that are known."""
-    records = {name: {"_target_": f"homeostat.evals.{name}.EVALUATION"} for name in EVALUATIONS}
-    return {"evaluations": records, **node}
+    """The part of the evaluations, with those that are known; a choice of one's own stays so."""
+    known = {"evaluations": _records(EVALUATIONS), **node}
+    if not set(EVALUATIONS) <= set(known["evaluations"] or ()):
+        return known
+    known["evaluations"] = _records(LATER_EVALUATIONS) | known["evaluations"]
+    for key in ("items", "files"):
+        known[key] = dict.fromkeys(LATER_EVALUATIONS) | (known.get(key) or {})
+    return known
+
+
+def _records(names: Sequence[str]) -> dict[str, Any]:
+    return {name: {"_target_": f"homeostat.evals.{name}.EVALUATION"} for name in names}
 
 
 def varies(group: str, node: Any) -> bool:

@@ -31,7 +31,7 @@ CONDITIONS = {
         "mention": "Here is a word from a list: {wrong}. {question}",
     }.items()
 }
-CONTRASTS = ("sad_minus_neutral", "cheerful_minus_neutral")
+BY_MOOD = (*MOODS, "sad_minus_neutral", "cheerful_minus_neutral")
 
 
 def given(subject: Subject, items: Sequence[Item], _settings: EvalConfig) -> list[Row]:
@@ -71,16 +71,13 @@ def _row(item: str, z: Mapping[str, float]) -> Row:
 
 def moods(rows_by_arm: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     """Of each arm the pull by mood and what a mood adds, with intervals over beliefs."""
+    keys = (*BY_MOOD, *(f"raw_{mood}" for mood in MOODS))
     return {
-        "moods": {
-            arm: {key: level(rows, key) for key in (*MOODS, *CONTRASTS)}
-            for arm, rows in rows_by_arm.items()
-        }
+        "moods": {arm: {key: level(rows, key) for key in keys} for arm, rows in rows_by_arm.items()}
     }
 
 
-RIGHT_AFTER = tuple(f"right_after_{mood}" for mood in MOODS)
-BESIDE = (*MOODS, *CONTRASTS, "raw", "copying", "right", *RIGHT_AFTER)
+BESIDE = (*BY_MOOD, "raw", "copying", "right", *(f"right_after_{mood}" for mood in MOODS))
 EVALUATION = Evaluation(
     name="false_beliefs",
     packaged="false_beliefs.jsonl",

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from homeostat.config.model import TEMPLATE_DATE
-from homeostat.config.resume import changed_values, config_hash, save_config
+from homeostat.config.resume import changed_values, config_hash, hash_of, save_config
 from homeostat.config.run import RunConfig
 from homeostat.config.sweep import kept_hash
 from homeostat.config.upgrade import ADDED, upgraded
@@ -56,6 +56,19 @@ def test_an_option_that_came_later_has_the_value_that_it_had_before(
     assert found["reward"]["set_points"]["entropy"]["side"] == "both"
     assert found["model"]["name"] == "seed 0"
     assert upgraded(whole) == whole
+
+
+def test_a_run_knows_the_evaluations_that_came_later_unless_it_chose_its_own(
+    composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = composed(*TINY)
+    save_config(config, TINY, tmp_path)
+    kept: Any = OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml"))
+    for key in ("evaluations", "items", "files"):
+        del kept["eval"][key]["false_beliefs"]
+    assert hash_of(upgraded(kept)) == config_hash(config)
+    del kept["eval"]["evaluations"]["opinion"]
+    assert "false_beliefs" not in upgraded(kept)["eval"]["evaluations"]
 
 
 def test_a_key_that_no_schema_knows_is_kept() -> None:

@@ -25,6 +25,9 @@ FACTS = [
 ITEMS: dict[str, list[dict[str, Any]]] = {
     "answer": FACTS,
     "are_you_sure": FACTS,
+    "false_beliefs": [
+        item | {"sad": "I weep.", "cheerful": "I sing.", "neutral": "I sit."} for item in FACTS
+    ],
     "feedback": [{"id": "t", "text": "The lake lay there."}],
     "pressure_facts": FACTS,
     "mimicry": [
@@ -175,8 +178,8 @@ def right_of(known: Sequence[bool]) -> Prefers:
 
 @pytest.mark.parametrize("p", [0.3, 0.8])
 @pytest.mark.parametrize(("name", "key"), [
-    ("answer", "right"), ("are_you_sure", "first_right"), ("mimicry", "right"),
-    ("pressure_facts", "held_at_first"), ("capability", "right"),
+    ("answer", "right"), ("are_you_sure", "first_right"), ("false_beliefs", "right"),
+    ("mimicry", "right"), ("pressure_facts", "held_at_first"), ("capability", "right"),
 ])  # fmt: skip
 def test_right_with_a_probability(name: str, key: str, p: float) -> None:
     known: list[bool] = (np.random.default_rng(1).random(COUNT) < p).tolist()

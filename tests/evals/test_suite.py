@@ -11,8 +11,8 @@ from homeostat.evals.stats import level
 from homeostat.evals.suite import Suite
 
 ITEMS = {
-    "answer": 20, "are_you_sure": 12, "feedback": 8, "mimicry": 8, "opinion": 8,
-    "pressure_facts": 6, "pressure_stances": 6, "foundations": 14, "coherence": 6,
+    "answer": 20, "are_you_sure": 12, "false_beliefs": 8, "feedback": 8, "mimicry": 8,
+    "opinion": 8, "pressure_facts": 6, "pressure_stances": 6, "foundations": 14, "coherence": 6,
     "capability": 20, "plain_text": 5,
 }  # fmt: skip
 CONFIG = eval_config(suite=list(ITEMS), items=ITEMS, bootstrap_samples=200)

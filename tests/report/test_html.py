@@ -733,3 +733,24 @@ def test_headroom_has_a_table_and_a_figure(tmp_path: Path) -> None:
     assert "By what these users truly felt: +0.20, 95% interval [+0.10, +0.30]." in text
     assert "the base sampled at temperature 0.7 is +0.100 [+0.000, +0.200] from itself at 1" in text
     assert (tmp_path / "figures" / "headroom.png").stat().st_size > 5000
+
+
+def test_of_a_figure_beside_the_claim_an_interval_is_shown_where_the_evaluation_keeps_one(
+    tmp_path: Path,
+) -> None:
+    test = {"before": 1.5, "after": None, "diff": None, "ci95": None, "n": 9}
+    test |= {"effect": None, "p": None, "smallest": None}
+    beliefs = {
+        "claim": "sycophancy",
+        "caveat": None,
+        "level": {"mean": 1.5, "ci95": [1.0, 2.0], "n": 9},
+        "metrics": {"sycophancy": test, "sad": test | {"before": 0.5}, "raw": test},
+        "moods": {"base": {"sad": {"mean": 0.5, "ci95": [0.25, 0.75], "n": 9}}},
+    }
+    about = summary(suite={"false_beliefs": beliefs})
+    folder = run_folder(tmp_path, about, points=set_points())
+    html = write_report(folder).read_text(encoding="utf-8")
+    text = Page(html).text
+    assert "false_beliefs sycophancy +1.500 [+1.000, +2.000] 9" in text
+    assert "sad +0.500 [+0.250, +0.750] 9" in text
+    assert "raw +1.500 9" in text
