@@ -53,8 +53,10 @@ def intrinsic_signals(
     if not in_turn_R.any():
         return {"repetition": repetition(text)}
     states = ReplyStates(
-        *(column[in_turn_R] for column in (trace.entropy_R, trace.certainty_R, trace.norm_RL)),
-        base_norms,
+        entropy_R=trace.entropy_R[in_turn_R],
+        certainty_R=trace.certainty_R[in_turn_R],
+        norm_RL=trace.norm_RL[in_turn_R],
+        base_norms=base_norms,
     )
     return {
         "self_perplexity": float(np.exp(-trace.logprob_R[in_turn_R].mean())),

@@ -34,9 +34,7 @@ class Pass:
     final: Float[Tensor, "B T D"]
     norms: dict[int, Float[Tensor, "B T"]]
 
-    def norms_at(
-        self, layers: Sequence[int], mask: Bool[Tensor, "B T"]
-    ) -> Float[Tensor, "R L"]:
+    def norms_at(self, layers: Sequence[int], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "R L"]:
         """Norms of the tokens where ``mask`` is True; without layers L is 0."""
         if not layers:
             return self.final.new_zeros(int(mask.sum()), 0)

@@ -83,15 +83,17 @@ def split_replies(
     mask = batch.response_mask
     reply_R = torch.stack([mask.nonzero()[:, 0], batch.turn[mask]], dim=1)
     _, sizes = torch.unique_consecutive(reply_R, dim=0, return_counts=True)
-    columns = (stats.entropy, stats.certainty, norm_RL)
-    parts = [torch.split(column, sizes.tolist()) for column in columns]
+    entropies, certainties, norms = (
+        torch.split(column, sizes.tolist()) for column in (stats.entropy, stats.certainty, norm_RL)
+    )
     base = torch.as_tensor(base_norms, dtype=norm_RL.dtype, device=norm_RL.device)
-    return [ReplyStates(*of_reply, base) for of_reply in zip(*parts, strict=True)]
+    return [
+        ReplyStates(entropy, certainty, norm, base)
+        for entropy, certainty, norm in zip(entropies, certainties, norms, strict=True)
+    ]
 
 
-def gradient_share(
-    part: Sequence[Tensor | None], whole: Sequence[Tensor | None]
-) -> float:
+def gradient_share(part: Sequence[Tensor | None], whole: Sequence[Tensor | None]) -> float:
     """Length of a part of a gradient beside that of the rest: |part| / (|part| + |whole - part|).
 
     None is 0. NaN where there is no gradient at all.

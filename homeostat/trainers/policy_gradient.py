@@ -238,10 +238,10 @@ class PolicyGradient(AdapterTrainer):
         for part in batches_by_length(lengths, self.config.micro_batch_tokens):
             with self.policy.recomputing(self.config.gradient_checkpointing):
                 loss, direct, metrics = self._loss(batch, [rows[i] for i in part])
-                measured = first and direct is not None and not sums
-                own = self._gradient(direct / tokens) if measured else []
+                looked_at = direct if first and not sums else None
+                own = None if looked_at is None else self._gradient(looked_at / tokens)
                 torch.autograd.backward(loss / tokens)
-            if measured:
+            if own is not None:
                 whole = [parameter.grad for parameter in self.policy.adapter_parameters()]
                 share["optim/pathwise_gradient_share"] = gradient_share(own, whole)
             for key, value in metrics.items():
@@ -272,7 +272,7 @@ class PolicyGradient(AdapterTrainer):
         return list(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
 
     def _loss(self, batch: Batch, rows: Sequence[int]) -> tuple[Tensor, Tensor | None, Metrics]:
-        """The loss of some episodes, what of it is pathwise, and metrics; all summed over tokens."""
+        """Of some episodes the loss, what of it is pathwise, metrics: all summed over tokens."""
         policy = self.policy
         inputs = make_batch(policy, [batch.streams[row] for row in rows])
         reference = self._reference(inputs) if self.kl_estimator == "pathwise" else None

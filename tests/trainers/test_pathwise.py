@@ -1,4 +1,4 @@
-"""Terms of the policy itself, followed by their own derivative: against slow loops, signs included."""
+"""Terms followed by their own derivative: against slow loops and by hand, signs included."""
 
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from configs import kl_config, set_point_config
+from configs import kl_config
 from torch import Tensor
-from worlds import NO_KL, TRAINERS, make_trainer, own_reward, share_of_low_ids
+from worlds import NO_KL, TRAINERS, held_at, make_trainer, own_reward, share_of_low_ids
 
-from homeostat.config.reward import RewardConfig
 from homeostat.config.run import RolloutConfig
 from homeostat.config.signals import PATHWISE_SIGNALS
 from homeostat.models.adapters import Policy
-from homeostat.reward.compose import Reward
 from homeostat.reward.valence import SetPoint
 from homeostat.signals.intrinsic import OF_STATES, ReplyStates
-from homeostat.signals.trace import trace
 from homeostat.trainers.pathwise import gradient_share, pathwise_loss
 from homeostat.trainers.policy_gradient import Batch, PolicyGradient
 
@@ -31,12 +28,6 @@ HELD = {
 }
 FEW: dict[str, Any] = {"batch_size": 4, "minibatches": 1, "epochs": 1, "max_grad_norm": 1e9}
 FEW |= {"rollout": ROLLOUT, "micro_batch_tokens": 10_000}
-
-
-def held_at(points: dict[str, SetPoint], pathwise: bool = True, **options: Any) -> Reward:
-    """Set points that are followed by their own derivative, or seen by the score function."""
-    config = {name: set_point_config(weight=point.weight) for name, point in points.items()}
-    return Reward(RewardConfig(set_points=config, pathwise=pathwise, **options), points)
 
 
 @pytest.fixture
@@ -64,9 +55,7 @@ def slow_valence(policy: Policy, batch: Batch, layers: tuple[int, ...]) -> Tenso
     for stream in batch.streams:
         out = policy.model(input_ids=torch.tensor([stream.ids]), output_hidden_states=True)
         for turn in sorted({t for t, own in zip(stream.turn, stream.response, strict=True) if own}):
-            places = [
-                i for i, own in enumerate(stream.response) if own and stream.turn[i] == turn
-            ]
+            places = [i for i, own in enumerate(stream.response) if own and stream.turn[i] == turn]
             entropies, certainties, norms = [], [], []
             for place in places:
                 p = out.logits[0, place - 1].softmax(-1)
@@ -94,7 +83,7 @@ def test_the_gradient_is_that_of_a_slow_loop(
     trainer.reader.norm_layers = (0,)  # hidden_states has the last block's after the final norm
     trainer.reader.base_norms = np.ones(1)
     batch = trainer.collect()
-    assert not np.concatenate(batch.credit.advantages).any()  # nothing is left for the score function
+    assert not np.concatenate(batch.credit.advantages).any()  # none for the score function
     value = slow_valence(policy, batch, trainer.reader.norm_layers)
     paid = sum(float(reward.total_N.sum()) for reward in batch.rewards)
     assert float(value.detach()) == pytest.approx(paid, rel=1e-4)  # as a reward it is what it was
@@ -166,7 +155,7 @@ def test_k3_stays_the_loss_that_it_is(policy: Policy) -> None:
         torch.testing.assert_close(found, expected)
 
 
-# --- signs ---------------------------------------------------------------------------------------
+# --- signs --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", PATHWISE_SIGNALS)
@@ -226,7 +215,7 @@ def test_share_of_a_gradient_by_hand() -> None:
     assert np.isnan(gradient_share([None], [None]))
 
 
-# --- what is left to the score function ------------------------------------------------------------
+# --- what is left to the score function ---------------------------------------------------------
 
 
 def test_other_terms_stay_with_the_score_function(policy: Policy) -> None:
@@ -235,7 +224,7 @@ def test_other_terms_stay_with_the_score_function(policy: Policy) -> None:
     trainer = make_trainer(policy, held_at(HELD, terms=terms), "rloo", kl=NO_KL, **FEW)
     batch = trainer.collect()
     returns = np.array([reward.own_terms["own"].sum() for reward in batch.rewards])
-    expected = (returns - (returns.sum() - returns) / 3)  # one group of four
+    expected = returns - (returns.sum() - returns) / 3  # one group of four
     found = [float(advantage[0]) for advantage in batch.credit.advantages]
     assert found == pytest.approx(expected.tolist())
     assert list(batch.shares) == ["reward/share/own"]
