@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from configs import intrinsic_config, kl_config, signals_config
+from configs import intrinsic_config, kl_config, set_point_config, signals_config
 from torch import Tensor
 
 from homeostat.config.register import build, config_part
@@ -19,6 +19,7 @@ from homeostat.models.adapters import Policy
 from homeostat.models.chat import pad
 from homeostat.models.forward import forward
 from homeostat.reward.compose import Reward
+from homeostat.reward.valence import SetPoint
 from homeostat.signals.reader import SignalReader
 from homeostat.timing import Stopwatch
 from homeostat.trainers.base import World
@@ -170,6 +171,12 @@ def chance_of_what_the_opening_asks_for(policy: Policy) -> float:
 def own_reward(term: Callable[..., Sequence[float]], weight: float = 1.0) -> Reward:
     target = f"{term.__module__}.{term.__name__}"
     return Reward(RewardConfig(terms={"own": {"_target_": target, "weight": weight}}), {})
+
+
+def held_at(points: dict[str, SetPoint], pathwise: bool = True, **options: Any) -> Reward:
+    """Set points that are followed by their own derivative, or seen by the score function."""
+    config = {name: set_point_config(weight=point.weight) for name, point in points.items()}
+    return Reward(RewardConfig(set_points=config, pathwise=pathwise, **options), points)
 
 
 def make_trainer(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from homeostat.config.checks import require, require_one_of, require_positive
+from homeostat.config.signals import PATHWISE_SIGNALS
 
 REWARD_MODES = ("level", "reduction")
 SIDES = ("both", "above", "below")
@@ -79,6 +80,8 @@ class RewardConfig:
     within its group or batch first (``decoupled``). ``affect`` says whose feelings count: those
     that are ``read`` from the user's words; the bot's ``true`` ones, an upper bound; or those read
     from another user (``yoked``), a control with the same distribution and nothing to earn.
+    ``pathwise`` follows signals that are differentiable functions of the policy, and the price of
+    KL, by their own derivative; see `homeostat.trainers.pathwise`.
     """
 
     schema: ClassVar[str] = "reward/valence"
@@ -87,6 +90,7 @@ class RewardConfig:
     mode: str = "level"
     combine: str = "sum"
     affect: str = "read"
+    pathwise: bool = False
 
     def __post_init__(self) -> None:
         require_one_of("reward.mode", self.mode, REWARD_MODES)
@@ -103,3 +107,19 @@ class RewardConfig:
                 isinstance(term, dict) and "_target_" in term,
                 f"reward.terms.{name} needs _target_, the dotted path of a callable.",
             )
+        if self.pathwise:
+            self._require_something_to_follow()
+
+    def _require_something_to_follow(self) -> None:
+        weighted = {name for name, point in self.set_points.items() if point.weight > 0}
+        signals = ", ".join(PATHWISE_SIGNALS)
+        require(
+            not weighted.isdisjoint(PATHWISE_SIGNALS),
+            f"reward.pathwise=true follows the set points of {signals}, and none of these has a "
+            "weight above 0; give one a weight, or use reward.pathwise=false.",
+        )
+        require(
+            self.mode == "level",
+            f"reward.pathwise=true follows the level of valence, and reward.mode={self.mode} pays "
+            "something else; use reward.mode=level, or reward.pathwise=false.",
+        )

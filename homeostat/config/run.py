@@ -136,6 +136,12 @@ class RunConfig:
             f"trainer={self.trainer.name} needs a trait to steer towards; choose one with "
             "persona=love, or another of those that homeostat --help lists.",
         )
+        require(
+            self.trainer.follows_pathwise or not (self.reward.pathwise and self.trainer.learns),
+            f"reward.pathwise=true needs a trainer with a gradient of the reward, and "
+            f"trainer={self.trainer.name} has none; use ppo, grpo or rloo, or "
+            "reward.pathwise=false.",
+        )
         measured = self.signals.names
         require(
             bool(measured),

@@ -23,6 +23,8 @@ INTRINSIC_SIGNALS = (
     "repetition",
     "self_certainty",
 )
+# Of these, with a reply's tokens given, what the policy's weights still decide, and smoothly.
+PATHWISE_SIGNALS = ("entropy", "activation_norm", "self_certainty")
 POOLINGS = ("mean", "last", "both")
 AFFECTS = ("sentiment", "curiosity", "frustration", "confusion", "boredom")
 

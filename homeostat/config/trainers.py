@@ -30,6 +30,7 @@ class TrainerConfig:
     Attributes:
         wing: Which of the two founding systems it belongs to, ``reward`` or ``steering``.
         learns: Whether it changes the policy at all.
+        follows_pathwise: Whether it can follow a term of the reward by the term's own derivative.
         needs_persona: Whether it steers towards a trait.
         micro_batch_key: Key that says how much has a gradient at once, to be lowered where memory
             runs out.
@@ -37,6 +38,7 @@ class TrainerConfig:
 
     wing: ClassVar[str] = "reward"
     learns: ClassVar[bool] = True
+    follows_pathwise: ClassVar[bool] = False
     needs_persona: ClassVar[bool] = False
     micro_batch_key: ClassVar[str | None] = None
 
@@ -114,6 +116,7 @@ class PolicyGradientConfig(TrainerConfig):
     ``clip_range_high`` is the range upwards; null: the same as downwards.
     """
 
+    follows_pathwise: ClassVar[bool] = True
     micro_batch_key: ClassVar[str | None] = "trainer.micro_batch_tokens"
 
     epochs: int

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from homeostat.config.reward import RewardConfig
-from homeostat.config.signals import AFFECTS
+from homeostat.config.signals import AFFECTS, PATHWISE_SIGNALS
 from homeostat.errors import HomeostatError
 from homeostat.reward.valence import SetPoint, valence
 from homeostat.signals.own import OwnFunction, own_function
@@ -48,6 +48,10 @@ class Reward:
     An own term is a Python callable ``term(conversation, signals, trace, **options)``: it gets one
     conversation, its signals (name to one number per assistant turn) and its trace, and returns one
     number per assistant turn, higher is better.
+
+    Attributes:
+        pathwise: The set points that are followed by their own derivative; they are part of every
+            turn's reward all the same.
     """
 
     def __init__(self, config: RewardConfig, set_points: Mapping[str, SetPoint]) -> None:
@@ -55,6 +59,11 @@ class Reward:
         self.affect = config.affect
         self.set_points = dict(set_points)
         self.combine = config.combine
+        self.pathwise = {
+            name: point
+            for name, point in set_points.items()
+            if config.pathwise and name in PATHWISE_SIGNALS
+        }
         self._terms = {name: _own_term(name, term) for name, term in config.terms.items()}
 
     @property

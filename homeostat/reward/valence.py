@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from torch import Tensor
 
 from homeostat.config.reward import SetPointConfig
 from homeostat.errors import HomeostatError
 from homeostat.signals.calibration import Calibration
 from homeostat.types import SignalTable, Valence
+
+Array = TypeVar("Array", np.ndarray, Tensor)
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,24 @@ class SetPoint:
     dead_zone: float = 0.0
     transform: str = "none"
 
-    def distance(self, x: Float[np.ndarray, "*N"]) -> Float[np.ndarray, "*N"]:
-        """How far ``x`` is off, in tolerances, >= 0; NaN where ``x`` is missing."""
-        with np.errstate(divide="ignore"):  # the logarithm of 0 is infinitely far off, and said so
-            logs = self.transform == "log"
-            off = np.log(x) - np.log(self.setpoint) if logs else x - self.setpoint
-        counted = {"both": np.abs(off), "above": off, "below": -off}[self.side]
-        return np.maximum(counted - self.dead_zone, 0) / self.tolerance
+    def distance(self, x: Array) -> Array:
+        """How far ``x`` is off, in tolerances, >= 0; NaN where ``x`` is missing.
+
+        Of tensors it carries gradients, which are 0 where nothing costs.
+        """
+        if self.transform == "log":
+            with np.errstate(divide="ignore"):  # log 0 is infinitely far off, and said so
+                log_x = torch.log(x) if isinstance(x, Tensor) else np.log(x)
+            off = log_x - np.log(self.setpoint)
+        else:
+            off = x - self.setpoint
+        counted = {"both": abs(off), "above": off, "below": -off}[self.side]
+        distance: Array = (counted - self.dead_zone).clip(min=0) / self.tolerance
+        return distance
+
+    def valence(self, x: Array) -> Array:
+        """What the signal adds to the valence where it is ``x``, <= 0."""
+        return -self.weight * self.distance(x)
 
 
 def resolve(config: Mapping[str, SetPointConfig], calibration: Calibration) -> dict[str, SetPoint]:
@@ -93,5 +108,5 @@ def valence(table: SignalTable, set_points: Mapping[str, SetPoint]) -> Valence:
     names = tuple(set_points)
     terms_NS = np.zeros((len(table.values), len(names)))
     for column, (name, point) in enumerate(set_points.items()):
-        terms_NS[:, column] = -point.weight * point.distance(table.column(name))
+        terms_NS[:, column] = point.valence(table.column(name))
     return Valence(names, terms_NS.sum(axis=1), terms_NS)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -47,6 +48,7 @@ from homeostat.runs.suite import (
 from homeostat.runs.summary import Outcome
 from homeostat.signals.own import own_signals
 from homeostat.timing import Stopwatch
+from homeostat.trainers.pathwise import PATHWISE_COPIES
 from homeostat.types import Bots, Trainer
 
 WINGS: dict[str, type[Wing]] = {"reward": RewardWing, "steering": SteeringWing}
@@ -160,7 +162,11 @@ def check_memory(run: Run, policy: Policy, length: int) -> int:
         HomeostatError: It is more than there is.
     """
     config = run.config.trainer
-    plan = plan_memory(policy, target_of(config).footprint(config, length))
+    footprint = target_of(config).footprint(config, length)
+    if run.config.reward.pathwise:
+        copies = footprint.logit_copies + PATHWISE_COPIES
+        footprint = replace(footprint, logit_copies=copies)
+    plan = plan_memory(policy, footprint)
     limit = memory_limit(policy.device, run.config.memory.limit_gb, plan.weights)
     write_text(run.folder / "memory.json", json.dumps(as_record(plan, limit), indent=2))
     run.console.memory(plan.parts(), plan.total, limit)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from homeostat.models.adapters import Policy
@@ -28,11 +28,17 @@ Critic = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """One forward pass over a batch: final hidden states and token norms."""
+class Pass:
+    """One forward pass over a batch: final hidden states and, by layer, token norms."""
 
     final: Float[Tensor, "B T D"]
     norms: dict[int, Float[Tensor, "B T"]]
+
+    def norms_at(self, layers: Sequence[int], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "R L"]:
+        """Norms of the tokens where ``mask`` is True; without layers L is 0."""
+        if not layers:
+            return self.final.new_zeros(int(mask.sum()), 0)
+        return torch.stack([self.norms[layer][mask] for layer in layers], dim=1)
 
 
 @torch.no_grad()
@@ -142,20 +148,15 @@ def _trace_batch(
     norm_layers: Sequence[int],
     critic: Critic | None,
 ) -> list[Trace]:
-    policy_pass = _read(policy, batch, norm_layers)
+    policy_pass = read_pass(policy, batch, norm_layers)
     ref_pass = policy_pass
     if policy.adapter_on:
         with policy.reference():
-            ref_pass = _read(policy, batch, ())
+            ref_pass = read_pass(policy, batch, ())
     mask = batch.response_mask
     hidden = predicting_hidden(policy_pass.final, mask)
     ref_hidden = None if ref_pass is policy_pass else predicting_hidden(ref_pass.final, mask)
     stats = token_statistics(hidden, batch.input_ids[mask], policy.unembed, ref_hidden)
-    norms = (
-        torch.stack([policy_pass.norms[layer][mask] for layer in norm_layers], dim=1)
-        if norm_layers
-        else hidden.new_zeros(len(hidden), 0)
-    )
     columns = {
         "turn_R": batch.turn[mask],
         "logprob_R": stats.logprob,
@@ -164,7 +165,7 @@ def _trace_batch(
         "kl_R": stats.kl,
         "certainty_R": stats.certainty,
         "value_R": None if critic is None else critic(hidden),
-        "norm_RL": norms,
+        "norm_RL": policy_pass.norms_at(norm_layers, mask),
     }
     per_row = mask.sum(dim=1).tolist()
     split = {k: None if v is None else _split(v, per_row) for k, v in columns.items()}
@@ -179,7 +180,7 @@ def _trace_batch(
     ]
 
 
-def _read(policy: Policy, batch: TokenBatch, norm_layers: Sequence[int]) -> _Pass:
+def read_pass(policy: Policy, batch: TokenBatch, norm_layers: Sequence[int]) -> Pass:
     """One forward pass; norms of the layers are taken as they appear, their states never kept."""
     norms: dict[int, Tensor] = {}
 
@@ -190,7 +191,7 @@ def _read(policy: Policy, batch: TokenBatch, norm_layers: Sequence[int]) -> _Pas
     lowest = layers[0] if layers else policy.num_layers
     with read_residual(policy.trunk, layers, on_layer):
         final = forward(policy, batch, prefix, whole=lowest < kept_depth(policy))
-    return _Pass(final, norms)
+    return Pass(final, norms)
 
 
 def _pool(hidden: Float[Tensor, "B T D"], batch: TokenBatch) -> Float[Tensor, "B E"]:

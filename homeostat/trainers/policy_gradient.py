@@ -13,7 +13,8 @@
 Departures that all three share: old log-probs come from the tracing pass rather than from sampling,
 so that the first ratio is 1 up to rounding; the loss of a minibatch is averaged over its tokens,
 not over its episodes. With kl_estimator=k3 the penalty is part of the loss instead of the reward,
-and so in units of the advantage: each estimator stands where its gradient is that of a KL.
+and so in units of the advantage: each estimator stands where its gradient is that of a KL. With
+reward.pathwise=true what the policy's weights enter directly is part of the loss; see pathwise.py.
 """
 
 from __future__ import annotations
@@ -32,16 +33,17 @@ from homeostat.config.trainers import GroupConfig, PolicyGradientConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.chat import until_last_response
 from homeostat.models.forward import batches_by_length, forward, make_batch, read_prefix
-from homeostat.models.logprobs import predicting_hidden, token_statistics
+from homeostat.models.logprobs import TokenStatistics, predicting_hidden, token_statistics
 from homeostat.reward.combine import added_up, decoupled, turn_terms, variance_shares
 from homeostat.reward.compose import Rewards, token_rewards
 from homeostat.rollout.episodes import play, training_seeds
 from homeostat.rollout.generate import BATCH
 from homeostat.signals.reader import episode_record
-from homeostat.signals.trace import Critic
+from homeostat.signals.trace import Critic, Pass, read_pass
 from homeostat.trainers.base import AdapterTrainer, batch_metrics
 from homeostat.trainers.controllers import lr_factor, make_kl_controller
 from homeostat.trainers.losses import CHUNK_COPIES, k3_loss, policy_loss
+from homeostat.trainers.pathwise import gradient_share, pathwise_loss, split_replies
 from homeostat.types import Episode, Footprint, Metrics, Reading, TokenBatch, TokenStream
 
 Ragged = Sequence[Float[np.ndarray, " _"]]  # one array per episode, over its response tokens
@@ -153,7 +155,7 @@ class PolicyGradient(AdapterTrainer):
             episodes = play(self.policy, self.bots, seeds, self.rollout, progress=self.progress)
         talks = [episode.conversation for episode in episodes]
         streams = [until_last_response(episode.tokens) for episode in episodes]
-        in_reward = self.kl.coef if self.config.kl_estimator == "k1" else 0.0
+        in_reward = self.kl.coef if self.kl_estimator == "k1" else 0.0
         with self.watch("trace"):
             readings = self.reader.measure(episodes, self.trace_critic())
             rewards = self.reward.score(talks, readings)
@@ -173,13 +175,22 @@ class PolicyGradient(AdapterTrainer):
         """Episodes that are compared with each other; None: all of a batch."""
         return None
 
+    @property
+    def kl_estimator(self) -> str:
+        """``k1`` in the reward, ``k3`` in the loss, or ``pathwise`` in the place of k1."""
+        estimator = self.config.kl_estimator
+        return "pathwise" if self.reward.pathwise and estimator == "k1" else estimator
+
     def _combined(self, rewards: Sequence[Rewards]) -> tuple[Ragged, Metrics]:
-        """The reward of every turn, and which terms its variance comes from."""
+        """What advantages are made of, by turn, and which terms its variance comes from."""
         terms = turn_terms(rewards, self.reward.mode)
+        for name in self.reward.pathwise:
+            del terms[name]
         paid: Ragged = [reward.total_N for reward in rewards]
         if self.reward.combine == "decoupled":
             terms = decoupled(terms, self.reward.weights, self.compared)
-            paid = added_up(terms)
+        if self.reward.combine == "decoupled" or self.reward.pathwise:
+            paid = added_up(terms) if terms else [np.zeros_like(turns) for turns in paid]
         shares = variance_shares(terms, self.compared)
         return paid, {f"reward/share/{name}": share for name, share in shares.items()}
 
@@ -194,21 +205,27 @@ class PolicyGradient(AdapterTrainer):
         for _ in range(config.epochs):
             order = rng.permutation(len(batch.episodes))
             for rows in np.array_split(order, min(config.minibatches, len(order))):
-                seen.append(self.minibatch(batch, rows.tolist()))
+                seen.append(self.minibatch(batch, rows.tolist(), first=not seen))
                 if config.target_kl and seen[-1]["policy/approx_kl"] > config.target_kl:
                     break
             else:
                 continue
             break
-        merged = {key: float(np.mean([m[key] for m in seen])) for key in seen[0]}
+        merged = {key: float(np.mean([m[key] for m in seen if key in m])) for key in seen[0]}
         merged["policy/first_ratio"] = seen[0]["policy/ratio"]
         merged["policy/approx_kl"] = seen[-1]["policy/approx_kl"]
         merged["optim/minibatches"] = float(len(seen))
         merged["optim/lr"] = config.lr * factor
         return merged
 
-    def minibatch(self, batch: Batch, rows: Sequence[int]) -> Metrics:
+    def minibatch(self, batch: Batch, rows: Sequence[int], first: bool = False) -> Metrics:
         """One optimiser step on some episodes, in micro-batches that fit into memory.
+
+        Args:
+            batch: The update's experience.
+            rows: Which of its episodes.
+            first: Also say what share of the gradient is pathwise, in the first micro-batch: that
+                takes a backward pass of its own.
 
         Raises:
             HomeostatError: The loss or its gradient is not finite; the weights stay as they were.
@@ -217,13 +234,19 @@ class PolicyGradient(AdapterTrainer):
         lengths = [len(batch.streams[row].ids) for row in rows]
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {}
+        share: Metrics = {}
         for part in batches_by_length(lengths, self.config.micro_batch_tokens):
             with self.policy.recomputing(self.config.gradient_checkpointing):
-                loss, metrics = self._loss(batch, [rows[i] for i in part])
+                loss, direct, metrics = self._loss(batch, [rows[i] for i in part])
+                looked_at = direct if first and not sums else None
+                own = None if looked_at is None else self._gradient(looked_at / tokens)
                 torch.autograd.backward(loss / tokens)
+            if own is not None:
+                whole = [parameter.grad for parameter in self.policy.adapter_parameters()]
+                share["optim/pathwise_gradient_share"] = gradient_share(own, whole)
             for key, value in metrics.items():
                 sums[key] = sums.get(key, 0.0) + value
-        means = {key: value / tokens for key, value in sums.items()}
+        means = {key: value / tokens for key, value in sums.items()} | share
         norm = self.clipped()
         if not np.isfinite(norm + means["optim/loss"]):
             raise HomeostatError(
@@ -243,14 +266,20 @@ class PolicyGradient(AdapterTrainer):
         """What the policy's loss counts in this update, beside a critic's."""
         return 1.0
 
-    def _loss(self, batch: Batch, rows: Sequence[int]) -> tuple[Tensor, Metrics]:
-        """The loss of some episodes, summed over their response tokens, as are the metrics."""
+    def _gradient(self, loss: Tensor) -> list[Tensor | None]:
+        """Of a part of the loss, by parameter of the adapter; the graph stays."""
+        parameters = self.policy.adapter_parameters()
+        return list(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
+
+    def _loss(self, batch: Batch, rows: Sequence[int]) -> tuple[Tensor, Tensor | None, Metrics]:
+        """Of some episodes the loss, what of it is pathwise, metrics: all summed over tokens."""
         policy = self.policy
         inputs = make_batch(policy, [batch.streams[row] for row in rows])
-        final = forward(policy, inputs, read_prefix(policy, inputs))
-        hidden = predicting_hidden(final, inputs.response_mask)
+        reference = self._reference(inputs) if self.kl_estimator == "pathwise" else None
+        read = read_pass(policy, inputs, self._followed_layers)
+        hidden = predicting_hidden(read.final, inputs.response_mask)
         targets = inputs.input_ids[inputs.response_mask]
-        stats = token_statistics(hidden, targets, policy.unembed)
+        stats = token_statistics(hidden, targets, policy.unembed, reference)
         loss, metrics = policy_loss(
             stats.logprob,
             gathered(batch.logprobs, rows, hidden.device),
@@ -267,7 +296,34 @@ class PolicyGradient(AdapterTrainer):
             loss, metrics = loss + self.kl.coef * price, metrics | price_metrics
         if self.config.entropy_coef:
             loss = loss - self.config.entropy_coef * stats.entropy.sum()
-        return loss, metrics | {"optim/loss": float(loss.detach())}
+        direct = self._pathwise(inputs, read, stats) if self.reward.pathwise else None
+        if direct is not None:
+            loss = loss + direct
+            metrics = metrics | {"optim/pathwise_loss": float(direct.detach())}
+        return loss, direct, metrics | {"optim/loss": float(loss.detach())}
+
+    def _pathwise(self, inputs: TokenBatch, read: Pass, stats: TokenStatistics) -> Tensor:
+        """The part of the loss whose gradient is that of the terms themselves."""
+        layers, base_norms = self._followed_layers, self.reader.base_norms
+        norm_RL = read.norms_at(layers, inputs.response_mask)
+        unit = base_norms if layers and base_norms is not None else np.ones(len(layers))
+        replies = split_replies(inputs, stats, norm_RL, unit)
+        loss = pathwise_loss(replies, self.reward.pathwise)
+        if self.kl_estimator == "pathwise":
+            loss = loss + self.kl.coef * stats.kl.sum()
+        return self.policy_weight() * loss
+
+    @property
+    def _followed_layers(self) -> Sequence[int]:
+        """Blocks whose norms have a gradient in the update."""
+        return self.reader.norm_layers if "activation_norm" in self.reward.pathwise else ()
+
+    @torch.no_grad()
+    def _reference(self, inputs: TokenBatch) -> Float[Tensor, "R D"]:
+        """Final hidden states before each response token with the adapter off."""
+        with self.policy.reference():
+            final = forward(self.policy, inputs, read_prefix(self.policy, inputs))
+        return predicting_hidden(final, inputs.response_mask)
 
     def _records(self, batch: Batch) -> list[dict[str, Any]]:
         """The episodes of a batch as they go to episodes.jsonl."""

@@ -658,12 +658,37 @@ def test_an_empty_list_of_bots_is_refused() -> None:
         ("reward.set_points.entropi", {"weight": 1}),
         ("bot.initial.boredom", "very"),
         ("rollout.turns", 2.5),
+        ("reward.pathwise", "often"),
     ],
 )
 def test_a_wrong_key_or_type_is_refused(curious: DictConfig, key: str, value: object) -> None:
     with pytest.raises(OmegaConfBaseException) as caught:
         OmegaConf.update(curious.copy(), key, value)
     assert f"full_key: {key}" in str(caught.value)
+
+
+PATHWISE = {
+    ("reward=relational_only",): r"entropy, activation_norm, self_certainty, and none of these has",
+    ("reward=self_certainty",): r"none of these has a weight above 0; .*reward\.pathwise=false",
+    (
+        "reward.mode=reduction",
+    ): r"reward\.mode=reduction pays something else; use reward\.mode=level",
+    ("trainer=dpo",): r"trainer=dpo has none; use ppo, grpo or rloo, or reward\.pathwise=false",
+    ("trainer=steer_heal", "persona=calm"): r"trainer=steer_heal has none; use ppo, grpo or rloo",
+}
+
+
+@pytest.mark.parametrize(("others", "message"), PATHWISE.items(), ids=map(" ".join, PATHWISE))
+def test_what_cannot_be_followed_pathwise_is_refused(others: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        converted(draft("bot=curious", "reward.pathwise=true", *others))
+
+
+@pytest.mark.parametrize("trainer", ["ppo", "grpo", "rloo", "none"])
+def test_what_can_be_followed_pathwise_is(trainer: str) -> None:
+    reward = converted(draft("bot=curious", "reward.pathwise=true", f"trainer={trainer}")).reward
+    assert reward.pathwise
+    assert not converted(draft("bot=curious", f"trainer={trainer}")).reward.pathwise
 
 
 def test_an_unknown_option_is_refused_with_the_known_ones() -> None:

@@ -17,6 +17,7 @@ from worlds import (
     chance_of_low_ids,
     chance_of_what_the_opening_asks_for,
     first_reply_decides,
+    held_at,
     make_trainer,
     metric,
     own_reward,
@@ -27,6 +28,7 @@ from worlds import (
 
 from homeostat.config.run import RolloutConfig
 from homeostat.models.adapters import Policy
+from homeostat.reward.valence import SetPoint
 
 pytestmark = pytest.mark.slow  # trainers that learn
 
@@ -98,3 +100,28 @@ def test_an_entropy_set_point_is_approached(policy: Policy, kind: str, sharpness
     assert (entropy[0] > SET_POINT + 1) == (sharpness == 1)
     assert (entropy[0] < SET_POINT - 1) == (sharpness == 4)
     assert np.abs(entropy[-2:].mean() - SET_POINT) < 0.5 * np.abs(entropy[0] - SET_POINT)
+
+
+# Tokens of a reply, sharpness of the untrained policy. The first token's entropy is the same in all
+# replies of a batch, so that none is better than another; that of a long one is mostly its noise.
+BLIND = {"one token, from above": (1, 1.0), "one token, from below": (1, 4.0), "long": (24, 1.0)}
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+@pytest.mark.parametrize(("tokens", "sharpness"), BLIND.values(), ids=BLIND)
+def test_entropy_is_followed_where_the_score_function_is_blind(
+    make_policy: Callable[..., Policy], kind: str, tokens: int, sharpness: float
+) -> None:
+    """Ten updates of eight replies: by its own derivative it comes home, without it it stays."""
+    options = SHORT | {"lr": 2e-2, "batch_size": 8, "epochs": 1, "max_steps": 10}
+    options |= {"lr_decay": "linear", "rollout": RolloutConfig(turns=1, max_new_tokens=tokens)}
+    left = {}
+    for pathwise in (False, True):
+        policy = make_policy(num_layers=1)
+        policy.base.model.model.norm.weight.data.mul_(sharpness)
+        reward = held_at({"entropy": SetPoint(1.0, SET_POINT, tolerance=1.0)}, pathwise)
+        trainer = make_trainer(policy, reward, kind, **options)
+        entropy = np.array(metric(list(trainer.steps()), "policy/entropy_nats_per_token"))
+        left[pathwise] = abs(entropy[-2:].mean() - SET_POINT) / abs(entropy[0] - SET_POINT)
+    assert left[False] > 0.8
+    assert left[True] < 0.3
