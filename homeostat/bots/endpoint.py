@@ -11,6 +11,7 @@ from homeostat.bots.user_model import Request
 from homeostat.config.bots import ModelBotConfig
 from homeostat.errors import HomeostatError
 
+NO_COMPLETION = "what it sends is no chat completion"
 NO_KEY = (
     "no-key-needed"  # is sent where no key is named; else the client would look for one by itself
 )
@@ -82,22 +83,25 @@ class Endpoint:
                 seed=request.seed,
                 **self._sampling,
             )
-            # None where the model has said nothing, such as one that was cut off while it thought.
-            return completion.choices[0].message.content or ""
+            text = completion.choices[0].message.content
         except self._failures as error:
             raise self._failed(str(error.__cause__ or error)) from None
         except (AttributeError, LookupError, TypeError, ValueError) as error:
-            raise self._failed("what it sends is no chat completion") from error
+            raise self._failed(NO_COMPLETION) from error
+        # None where the model has said nothing, such as one that was cut off while it thought.
+        if not isinstance(text, str | None):
+            raise self._failed(NO_COMPLETION)
+        return text or ""
 
     def _failed(self, why: str) -> HomeostatError:
         """One sentence without the key, which a server may have sent back."""
         said = " ".join(why.split()).replace(self._key, "***").rstrip(".")
         config = self._config
         return HomeostatError(
-            f"{config.model} at bot.url={config.url} gives no answer ({said}), after up "
-            f"to {config.retries + 1} attempts with bot.timeout_s={config.timeout_s:g}; see that it runs "
-            "and that bot.url, bot.model and bot.api_key_env are right. Every answer so far is "
-            "kept: the run can go on from there."
+            f"{config.model} at bot.url={config.url} gives no answer ({said}), after up to "
+            f"{config.retries + 1} attempts with bot.timeout_s={config.timeout_s:g}; see that it "
+            "runs, and that bot.url, bot.model and bot.api_key_env are right. Every answer so far "
+            "is kept: homeostat resume=<the run's folder> goes on from there."
         )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from homeostat.files import write_text
 from homeostat.models.cache import cache_root, keep, read_kept
@@ -35,6 +35,7 @@ class Request:
         return [{"role": turn.role, "content": turn.text} for turn in self.talk.turns]
 
 
+@runtime_checkable
 class UserModel(Protocol):
     """A language model that answers requests.
 

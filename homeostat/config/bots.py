@@ -104,10 +104,10 @@ class MixedBotConfig(BotConfig):
 class ModelBotConfig(BotConfig):
     """Users whom a language model plays.
 
-    ``source`` says which one: the frozen ``base`` of the run; a ``local`` model at ``path`` (folder,
-    hub id or GGUF file); or an ``endpoint`` that speaks the protocol of OpenAI, with its ``url`` and
-    the name of its ``model``. ``api_key_env`` names the environment variable that holds the
-    endpoint's key; the key itself is written nowhere. ``timeout_s`` is how long one request may
+    ``source`` says which one: the frozen ``base`` of the run; a ``local`` model at ``path``, a
+    folder, hub id or GGUF file; or an ``endpoint`` that speaks the protocol of OpenAI, with its
+    ``url`` and the name of its ``model``. ``api_key_env`` names the environment variable that holds
+    the endpoint's key; the key itself is written nowhere. ``timeout_s`` is how long one request may
     wait for a sign of life, seconds; ``retries`` how often a request that failed, and an answer
     that does not keep the form, is asked again; ``concurrency`` how many requests wait at once.
     """
