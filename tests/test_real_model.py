@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from chat_server import serving
 from configs import intrinsic_config, signals_config
 
-from homeostat.config.register import build
+from homeostat.bots.endpoint import Endpoint
+from homeostat.bots.model import SILENCE, ModelBots, read_answer
+from homeostat.bots.user_model import Request
+from homeostat.config.register import build, config_part
 from homeostat.config.run import RunConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
@@ -16,12 +23,13 @@ from homeostat.models.load import BaseModel
 from homeostat.reward.compose import Reward
 from homeostat.reward.valence import resolve
 from homeostat.rollout.episodes import calibration_seeds, play
+from homeostat.rollout.sampled_user import SampledUser
 from homeostat.signals.calibration import calibrate
 from homeostat.signals.reader import SignalReader
 from homeostat.timing import Stopwatch
 from homeostat.trainers.base import World
 from homeostat.trainers.ppo import PPO
-from homeostat.types import Bots
+from homeostat.types import Bots, Conversation, Turn
 
 pytestmark = [pytest.mark.real_model, pytest.mark.slow]
 PROMPT = "What causes lightning during a thunderstorm?"
@@ -94,3 +102,29 @@ def test_ppo_starts_at_ratio_one_and_kl_zero_and_leaves_the_base_alone(
     assert first.metrics["policy/kl_nats_per_token"] == pytest.approx(0, abs=1e-6)
     assert second.metrics["policy/kl_nats_per_token"] > 1e-5
     assert torch.equal(base_logits(policy), before)
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_server_on_this_model_plays_the_users(policy: Policy, config: RunConfig) -> None:
+    """What it says is what the model says here where it is not set going in the form."""
+    sampling = {"max_tokens": 16, "retries": 0}
+    here = SampledUser(config_part("bot=model", **sampling), policy)
+    lock = threading.Lock()
+
+    def answer(body: dict[str, Any], _: int) -> str:
+        turns = tuple(Turn(m["role"], m["content"]) for m in body["messages"])
+        with lock:
+            ((_, text),) = here.complete([Request(Conversation(turns), body["seed"])])
+        return text
+
+    with serving(answer) as chat:
+        served = {"source": "endpoint", "url": chat.url, "model": "smollm2"}
+        bots = ModelBots(config_part("bot=model", **served, **sampling, timeout_s=300.0))
+        bots.model = Endpoint(bots.config)
+        episodes = play(policy, bots, [0, 1], config.rollout)
+    assert len(chat.bodies) == 2 * config.rollout.turns
+    for episode in episodes:
+        user, talk = bots.spawn(episode.seed), episode.conversation
+        plain = replace(user.request(talk.turns[1].text, 0), begun="")
+        ((_, text),) = here.complete([plain])
+        assert talk.turns[2].text == (read_answer(text)[1] or SILENCE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,7 @@ class Reward:
             tables = [
                 with_true_affect(*of_one) for of_one in zip(conversations, tables, strict=True)
             ]
+            tables = paid_as_others(tables)
         elif self.affect == "yoked":
             tables = yoked(conversations, tables)
         return [
@@ -131,6 +132,24 @@ def with_true_affect(talk: Conversation, table: SignalTable) -> SignalTable:
                 after = talk.turns[turn + 1].affect if turn + 1 < len(talk.turns) else None
                 values[row, column] = np.nan if after is None else after.get(name, np.nan)
     return SignalTable(table.names, values, table.turns)
+
+
+def paid_as_others(tables: Sequence[SignalTable]) -> list[SignalTable]:
+    """The tables with the mean of the batch wherever an affect is missing.
+
+    What a user did not tell is neither good nor bad, and such a turn is to teach next to nothing.
+    An affect that nobody told stays missing.
+    """
+    values_NS = np.concatenate([table.values for table in tables])
+    known_NS = np.isfinite(values_NS)
+    count_S = known_NS.sum(axis=0)
+    sum_S = np.where(known_NS, values_NS, 0.0).sum(axis=0)
+    mean_S = np.divide(sum_S, count_S, out=np.full(len(count_S), np.nan), where=count_S > 0)
+    affects_S = np.isin(tables[0].names, AFFECTS)
+    return [
+        replace(t, values=np.where(np.isnan(t.values) & affects_S, mean_S, t.values))
+        for t in tables
+    ]
 
 
 def yoked(

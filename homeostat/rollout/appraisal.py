@@ -12,6 +12,7 @@ from typing import TypeGuard
 import numpy as np
 
 from homeostat.bots.affect import Appraisal
+from homeostat.bots.model import ModelBot
 from homeostat.models.adapters import Policy
 from homeostat.rollout.replies import base_nll, with_given_reply
 from homeostat.types import AppraisingBot, Bot, Conversation, Role, Turn
@@ -32,6 +33,9 @@ def answers(
         talks: The conversations up to what the bot has just said.
         replies: The assistant's replies to that.
     """
+    played = [bot for bot in players if isinstance(bot, ModelBot)]
+    if played:  # a population is played by a model as a whole, and asked together
+        return played[0].population.answers(played, replies)
     wanting = {i: bot for i, bot in enumerate(players) if _wants(bot)}
     said = [(talks[i].turns[-1].text, replies[i], bot.asserted) for i, bot in wanting.items()]
     appraised = dict(zip(wanting, appraise(policy, said), strict=True))

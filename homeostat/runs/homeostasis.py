@@ -7,6 +7,9 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
+from homeostat.bots.endpoint import Endpoint
+from homeostat.bots.model import ModelBots, describe_counts
+from homeostat.config.bots import ModelBotConfig
 from homeostat.config.register import build, checked
 from homeostat.config.run import RunConfig
 from homeostat.config.signals import AFFECTS
@@ -16,6 +19,7 @@ from homeostat.models.adapters import Policy
 from homeostat.report.metrics import write_rows
 from homeostat.reward.compose import Reward
 from homeostat.reward.valence import resolve
+from homeostat.rollout.sampled_user import user_model
 from homeostat.runs.checkpoint import seed_generators
 from homeostat.runs.context import Run
 from homeostat.runs.memory import episode_tokens
@@ -49,16 +53,20 @@ class RewardWing:
 
     @staticmethod
     def check_files(config: RunConfig) -> None:
-        """See `Wing.check_files`: the corpora that probes are fitted on and tested with."""
+        """See `Wing.check_files`: the probes' corpora, and whether an endpoint has its key."""
         affect = config.signals.affect
         if affect is not None:
             for path in filter(None, (affect.corpus, affect.heldout)):
                 load_corpus(path, affect.names)
+        if isinstance(config.bot, ModelBotConfig) and config.bot.source == "endpoint":
+            Endpoint(config.bot)
 
     def __init__(self, run: Run, policy: Policy) -> None:
         self.run = run
         self.policy = policy
         self.bots = build(run.config.bot, Bots)
+        if isinstance(self.bots, ModelBots):
+            self.bots.model = user_model(self.bots.config, policy)
         checked(self.bots.spawn(0), Bot, f"spawn of _target_={run.config.bot._target_}")
         self.perception: Perception | None = None
         self.loop: Mapping[str, Any] | None = None
@@ -166,7 +174,7 @@ class RewardWing:
 
     def summary(self) -> dict[str, Any]:
         """See `Wing.summary`."""
-        reports = self.perception.reports if self.perception else {}
+        reports, bots = self.perception.reports if self.perception else {}, self.bots
         metrics = self.comparison.metrics if self.comparison else {}
         return {
             "probe_auroc": {name: report.auroc for name, report in reports.items()},
@@ -180,10 +188,13 @@ class RewardWing:
             "cool_temperature": self.run.config.eval.cool_temperature,
             "cool": {n: asdict(e) for n, e in self.cool.metrics.items()} if self.cool else None,
             "eval": {name: asdict(estimate) for name, estimate in metrics.items()},
+            **({"user_reports": dict(bots.counts)} if isinstance(bots, ModelBots) else {}),
         }
 
     def report(self) -> None:
         """Tables of what was found, for the console."""
+        if isinstance(self.bots, ModelBots):
+            self.run.console.say(describe_counts(self.bots.counts))
         if self.comparison is not None:
             self.run.console.comparison(self.comparison.metrics)
         if not self.run.config.trainer.learns and self.perception is not None:

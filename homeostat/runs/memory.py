@@ -20,6 +20,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from homeostat.bots.model import ModelBot
 from homeostat.config.run import RolloutConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
@@ -135,7 +136,8 @@ def episode_tokens(policy: Policy, rollout: RolloutConfig, bots: Bots) -> int:
         turns = [bot.opening()]
         for _ in range(rollout.turns):
             ids = (policy.pad_id,) * rollout.max_new_tokens
-            turns += [Turn("assistant", "", token_ids=ids), bot.answer("")]
+            answer = bot.longest() if isinstance(bot, ModelBot) else bot.answer("")
+            turns += [Turn("assistant", "", token_ids=ids), answer]
         lengths.append(len(policy.encode(Conversation(tuple(turns))).ids))
     return max(lengths)
 

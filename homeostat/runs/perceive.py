@@ -262,10 +262,11 @@ def watch_probes(run: Run, policy: Policy, perception: Perception | None) -> dic
 def _remembered(config: RunConfig, policy: Policy, depends_on: Any, kind: str, compute: Any) -> Any:
     """What ``compute`` finds out about the base model, from the cache where nothing has changed.
 
-    The user's own code may change without a trace in the config: what follows from it is not kept.
+    The user's own code, and a model elsewhere that plays users, may change without a trace in the
+    config: what follows from them is not kept.
     """
-    own_code = bool(config.signals.own) or not config.bot._target_.startswith("homeostat.")
-    if own_code or not config.signals.cache:
+    traceable = not config.signals.own and config.bot.follows_from_config
+    if not (traceable and config.signals.cache):
         return compute()
     recipe = [
         identity(policy),

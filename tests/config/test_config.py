@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from homeostat.cli import CONF
-from homeostat.config.bots import REPLY_FEATURES, MixedBotConfig
+from homeostat.config.bots import REPLY_FEATURES, MixedBotConfig, OwnBotConfig
 from homeostat.config.filters import standard_filter
 from homeostat.config.register import compose_run, config_part, options, schemas
 from homeostat.config.reward import SIDES, RewardConfig
@@ -485,6 +485,49 @@ def test_a_value_at_its_limit_is_accepted(curious: DictConfig, key: str, value: 
     config = changed(curious, **{key.replace(".", "__"): value})
     converted(config)
     assert OmegaConf.select(config, key) == value
+
+
+SERVED = {"source": "endpoint", "url": "http://localhost:8000/v1", "model": "m"}
+SECRET = "sk-secret-0123456789"
+MODEL_BOT_WRONG = [
+    ({"source": "oracle"}, "bot.source=oracle is unknown; choose one of base, local, endpoint"),
+    ({"source": "local"}, "bot.source=local needs bot.path="),
+    ({"source": "endpoint", "model": "m"}, "bot.source=endpoint needs bot.url="),
+    ({**SERVED, "model": None}, "bot.source=endpoint needs bot.model="),
+    ({"path": "models/x"}, "bot.path is not read with bot.source=base; leave it out"),
+    ({**SERVED, "path": "models/x"}, "bot.path is not read with bot.source=endpoint"),
+    ({**SERVED, "url": "localhost:8000"}, "bot.url must be such as http://localhost:8000/v1"),
+    ({**SERVED, "url": f"https://me:{SECRET}@host/v1"}, "bot.url must be such as http://"),
+    ({**SERVED, "url": f"https://host/v1?key={SECRET}"}, "bot.url must be such as http://"),
+    ({**SERVED, "api_key_env": SECRET}, "bot.api_key_env must be the name of an environment"),
+    ({"temperature": 0.0}, "bot.temperature=0.0 must be above 0"),
+    ({"max_tokens": 0}, "bot.max_tokens=0 must be above 0"),
+    ({"max_tokens": 100_001}, "bot.max_tokens=100001 is too much; use at most 100000"),
+    ({"timeout_s": 0.0}, "bot.timeout_s=0.0 must be above 0"),
+    ({"retries": -1}, "bot.retries=-1 must be 0 or above"),
+    ({"retries": 101}, "bot.retries=101 is too much; use at most 100"),
+    ({"concurrency": 0}, "bot.concurrency=0 must be above 0"),
+    ({"concurrency": 257}, "bot.concurrency=257 is too much; use at most 256"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), MODEL_BOT_WRONG)
+def test_a_wrong_value_of_a_user_played_by_a_model_is_refused(
+    values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        config_part("bot=model", **values)
+    assert SECRET not in str(caught.value)
+
+
+def test_what_users_say_follows_from_the_config_only_where_the_base_plays_them() -> None:
+    kept = [config_part("bot=curious"), config_part("bot=model")]
+    changing = [
+        config_part("bot=model", **SERVED, api_key_env="MY_KEY"),
+        config_part("bot=model", source="local", path="models/x"),
+        OwnBotConfig(_target_="mine.bot.Guests", name="guests"),
+    ]
+    assert [bot.follows_from_config for bot in (*kept, *changing)] == [True] * 2 + [False] * 3
 
 
 @pytest.mark.parametrize("trainer", GROUPS["trainer"])

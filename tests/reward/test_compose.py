@@ -425,6 +425,14 @@ def test_a_feeling_that_nobody_knows_is_no_reward() -> None:
         paid("true", [felt(None)], [read(0.9)])
 
 
+def test_a_feeling_that_was_not_told_is_paid_as_the_others_of_the_batch() -> None:
+    """The mean of what is known, 0.2 and 0.6; readings and what is known are left alone."""
+    talks, reads = [felt(0.2, None), felt(0.6)], [read(0.9, 0.8), read(0.7)]
+    np.testing.assert_allclose(paid("true", talks, reads)[0], [-0.2, -0.4])
+    np.testing.assert_allclose(paid("true", talks, reads)[1], [-0.6])
+    assert reads[0].signals.column("boredom").tolist() == [0.9, 0.8]
+
+
 def test_yoked_users_are_paid_for_what_somebody_else_says() -> None:
     """Two groups of two: each gets the reading of the other group, and all are used once."""
     talks = [felt(0.1), felt(0.1), felt(0.2), felt(0.2)]
