@@ -14,6 +14,7 @@ SIDES = ("both", "above", "below")
 TRANSFORMS = ("none", "log")
 COMBINATIONS = ("sum", "decoupled")
 AFFECT_SOURCES = ("read", "true", "yoked")
+LEVELS = ("read", "felt")
 
 
 @dataclass(kw_only=True)
@@ -80,6 +81,9 @@ class RewardConfig:
     within its group or batch first (``decoupled``). ``affect`` says whose feelings count: those
     that are ``read`` from the user's words; the bot's ``true`` ones, an upper bound; or those read
     from another user (``yoked``), a control with the same distribution and nothing to earn.
+    ``levels`` says what the stated levels of an affect are: of what is ``read``, or of what is
+    ``felt``. Probes draw strong feelings towards the middle; a felt level is moved to where the
+    probe reads it, along the line that the headroom of the run has measured.
     ``pathwise`` follows signals that are differentiable functions of the policy, and the price of
     KL, by their own derivative; see `homeostat.trainers.pathwise`.
     """
@@ -90,12 +94,19 @@ class RewardConfig:
     mode: str = "level"
     combine: str = "sum"
     affect: str = "read"
+    levels: str = "read"
     pathwise: bool = False
 
     def __post_init__(self) -> None:
         require_one_of("reward.mode", self.mode, REWARD_MODES)
         require_one_of("reward.combine", self.combine, COMBINATIONS)
         require_one_of("reward.affect", self.affect, AFFECT_SOURCES)
+        require_one_of("reward.levels", self.levels, LEVELS)
+        require(
+            self.levels == "read" or self.affect != "true",
+            "reward.levels=felt moves set points to where a probe reads them, and with "
+            "reward.affect=true nothing is read; use reward.levels=read.",
+        )
         total = sum(point.weight for point in self.set_points.values())
         require(
             total > 0 or bool(self.terms),

@@ -46,8 +46,9 @@ class Headroom:
             (``best_of_8`` where there are eight) and what a word salad would, in valence; each
             with its ``ci95``, and a ``verdict``.
         loop: Per affect ``within_r`` between what the user truly feels and what is read, within
-            replies to the same words, its ``ci95``, ``n_seeds``, ``n_replies`` and the share of
-            replies with a word-identical twin (``identical_answers``).
+            replies to the same words, its ``ci95``, ``n_seeds``, ``n_replies``, the share of
+            replies with a word-identical twin (``identical_answers``), and the line from what is
+            felt to what is read (``slope``, ``offset``).
     """
 
     terms: Mapping[str, Mapping[str, Any]]
@@ -82,6 +83,7 @@ def measure_headroom(
     users: int,
     replies: int,
     progress: Progress = silent,
+    felt: bool = False,
 ) -> Headroom:
     """Play one turn of each user several times as the base, and see what depends on the reply.
 
@@ -93,6 +95,7 @@ def measure_headroom(
         users: Held-out ones, of a range of seeds that nothing else uses.
         replies: Of each.
         progress: Told how many replies are done.
+        felt: Whether the levels of affects are felt ones, see `as_read`.
     """
     seeds = headroom_seeds(users)
     one_turn = RolloutConfig(turns=1, max_new_tokens=rollout.max_new_tokens)
@@ -102,14 +105,32 @@ def measure_headroom(
         episodes = [episode for group in groups for episode in group]
         readings = reader.measure([*episodes, *salads])
     of_base, of_salad = readings[: len(episodes)], readings[len(episodes) :]
+    loop = affect_loop(groups, np.array([r.perceived[-1] for r in of_base]), reader.affects)
+    points = as_read(points, loop) if felt else points
     terms_SKN = _terms(of_base, points).reshape(users, replies, len(points))
     salad_SN = _terms(of_salad, points)
     terms = {
         name: term_headroom(terms_SKN[:, :, column], salad_SN[:, column])
         for column, name in enumerate(points)
     }
-    loop = affect_loop(groups, np.array([r.perceived[-1] for r in of_base]), reader.affects)
     return Headroom(terms, loop)
+
+
+def as_read(
+    points: Mapping[str, SetPoint], loop: Mapping[str, Mapping[str, Any]]
+) -> dict[str, SetPoint]:
+    """Set points of felt levels, moved to where they are read; those of other signals stay.
+
+    An affect whose reading does not rise with what is felt has no such place, and is left out. So
+    is one of which nothing is known.
+    """
+    moved = {}
+    for name, point in points.items():
+        if name not in loop:
+            moved[name] = point
+        elif (loop[name]["slope"] or 0.0) > 0:
+            moved[name] = point.as_read(loop[name]["offset"], loop[name]["slope"])
+    return moved
 
 
 def as_salads(policy: Policy, bots: Bots, episodes: Sequence[Episode]) -> list[Episode]:
@@ -216,8 +237,17 @@ def affect_loop(
             "n_seeds": len(true),
             "n_replies": int(true.size),
             "identical_answers": identical,
+            **_line(true.ravel(), read.ravel()),
         }
     return loop
+
+
+def _line(true: Float[np.ndarray, " N"], read: Float[np.ndarray, " N"]) -> dict[str, float | None]:
+    """Slope and offset of the least squares of ``read`` on ``true``; None without variance."""
+    if len(true) < 2 or np.ptp(true) == 0:
+        return {"slope": None, "offset": None}
+    slope, offset = np.polyfit(true, read, 1)
+    return {"slope": float(slope), "offset": float(offset)}
 
 
 def within_r(x_SK: Float[np.ndarray, "S K"], y_SK: Float[np.ndarray, "S K"]) -> float:

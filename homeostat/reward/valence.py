@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -58,6 +58,15 @@ class SetPoint:
     def valence(self, x: Array) -> Array:
         """What the signal adds to the valence where it is ``x``, <= 0."""
         return -self.weight * self.distance(x)
+
+    def as_read(self, offset: float, slope: float) -> SetPoint:
+        """The same for a signal that shows ``offset + slope x`` where ``x`` is meant; slope > 0."""
+        return replace(
+            self,
+            setpoint=offset + slope * self.setpoint,
+            tolerance=slope * self.tolerance,
+            dead_zone=slope * self.dead_zone,
+        )
 
 
 def resolve(config: Mapping[str, SetPointConfig], calibration: Calibration) -> dict[str, SetPoint]:

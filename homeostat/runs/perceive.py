@@ -18,7 +18,7 @@ from homeostat.config.run import RunConfig
 from homeostat.config.signals import AFFECTS
 from homeostat.errors import HomeostatError
 from homeostat.evals.failures import Failures, best_signals
-from homeostat.evals.headroom import Headroom, loop_verdicts, measure_headroom
+from homeostat.evals.headroom import Headroom, as_read, loop_verdicts, measure_headroom
 from homeostat.evals.homeostasis import Homeostasis, perception_validity
 from homeostat.evals.staleness import measure_staleness, stale
 from homeostat.files import write_text
@@ -164,21 +164,30 @@ def measure_reward_headroom(
     """What of the reward a reply decides; writes headroom.json and probes/loop.json.
 
     None where nothing is to be measured.
+
+    Raises:
+        HomeostatError: That is where felt levels would be read off it.
     """
     config = run.config
     users, replies = config.eval.headroom_users, config.eval.headroom_replies
+    felt = config.reward.levels == "felt"
     if not users:
+        if felt:
+            raise HomeostatError(
+                "reward.levels=felt needs the headroom of the run, which says where a felt level is "
+                "read; set eval.headroom_users above 0, or use reward.levels=read."
+            )
         return None
 
     def compute() -> dict[str, Any]:
         with run.section("headroom of the reward", "headroom") as progress:
             measured = measure_headroom(
-                reader, bots, set_points, config.rollout, users, replies, progress
+                reader, bots, set_points, config.rollout, users, replies, progress, felt
             )
         return {"terms": finite(measured.terms), "loop": finite(measured.loop)}
 
     points = {name: asdict(point) for name, point in set_points.items()}
-    depends_on = [perception.corpus.digest if perception else None, users, replies, points]
+    depends_on = [perception.corpus.digest if perception else None, users, replies, points, felt]
     headroom = Headroom(**_remembered(config, reader.policy, depends_on, "headroom", compute))
     write_text(run.folder / "headroom.json", json.dumps(headroom.terms, indent=2))
     if perception is not None:
@@ -191,6 +200,8 @@ def readable(
 ) -> dict[str, SetPoint]:
     """The set points whose signal can be read off what users say; says which are left out.
 
+    Those of felt levels are moved to where they are read.
+
     Raises:
         HomeostatError: Nothing is left to reward, and the run is to train.
     """
@@ -202,10 +213,13 @@ def readable(
     allowed = ALLOWED[affect.require]
     verdicts = loop_verdicts(headroom.loop)
     left_out = {n: why for n, (verdict, why) in verdicts.items() if verdict not in allowed}
+    placed = as_read(set_points, headroom.loop) if config.reward.levels == "felt" else set_points
+    for name in set_points.keys() - placed.keys():
+        left_out[name] = "its reading does not rise with what is felt"
     for name in set_points:
         if name in left_out:
             run.console.say(f"{name} is left out of the reward: {left_out[name]}")
-    kept = {name: point for name, point in set_points.items() if name not in left_out}
+    kept = {name: point for name, point in placed.items() if name not in left_out}
     if not kept and not config.reward.terms and config.trainer.learns:
         raise HomeostatError(
             f"signals.affect.require={affect.require} leaves no signal to reward, since none of "

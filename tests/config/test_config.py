@@ -366,6 +366,7 @@ WRONG = [
     ("trainer.critic", "own", ["trainer.critic=own", "shared", "lora"]),
     ("trainer.value_coef", -1, ["trainer.value_coef=-1", "0 or above"]),
     ("reward.mode", "slope", ["reward.mode=slope", "level", "reduction"]),
+    ("reward.levels", "meant", ["reward.levels=meant", "read", "felt"]),
     ("trainer.entropy_coef", -1, ["trainer.entropy_coef=-1", "0 or above"]),
     ("trainer.target_kl", 0, ["trainer.target_kl=0", "above 0", "null"]),
     ("rollout.turns", 0, ["rollout.turns=0", "above 0"]),
@@ -725,6 +726,11 @@ PATHWISE = {
 def test_what_cannot_be_followed_pathwise_is_refused(others: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         converted(draft("bot=curious", "reward.pathwise=true", *others))
+
+
+def test_felt_levels_of_what_is_not_read_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"reward\.affect=true nothing is read"):
+        converted(draft("bot=curious", "reward=true_affect", "reward.levels=felt"))
 
 
 @pytest.mark.parametrize("trainer", ["ppo", "grpo", "rloo", "none"])

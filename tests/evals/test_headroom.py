@@ -16,6 +16,7 @@ from homeostat.evals.headroom import (
     EARNED,
     NOT_EARNED,
     affect_loop,
+    as_read,
     as_salads,
     loop_verdicts,
     reply_share,
@@ -23,6 +24,7 @@ from homeostat.evals.headroom import (
     within_r,
 )
 from homeostat.models.adapters import Policy
+from homeostat.reward.valence import SetPoint
 from homeostat.rollout.episodes import play
 from homeostat.types import Conversation, Episode, TokenStream, Turn
 
@@ -107,6 +109,34 @@ def test_the_loop_by_hand() -> None:
     assert found["within_r"] == pytest.approx(0.0, abs=1e-12), "one user up, the other one down"
     assert (found["n_seeds"], found["n_replies"]) == (2, 6)
     assert found["identical_answers"] == pytest.approx(2 / 6)
+
+
+def test_the_line_from_felt_to_read_by_hand() -> None:
+    """Felt 0.1, 0.2, 0.3 and read 0.4, 0.45, 0.5: half of it, from 0.35 on."""
+    groups = [episodes(0.1, ["a", "b", "c"])]
+    found = affect_loop(groups, np.array([[0.4], [0.45], [0.5]]), ("boredom",))["boredom"]
+    assert (found["slope"], found["offset"]) == pytest.approx((0.5, 0.35))
+    alike = affect_loop([episodes(0.1, ["a"])], np.array([[0.4]]), ("boredom",))["boredom"]
+    assert (alike["slope"], alike["offset"]) == (None, None)
+
+
+def test_a_felt_level_is_moved_to_where_it_is_read() -> None:
+    """Felt 0.3 +- 0.2 is read at 0.05 +- 0.1: a user is as far off in either."""
+    felt = SetPoint(0.5, 0.3, 0.2, dead_zone=0.1)
+    loop = {
+        "sentiment": {"slope": 0.5, "offset": -0.1},
+        "boredom": {"slope": -0.2, "offset": 0.4},
+        "confusion": {"slope": None, "offset": None},
+    }
+    points = dict.fromkeys((*loop, "entropy"), felt)
+    moved = as_read(points, loop)
+    assert list(moved) == ["sentiment", "entropy"], "no place for what does not rise"
+    assert moved["entropy"] == felt
+    point = moved["sentiment"]
+    assert (point.setpoint, point.tolerance, point.dead_zone) == pytest.approx((0.05, 0.1, 0.05))
+    assert (point.weight, point.side) == (felt.weight, felt.side)
+    assert point.distance(np.array([-0.1 + 0.5 * 0.8])) == pytest.approx(2.0)
+    assert felt.distance(np.array([0.8])) == pytest.approx(2.0)
 
 
 def test_a_user_whose_feelings_nobody_knows_is_missing() -> None:

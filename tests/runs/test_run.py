@@ -257,8 +257,20 @@ def test_the_base_plays_its_held_out_episodes_once(
 # --- what can be read and what is fixed well enough ---------------------------------------------
 
 LOOP = {
-    "sentiment": {"within_r": 0.7, "ci95": (0.6, 0.8), "n_seeds": 48},
-    "boredom": {"within_r": 0.3, "ci95": (0.1, 0.4), "n_seeds": 48},
+    "sentiment": {
+        "within_r": 0.7,
+        "ci95": (0.6, 0.8),
+        "n_seeds": 48,
+        "slope": 0.5,
+        "offset": -0.1,
+    },
+    "boredom": {
+        "within_r": 0.3,
+        "ci95": (0.1, 0.4),
+        "n_seeds": 48,
+        "slope": -0.1,
+        "offset": 0.0,
+    },
 }
 AFFECT_POINTS = {name: SetPoint(0.2, 0.1, 0.2) for name in LOOP} | {
     "entropy": SetPoint(0.2, 2.0, 0.5)
@@ -286,6 +298,21 @@ def test_an_affect_that_cannot_be_read_is_left_out(
     assert list(readable(run, AFFECT_POINTS, None)) == list(AFFECT_POINTS)
     said = "boredom is left out of the reward: r = 0.30 within replies to the same words, from 0.10"
     assert (said in console[1].getvalue()) == ("boredom" not in kept)
+
+
+def test_felt_levels_lie_where_they_are_read(
+    composed: Make, console: tuple[Console, io.StringIO], tmp_path: Path
+) -> None:
+    config = composed("bot=curious", "reward.levels=felt", "signals.affect.require=any")
+    run = make_run(config, tmp_path, console[0])
+    points = readable(run, AFFECT_POINTS, Headroom({}, LOOP))
+    assert list(points) == ["sentiment", "entropy"]
+    assert (points["sentiment"].setpoint, points["sentiment"].tolerance) == pytest.approx(
+        (-0.05, 0.1)
+    )
+    assert points["entropy"] == AFFECT_POINTS["entropy"]
+    said = "boredom is left out of the reward: its reading does not rise with what is felt"
+    assert said in console[1].getvalue()
 
 
 def test_a_reward_that_cannot_be_read_at_all_is_refused(
