@@ -174,8 +174,8 @@ def measure_reward_headroom(
     if not users:
         if felt:
             raise HomeostatError(
-                "reward.levels=felt needs the headroom of the run, which says where a felt level is "
-                "read; set eval.headroom_users above 0, or use reward.levels=read."
+                "reward.levels=felt needs the headroom of the run, which says where a felt level "
+                "is read; set eval.headroom_users above 0, or use reward.levels=read."
             )
         return None
 
