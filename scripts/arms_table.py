@@ -1,0 +1,168 @@
+"""Arms of a preregistered experiment over seeds: means with t intervals, differences to controls.
+
+python scripts/arms_table.py SWEEP [SWEEP ...] --minus yoked random [--json]
+
+The seed is the unit: a run counts as its one figure, trained minus base on the same items or
+held-out episodes. Differences between arms are paired by seed. Over all runs, whether what an
+evaluation finds goes with what was earned and with the fall in entropy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+import yaml
+
+from homeostat.bots.affect import notice
+
+HELD_OUT = (
+    "relational_true",
+    "relational_read",
+    "true/sentiment",
+    "true/curiosity",
+    "true/frustration",
+    "true/confusion",
+    "true/boredom",
+    "coherence/kl",
+    "coherence/base_perplexity",
+    "signal/entropy",
+)
+CONTRASTS = {"false_beliefs": ("sad_minus_neutral", "cheerful_minus_neutral")}
+AGREEMENT = "agreement"
+GOES_WITH = ("relational_true", "signal/entropy")
+NAMES = {"reward.levels=felt": "felt", "reward.affect=true": "true"}
+Runs = Mapping[str, Mapping[int, Mapping[str, float]]]  # figures by arm and seed
+
+
+def read_runs(sweeps: Sequence[Path]) -> tuple[dict[str, dict[int, dict[str, float]]], list[Any]]:
+    """The figures of every finished run by arm and seed, and the arms without training."""
+    runs: dict[str, dict[int, dict[str, float]]] = {}
+    untrained: list[Any] = []
+    for path in sorted(p for sweep in sweeps for p in sweep.glob("*/summary.json")):
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        if summary["status"] != "finished":
+            continue
+        said = yaml.safe_load((path.parent / "overrides.yaml").read_text(encoding="utf-8"))
+        reward = next(o.partition("=")[2] for o in said if o.startswith("reward="))
+        arm = " ".join([reward, *(name for said_so, name in NAMES.items() if said_so in said)])
+        runs.setdefault(arm, {})[summary["seed"]] = figures(path.parent, summary)
+        untrained = untrained or without_training(summary)
+    return runs, untrained
+
+
+def figures(folder: Path, summary: Mapping[str, Any]) -> dict[str, float]:
+    """Trained minus base, by name, of what one run measured."""
+    found = {name: summary["eval"][name]["diff"] for name in HELD_OUT if name in summary["eval"]}
+    for name, evaluation in (summary.get("suite") or {}).items():
+        metrics = evaluation["metrics"]
+        found[name] = metrics[evaluation["claim"]]["diff"]
+        found |= {f"{name}/{key}": metrics[key]["diff"] for key in CONTRASTS.get(name, ())}
+    found[AGREEMENT] = agreement_of(folder, "trained") - agreement_of(folder, "base")
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def agreement_of(folder: Path, arm: str) -> float:
+    """Of the held-out replies of an arm: 1 agrees by its words, -1 contradicts, 0 neither; mean."""
+    rows = map(json.loads, (folder / "evals" / "homeostasis.jsonl").open(encoding="utf-8"))
+    replies = [
+        turn["text"]
+        for row in rows
+        for turn in row["turns"]
+        if row["arm"] == arm and turn["role"] == "assistant"
+    ]
+    return float(np.mean([notice(text, ()).agreement for text in replies]))
+
+
+def without_training(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Arms that every run has beside its base; their intervals are over episodes."""
+    rows = []
+    for key, arm in (("cool", "base at 0.7"), ("prompted", "prompted base")):
+        if summary.get(key):  # a run of before knows of no prompted base
+            found = summary[key][HELD_OUT[0]]
+            figure = {"mean": found["diff"], "ci95": found["ci95"]}
+            rows.append({"arm": arm, "unit": "episodes", HELD_OUT[0]: figure})
+    return rows
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, 95% t interval and what it rests on; no interval below two."""
+    x = np.array(values)
+    found: dict[str, Any] = {"mean": float(x.mean()), "values": list(values), "ci95": None}
+    if len(x) > 1:
+        reach = scipy.stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
+        found["ci95"] = [float(x.mean() - reach), float(x.mean() + reach)]
+    return found
+
+
+def table(runs: Runs, controls: Sequence[str]) -> list[dict[str, Any]]:
+    """A row per arm: each figure over seeds, and its difference to every control's."""
+    rows = []
+    for arm, by_seed in runs.items():
+        row: dict[str, Any] = {"arm": arm, "seeds": sorted(by_seed)}
+        for name in next(iter(by_seed.values())):
+            row[name] = over_seeds([by_seed[s][name] for s in sorted(by_seed)])
+            for control in controls:
+                other = runs.get(control, {})
+                both = [s for s in sorted(by_seed) if s in other and name in other[s]]
+                if control != arm and both:
+                    differences = [by_seed[s][name] - other[s][name] for s in both]
+                    row[name][f"minus {control}"] = over_seeds(differences)
+        rows.append(row)
+    return rows
+
+
+def goes_with(runs: Runs) -> dict[str, Any]:
+    """Spearman's correlation over all runs of the findings with what was earned, and entropy."""
+    all_runs = [run for by_seed in runs.values() for run in by_seed.values()]
+    found = {}
+    for name in sorted({key for run in all_runs for key in run} - {*HELD_OUT}):
+        for other in GOES_WITH:
+            pairs = [(run[name], run[other]) for run in all_runs if {name, other} <= run.keys()]
+            if len(pairs) > 2 and all(len(set(column)) > 1 for column in zip(*pairs, strict=True)):
+                r, p = scipy.stats.spearmanr(pairs)
+                found[f"{name} with {other}"] = {"r": float(r), "p": float(p), "n": len(pairs)}
+    return found
+
+
+def shown(figure: Mapping[str, Any]) -> str:
+    """Mean, interval and single values in a line."""
+    low, high = figure["ci95"] or (float("nan"),) * 2
+    each = ", ".join(f"{value:+.3f}" for value in figure.get("values", ()))
+    return f"{figure['mean']:+.3f} [{low:+.3f}, {high:+.3f}]   {each}"
+
+
+def main() -> None:
+    """Print a table, or JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sweeps", nargs="+", type=Path)
+    parser.add_argument(
+        "--minus", nargs="*", default=[], help="arms that the others are compared with"
+    )
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    runs, untrained = read_runs(options.sweeps)
+    rows, correlations = [*table(runs, options.minus), *untrained], goes_with(runs)
+    if options.json:
+        print(json.dumps({"arms": rows, "over_runs": correlations}, indent=1))
+        return
+    for row in rows:
+        for name, figure in row.items():
+            if isinstance(figure, dict):
+                print(f"{row['arm']:<22}{name:<38}{shown(figure)}")
+                for key, difference in figure.items():
+                    if key.startswith("minus "):
+                        print(f"{'':<22}{'  ' + key:<38}{shown(difference)}")
+    for name, found in correlations.items():
+        print(f"{name}: Spearman {found['r']:+.2f}, p = {found['p']:.3f}, {found['n']} runs")
+
+
+if __name__ == "__main__":
+    main()
