@@ -1,4 +1,4 @@
-"""Controllers: how the price of KL and the learning rate move from one update to the next."""
+"""Controllers: how prices, bonuses and the learning rate move from one update to the next."""
 
 from __future__ import annotations
 
@@ -93,6 +93,39 @@ class PidKL(FixedKL):
         )
         self.error = error
         self.coef = config.coef * math.exp(min(max(exponent, -bound), bound))
+
+
+class EntropyBonus:
+    """What a nat of entropy is worth in the loss; with a target it moves to hold the entropy there.
+
+        coef <- max(0, coef + gain (target - H)),    H the policy's mean entropy, nats per token
+
+    It rises while the entropy is below the target, however little is needed, and is gone where the
+    entropy stays above without it: a floor rather than a ceiling.
+
+    Source: Haarnoja et al. 2018, arXiv 1812.05905, equations 17 and 18 (the dual variable of the
+    constraint on entropy). **Differs:** one step per update, on the entropy of the distributions
+    rather than on minus the log-probability of what was sampled; the coefficient itself moves, not
+    its logarithm, so that it can start from 0; no entropy in the rewards or values.
+    """
+
+    def __init__(self, coef: float, target: float | None, gain: float) -> None:
+        self.coef = coef
+        self.target = target
+        self.gain = gain
+
+    def update(self, entropy: float) -> None:
+        """Take in the mean entropy of one update's batch, nats per token."""
+        if self.target is not None:
+            self.coef = max(0.0, self.coef + self.gain * (self.target - entropy))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `update` has moved."""
+        return {"coef": self.coef}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was taken."""
+        self.coef = float(state["coef"])
 
 
 def make_kl_controller(config: KLConfig) -> FixedKL:
