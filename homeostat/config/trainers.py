@@ -115,10 +115,10 @@ class PolicyGradientConfig(TrainerConfig):
     ``clip_range_high`` is the range upwards; null: the same as downwards.
 
     ``entropy_coef`` is what a nat of entropy is worth in the loss, in units of the advantage. With
-    an ``entropy_target`` (nats per token) it only starts there, and moves by ``entropy_gain`` times
-    what is missing. ``kl_cov_share`` of the tokens pay ``kl_cov_coef`` for leaving the policy that
-    sampled them, those that narrow it most. ``mask_truncated`` learns nothing from replies that ran
-    into ``rollout.max_new_tokens``.
+    an ``entropy_target`` (nats per token) it only starts there and moves with what is missing; see
+    `homeostat.trainers.controllers`. ``kl_cov_share`` of the tokens, those that narrow the policy
+    most, pay ``kl_cov_coef`` for leaving the policy that sampled them. ``mask_truncated`` learns
+    nothing from replies that ran into ``rollout.max_new_tokens``.
     """
 
     micro_batch_key: ClassVar[str | None] = "trainer.micro_batch_tokens"
@@ -130,7 +130,8 @@ class PolicyGradientConfig(TrainerConfig):
     clip_range_high: float | None
     entropy_coef: float
     entropy_target: float | None
-    entropy_gain: float = 0.02
+    entropy_integral: float = 0.02
+    entropy_proportional: float = 0.2
     kl_cov_share: float
     kl_cov_coef: float = 1.0
     mask_truncated: bool
@@ -149,11 +150,11 @@ class PolicyGradientConfig(TrainerConfig):
             minibatches=self.minibatches,
             micro_batch_tokens=self.micro_batch_tokens,
             clip_range=self.clip_range,
-            entropy_gain=self.entropy_gain,
+            entropy_integral=self.entropy_integral,
             kl_cov_coef=self.kl_cov_coef,
             max_grad_norm=self.max_grad_norm,
         )
-        for name in ("entropy_coef", "warmup_steps"):
+        for name in ("entropy_coef", "entropy_proportional", "warmup_steps"):
             value = getattr(self, name)
             require(value >= 0, f"trainer.{name}={value} must be 0 or above.")
         require(

@@ -117,7 +117,7 @@ class PolicyGradient(AdapterTrainer):
     def __init__(self, config: PolicyGradientConfig, **runtime: Any) -> None:
         super().__init__(config, **runtime)
         self.kl = make_kl_controller(config.kl)
-        self.entropy = EntropyBonus(config.entropy_coef, config.entropy_target, config.entropy_gain)
+        self.entropy = EntropyBonus(config)
         self._base_lrs = [config.lr]
 
     @classmethod
@@ -175,7 +175,7 @@ class PolicyGradient(AdapterTrainer):
         metrics = batch_metrics(batch.readings, batch.rewards, self.reader.affects)
         metrics |= batch.shares
         metrics["policy/kl_coef"] = self.kl.coef
-        if self.entropy.target is not None:
+        if self.config.entropy_target is not None:
             metrics["policy/entropy_coef"] = self.entropy.coef
         if batch.credit.values:
             metrics["critic/value_mean"] = float(np.concatenate(list(batch.credit.values)).mean())
