@@ -105,6 +105,15 @@ def share_of_low_ids(
     return [sum(t < LOW_IDS for t in reply) / len(reply) for reply in replies(conversation)]
 
 
+def share_of_few_ids(
+    conversation: Conversation,
+    signals: dict[str, Any],  # noqa: ARG001
+    trace: Trace,  # noqa: ARG001
+) -> list[float]:
+    """Share of each reply's tokens that are among eight: the best policy is a narrow one."""
+    return [sum(t < 8 for t in reply) / len(reply) for reply in replies(conversation)]
+
+
 def share_the_opening_asks_for(
     conversation: Conversation,
     signals: dict[str, Any],  # noqa: ARG001

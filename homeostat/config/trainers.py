@@ -19,6 +19,7 @@ KL_ESTIMATORS = ("k1", "k3")
 LR_DECAYS = ("constant", "linear", "cosine")
 CRITICS = ("shared", "lora")
 CREDITS = ("turn", "token")
+GROUP_CREDITS = ("episode", "turn")
 
 
 @dataclass(kw_only=True)
@@ -114,6 +115,12 @@ class PolicyGradientConfig(TrainerConfig):
 
     ``kl_estimator`` puts the price of KL into the reward (``k1``) or into the loss (``k3``).
     ``clip_range_high`` is the range upwards; null: the same as downwards.
+
+    ``entropy_coef`` is what a nat of entropy is worth in the loss, in units of the advantage. With
+    an ``entropy_target`` (nats per token) it only starts there and moves with what is missing; see
+    `homeostat.trainers.controllers`. ``kl_cov_share`` of the tokens, those that narrow the policy
+    most, pay ``kl_cov_coef`` for leaving the policy that sampled them. ``mask_truncated`` learns
+    nothing from replies that ran into ``rollout.max_new_tokens``.
     """
 
     follows_pathwise: ClassVar[bool] = True
@@ -125,6 +132,12 @@ class PolicyGradientConfig(TrainerConfig):
     clip_range: float
     clip_range_high: float | None
     entropy_coef: float
+    entropy_target: float | None
+    entropy_integral: float = 0.02
+    entropy_proportional: float = 0.2
+    kl_cov_share: float
+    kl_cov_coef: float = 1.0
+    mask_truncated: bool
     kl: KLConfig
     kl_estimator: str
     target_kl: float | None
@@ -140,11 +153,25 @@ class PolicyGradientConfig(TrainerConfig):
             minibatches=self.minibatches,
             micro_batch_tokens=self.micro_batch_tokens,
             clip_range=self.clip_range,
+            entropy_integral=self.entropy_integral,
+            kl_cov_coef=self.kl_cov_coef,
             max_grad_norm=self.max_grad_norm,
         )
-        for name in ("entropy_coef", "warmup_steps"):
+        for name in ("entropy_coef", "entropy_proportional", "warmup_steps"):
             value = getattr(self, name)
             require(value >= 0, f"trainer.{name}={value} must be 0 or above.")
+        require(
+            self.entropy_target is None or self.entropy_target > 0,
+            f"trainer.entropy_target={self.entropy_target} must be above 0 nats per token, or null "
+            "for a coefficient that does not move.",
+        )
+        require_fraction("trainer", kl_cov_share=self.kl_cov_share)
+        require(
+            not self.kl_cov_share or self.epochs * min(self.minibatches, self.batch_size) > 1,
+            f"trainer.kl_cov_share={self.kl_cov_share:g} does nothing where an update is a single "
+            "step: no token has left the policy that sampled it; raise trainer.minibatches or "
+            "trainer.epochs, or set it to 0.",
+        )
         require(
             self.clip_range_high is None or self.clip_range_high > 0,
             f"trainer.clip_range_high={self.clip_range_high} must be above 0, or null for the same "
@@ -195,13 +222,26 @@ class PPOConfig(PolicyGradientConfig):
 
 @dataclass(kw_only=True)
 class GroupConfig(PolicyGradientConfig):
-    """Trainers that compare ``group_size`` episodes of one bot seed instead of asking a critic."""
+    """Trainers that compare ``group_size`` episodes of one bot seed instead of asking a critic.
+
+    ``credit`` says what is compared: whole episodes, or from each ``turn`` on what is still to
+    come, later turns discounted by ``gamma``.
+    """
 
     group_size: int
+    credit: str
+    gamma: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_whole_groups(self.batch_size, self.group_size)
+        require_one_of("trainer.credit", self.credit, GROUP_CREDITS)
+        require_fraction("trainer", gamma=self.gamma)
+        require(
+            self.credit == "turn" or self.gamma == 1,
+            f"trainer.gamma={self.gamma:g} discounts later turns, but trainer.credit=episode "
+            "compares whole episodes; use trainer.credit=turn, or leave it at 1.",
+        )
 
 
 @dataclass(kw_only=True)

@@ -50,7 +50,11 @@ ADDED: dict[str, Callable[[Values], Any]] = {
     "work.completions": lambda run: run["trainer"]["batch_size"],
     "trainer.clip_range_high": lambda _: None,
     "trainer.critic_warmup": lambda _: 0,
-    "trainer.credit": lambda _: "token",
+    "trainer.credit": lambda run: "episode" if "group_size" in run["trainer"] else "token",
+    "trainer.gamma": lambda _: 1.0,
+    "trainer.entropy_target": lambda _: None,
+    "trainer.kl_cov_share": lambda _: 0.0,
+    "trainer.mask_truncated": lambda _: False,
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -96,3 +98,46 @@ def leave_one_out(returns: Float[np.ndarray, " B"], group_size: int) -> Float[np
     others = (groups.sum(axis=1, keepdims=True) - groups) / (group_size - 1)
     advantages: Float[np.ndarray, " B"] = (groups - others).reshape(-1)
     return advantages
+
+
+def turn_advantages(
+    rewards: Sequence[Float[np.ndarray, " _"]],
+    turns: Sequence[Int[np.ndarray, " _"]],
+    gamma: float,
+    compare: Callable[[Float[np.ndarray, " B"]], Float[np.ndarray, " B"]],
+) -> list[Float[np.ndarray, " _"]]:
+    """Advantage of each token by what is still to come from its turn on, compared turn by turn.
+
+        G_n = r_n + gamma G_{n+1},    r_n the sum of the n-th turn's token rewards
+        A_n = compare(G_n)            each episode's beside the others' at the same turn
+
+    What earlier turns have earned is no longer noise to later ones; at the first turn, with gamma
+    1, nothing differs from comparing whole episodes. Compared by `leave_one_out`, the gradient is
+    unbiased: the baseline is made of the other episodes alone, whatever turn they got to. An
+    episode that is over has nothing to come and counts as 0 in the others' baseline; leaving it out
+    would be unbiased as well. What is biased is to centre each turn's reward first and sum then:
+    the baseline depends on how many turns the episode itself goes on, and going on is worth
+    nothing. With gamma below 1 the gradient is that of nearer rewards, on purpose.
+
+    Compared by `group_relative`, each turn has a unit of its own, so that later turns, with less to
+    come, count as much as earlier ones.
+
+    Args:
+        rewards: Reward of each token, an array per episode.
+        turns: Turn of each token; turns of all episodes are counted from their first.
+        gamma: Discount per turn, 0..1.
+        compare: Advantages of the episodes, given one number of each.
+
+    Source: Sutton et al. 1999 (policy gradient theorem) for the rewards to go; Kool et al. 2019 for
+    the baseline. **Differs:** an action is a turn, and the group stands for the state: at later
+    turns its episodes have said different things.
+    """
+    places = [np.unique(own, return_inverse=True)[1] for own in turns]
+    count = 1 + max(int(place.max()) for place in places)
+    to_go_BN = np.zeros((len(rewards), count))
+    for row_N, place, own in zip(to_go_BN, places, rewards, strict=True):
+        np.add.at(row_N, place, own)
+    for turn in reversed(range(count - 1)):
+        to_go_BN[:, turn] += gamma * to_go_BN[:, turn + 1]
+    advantage_BN = np.stack([compare(to_go_B) for to_go_B in to_go_BN.T], axis=1)
+    return [own_N[place] for own_N, place in zip(advantage_BN, places, strict=True)]

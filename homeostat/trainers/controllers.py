@@ -1,4 +1,4 @@
-"""Controllers: how the price of KL and the learning rate move from one update to the next."""
+"""Controllers: how prices, bonuses and the learning rate move from one update to the next."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from homeostat.config.trainers import KLConfig
+from homeostat.config.trainers import KLConfig, PolicyGradientConfig
 
 
 class FixedKL:
@@ -93,6 +93,46 @@ class PidKL(FixedKL):
         )
         self.error = error
         self.coef = config.coef * math.exp(min(max(exponent, -bound), bound))
+
+
+class EntropyBonus:
+    """What a nat of entropy is worth in the loss; with a target it moves to hold the entropy there.
+
+        e    = target - H                      H the policy's mean entropy, nats per token
+        I    <- max(0, I + integral e)         begins at coef_0
+        coef = max(0, I + proportional e)
+
+    I alone is the temperature of SAC, the dual variable of the constraint H >= target: it learns
+    how much is needed but swings past the target, which the part in proportion damps. The bonus is
+    gone where the entropy stays above the target without it: a floor rather than a ceiling.
+
+    Source: Haarnoja et al. 2018, arXiv 1812.05905, equations 17 and 18, for I; Stooke et al. 2020,
+    arXiv 2007.03964, for the proportional part of a dual variable. **Differs:** one step per
+    update, on the entropy of the distributions rather than on minus the log-probability of what was
+    sampled; I itself moves, not its logarithm, so that it can start from 0; entropy is no part of
+    rewards and values.
+    """
+
+    def __init__(self, config: PolicyGradientConfig) -> None:
+        self.config = config
+        self.coef = self.integral = config.entropy_coef
+
+    def update(self, entropy: float) -> None:
+        """Take in the mean entropy of one update's batch, nats per token."""
+        config = self.config
+        if config.entropy_target is None:
+            return
+        error = config.entropy_target - entropy
+        self.integral = max(0.0, self.integral + config.entropy_integral * error)
+        self.coef = max(0.0, self.integral + config.entropy_proportional * error)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `update` has moved."""
+        return {"coef": self.coef, "integral": self.integral}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was taken."""
+        self.coef, self.integral = float(state["coef"]), float(state["integral"])
 
 
 def make_kl_controller(config: KLConfig) -> FixedKL:

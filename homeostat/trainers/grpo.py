@@ -4,6 +4,7 @@
         group_size episodes are played against the same bot, seed and all
         return of an episode    = sum of its tokens' rewards
         advantage of its tokens = (return - mean of the group) / standard deviation of the group
+        with credit=turn the same for each turn, of what is still to come from there on
 
 Source: Shao et al. 2024, arXiv 2402.03300. **Differs:** the outcome is a whole episode of several
 turns rather than one answer; the KL penalty is part of the reward unless kl_estimator=k3, which is
@@ -17,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from homeostat.trainers.advantages import group_relative
-from homeostat.trainers.policy_gradient import GroupRelative
+from homeostat.trainers.groups import GroupRelative
 
 
 class GRPO(GroupRelative):

@@ -5,8 +5,9 @@ The names of the metrics are those of the means that the trainer makes of them.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from homeostat.types import Metrics
@@ -95,3 +96,57 @@ def k3_loss(
     log_r = ref_logprob - logprob
     loss = (torch.expm1(log_r) - log_r).sum()
     return loss, {"policy/k3_nats_per_token": float(loss.detach())}
+
+
+def covariances(
+    logprob: Float[np.ndarray, " R"], advantage: Float[np.ndarray, " R"]
+) -> Float[np.ndarray, " R"]:
+    """Each token's summand of the covariance of log-probability and advantage over all tokens.
+
+        (logprob_t - mean logprob) (A_t - mean A)
+
+    A step along the advantages lowers the entropy about in proportion to their mean: where likely
+    tokens are the better ones, the policy narrows.
+
+    Source: Cui et al. 2025, arXiv 2505.22617, section 4.2.
+    """
+    summands: Float[np.ndarray, " R"] = (logprob - logprob.mean()) * (advantage - advantage.mean())
+    return summands
+
+
+def highest(values: Float[np.ndarray, " R"], share: float) -> Bool[np.ndarray, " R"]:
+    """Which values are the highest ``share`` of all, at least one, and above 0.
+
+    Source: the tokens of KL-Cov, Cui et al. 2025, arXiv 2505.22617, section 4.2. **Differs:** none
+    at or below 0, which do not lower the entropy.
+    """
+    chosen = np.zeros(len(values), dtype=bool)
+    chosen[np.argsort(-values, kind="stable")[: max(1, round(share * len(values)))]] = True
+    return chosen & (values > 0)
+
+
+def kl_cov_loss(
+    logprob: Float[Tensor, " R"], old_logprob: Float[Tensor, " R"], chosen: Float[Tensor, " R"]
+) -> tuple[Float[Tensor, ""], Metrics]:
+    """What the chosen tokens have left the policy by that sampled them, summed.
+
+        sum_t chosen_t (rho_t - 1 - log rho_t),  rho_t = exp(logprob - old)
+
+    Each summand is >= 0 and the one-sample estimate of KL(old || policy); its gradient, (rho - 1)
+    times that of the log-probability, pulls back and is 0 where nothing has moved yet.
+
+    Args:
+        logprob: Of each token, with gradients.
+        old_logprob: When it was sampled.
+        chosen: 1 where a token pays, 0 elsewhere.
+
+    Returns:
+        The loss, and the same sum as a metric.
+
+    Source: KL-Cov, Cui et al. 2025, arXiv 2505.22617, section 4.2. **Differs:** it comes on top of
+    the clipped surrogate, and tokens are chosen once per update, by the log-probabilities that they
+    were sampled with, over all tokens of the batch.
+    """
+    log_ratio = logprob - old_logprob
+    loss = (chosen * (torch.expm1(log_ratio) - log_ratio)).sum()
+    return loss, {"policy/kl_cov_nats_per_token": float(loss.detach())}

@@ -5,31 +5,35 @@
         trace them once: log-probs, values, signals                   and once with the adapter off
         reward of a token = - kl_coef * k1, plus the turn's reward at its end
         advantages of the tokens                                      ppo.py, grpo.py, rloo.py
+        with mask_truncated: go on without the tokens of replies that did not end
         for each epoch, for each minibatch of episodes:
             clipped surrogate + critic's loss, if there is one - entropy_coef * entropy
+            + with kl_cov_share: what the tokens that narrow the policy most have moved
         stop the epochs early once the policy has moved target_kl away
-        move the price of KL
+        move the price of KL, and with entropy_target entropy_coef
 
 Departures that all three share: old log-probs come from the tracing pass rather than from sampling,
 so that the first ratio is 1 up to rounding; the loss of a minibatch is averaged over its tokens,
 not over its episodes. With kl_estimator=k3 the penalty is part of the loss instead of the reward,
 and so in units of the advantage: each estimator stands where its gradient is that of a KL. With
 reward.pathwise=true what the policy's weights enter directly is part of the loss; see pathwise.py.
+mask_truncated is the overlong filtering of Yu et al. 2025 (DAPO, arXiv 2503.14476, section 3.4), by
+replies: the other replies of an episode still count, and so do all in what episodes are worth.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from homeostat.config.trainers import GroupConfig, PolicyGradientConfig
+from homeostat.config.trainers import PolicyGradientConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.chat import until_last_response
 from homeostat.models.forward import batches_by_length, forward, make_batch, read_prefix
@@ -41,8 +45,15 @@ from homeostat.rollout.generate import BATCH
 from homeostat.signals.reader import episode_record
 from homeostat.signals.trace import Critic, Pass, read_pass
 from homeostat.trainers.base import AdapterTrainer, batch_metrics
-from homeostat.trainers.controllers import lr_factor, make_kl_controller
-from homeostat.trainers.losses import CHUNK_COPIES, k3_loss, policy_loss
+from homeostat.trainers.controllers import EntropyBonus, lr_factor, make_kl_controller
+from homeostat.trainers.losses import (
+    CHUNK_COPIES,
+    covariances,
+    highest,
+    k3_loss,
+    kl_cov_loss,
+    policy_loss,
+)
 from homeostat.trainers.pathwise import gradient_share, pathwise_loss, split_replies
 from homeostat.types import Episode, Footprint, Metrics, Reading, TokenBatch, TokenStream
 
@@ -63,6 +74,7 @@ class Batch:
     """One update's experience, in the order in which the episodes were played.
 
     The streams end with the last response: nothing is learned from what the user says then.
+    ``references`` are the base's log-probabilities; ``held_back`` is 1 for the tokens of KL-Cov.
     """
 
     episodes: Sequence[Episode]
@@ -72,6 +84,31 @@ class Batch:
     logprobs: Ragged
     credit: Credit
     shares: Metrics = field(default_factory=dict)  # of the terms, in the variance of the reward
+    references: Ragged = ()
+    held_back: Ragged = ()
+
+    def only(self, kept: Sequence[Bool[np.ndarray, " _"]]) -> Batch:
+        """The same with some of the response tokens; episodes that have none of them are left out.
+
+        Args:
+            kept: Of every episode, which response tokens stay.
+        """
+        rows = [row for row, kept_R in enumerate(kept) if kept_R.any()]
+
+        def tokens(arrays: Ragged) -> Ragged:
+            return [arrays[row][kept[row]] for row in rows] if arrays else ()
+
+        credit = self.credit
+        return Batch(
+            episodes=[self.episodes[row] for row in rows],
+            streams=[_responding(self.streams[row], kept[row]) for row in rows],
+            readings=[self.readings[row] for row in rows],
+            rewards=[self.rewards[row] for row in rows],
+            logprobs=tokens(self.logprobs),
+            credit=Credit(*map(tokens, (credit.advantages, credit.values, credit.returns))),
+            shares=self.shares,
+            references=tokens(self.references),
+        )
 
 
 class PolicyGradient(AdapterTrainer):
@@ -82,6 +119,7 @@ class PolicyGradient(AdapterTrainer):
     def __init__(self, config: PolicyGradientConfig, **runtime: Any) -> None:
         super().__init__(config, **runtime)
         self.kl = make_kl_controller(config.kl)
+        self.entropy = EntropyBonus(config)
         self._base_lrs = [config.lr]
 
     @classmethod
@@ -139,14 +177,37 @@ class PolicyGradient(AdapterTrainer):
         metrics = batch_metrics(batch.readings, batch.rewards, self.reader.affects)
         metrics |= batch.shares
         metrics["policy/kl_coef"] = self.kl.coef
+        if self.config.entropy_target is not None:
+            metrics["policy/entropy_coef"] = self.entropy.coef
         if batch.credit.values:
             metrics["critic/value_mean"] = float(np.concatenate(list(batch.credit.values)).mean())
         with self.watch("update"):
-            metrics |= self.update(batch)
-        self.kl.update(
-            metrics["policy/kl_nats_per_token"], metrics["policy/entropy_nats_per_token"]
-        )
+            metrics |= self.learn(batch)
+        entropy = metrics["policy/entropy_nats_per_token"]
+        self.kl.update(metrics["policy/kl_nats_per_token"], entropy)
+        self.entropy.update(entropy)
         return metrics, self._records(batch)
+
+    def learn(self, batch: Batch) -> Metrics:
+        """Update on the replies that count; where none does the weights stay, and that is said."""
+        if not self.config.mask_truncated:
+            return self.update(batch)
+        ends = [reply_ends(stream, self.policy.eos_ids) for stream in batch.streams]
+        ended = [end for of_one in ends for end in of_one.values()]
+        metrics = {"rollout/truncated_share": 1 - sum(ended) / len(ended)}
+        if not any(ended):
+            self.notices.append(
+                f"{self.coming}: each of the {len(ended)} replies was cut off at "
+                f"rollout.max_new_tokens={self.rollout.max_new_tokens} and is masked, so nothing "
+                "was learned; raise it, or set trainer.mask_truncated=false."
+            )
+            return metrics | {"optim/minibatches": 0.0}
+        turns = map(response_turns, batch.streams)
+        kept = [
+            np.array([of_one[turn] for turn in turn_R.tolist()])
+            for of_one, turn_R in zip(ends, turns, strict=True)
+        ]
+        return metrics | self.update(batch.only(kept))
 
     def collect(self) -> Batch:
         """Play one batch of episodes, measure and reward them, and give credit to their tokens."""
@@ -168,7 +229,8 @@ class PolicyGradient(AdapterTrainer):
             values = [t.value_R.astype(np.float64) for t in traces if t.value_R is not None]
             credit = self.credit(streams, per_token, values)
         logprobs = [trace.logprob_R for trace in traces]
-        return Batch(episodes, streams, readings, rewards, logprobs, credit, shares)
+        references = [trace.ref_logprob_R for trace in traces]
+        return Batch(episodes, streams, readings, rewards, logprobs, credit, shares, references)
 
     @property
     def compared(self) -> int | None:
@@ -201,6 +263,8 @@ class PolicyGradient(AdapterTrainer):
         factor = lr_factor(self.done, config.warmup_steps, config.max_steps, config.lr_decay)
         for group, base in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
             group["lr"] = base * factor
+        if config.kl_cov_share:
+            batch = replace(batch, held_back=self._held_back(batch))
         seen: list[Metrics] = []
         for _ in range(config.epochs):
             order = rng.permutation(len(batch.episodes))
@@ -217,6 +281,13 @@ class PolicyGradient(AdapterTrainer):
         merged["optim/minibatches"] = float(len(seen))
         merged["optim/lr"] = config.lr * factor
         return merged
+
+    def _held_back(self, batch: Batch) -> Ragged:
+        """1 for the tokens that KL-Cov holds back, 0 for the others."""
+        columns = (batch.logprobs, batch.credit.advantages)
+        summands = covariances(*(np.concatenate(list(c)).astype(np.float64) for c in columns))
+        chosen = highest(summands, self.config.kl_cov_share).astype(np.float64)
+        return np.split(chosen, np.cumsum([len(own) for own in batch.logprobs])[:-1])
 
     def minibatch(self, batch: Batch, rows: Sequence[int], first: bool = False) -> Metrics:
         """One optimiser step on some episodes, in micro-batches that fit into memory.
@@ -280,26 +351,33 @@ class PolicyGradient(AdapterTrainer):
         hidden = predicting_hidden(read.final, inputs.response_mask)
         targets = inputs.input_ids[inputs.response_mask]
         stats = token_statistics(hidden, targets, policy.unembed, reference)
+        old = gathered(batch.logprobs, rows, hidden.device)
         loss, metrics = policy_loss(
             stats.logprob,
-            gathered(batch.logprobs, rows, hidden.device),
+            old,
             gathered(batch.credit.advantages, rows, hidden.device),
             self.config.clip_range,
             self.config.clip_range_high,
         )
-        loss = self.policy_weight() * loss
+        weight = self.policy_weight()
+        loss = weight * loss
         critic_loss, critic_metrics = self.critic_loss(hidden, inputs, batch, rows)
         loss, metrics = loss + critic_loss, metrics | critic_metrics
         if self.config.kl_estimator == "k3":
-            references = [reading.trace.ref_logprob_R for reading in batch.readings]
-            price, price_metrics = k3_loss(stats.logprob, gathered(references, rows, hidden.device))
-            loss, metrics = loss + self.kl.coef * price, metrics | price_metrics
-        if self.config.entropy_coef:
-            loss = loss - self.config.entropy_coef * stats.entropy.sum()
+            of_base = gathered(batch.references, rows, hidden.device)
+            price, price_metrics = k3_loss(stats.logprob, of_base)
+            loss, metrics = loss + weight * self.kl.coef * price, metrics | price_metrics
+        if batch.held_back:
+            chosen = gathered(batch.held_back, rows, hidden.device)
+            price, price_metrics = kl_cov_loss(stats.logprob, old, chosen)
+            loss = loss + weight * self.config.kl_cov_coef * price
+            metrics |= price_metrics | {"policy/kl_cov_share": float(chosen.sum())}
+        if self.entropy.coef:
+            loss = loss - weight * self.entropy.coef * stats.entropy.sum()
         direct = self._pathwise(inputs, read, stats) if self.reward.pathwise else None
         if direct is not None:
             loss = loss + direct
-            metrics = metrics | {"optim/pathwise_loss": float(direct.detach())}
+            metrics |= {"optim/pathwise_loss": float(direct.detach())}
         return loss, direct, metrics | {"optim/loss": float(loss.detach())}
 
     def _pathwise(self, inputs: TokenBatch, read: Pass, stats: TokenStatistics) -> Tensor:
@@ -340,45 +418,36 @@ class PolicyGradient(AdapterTrainer):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the adapter."""
-        return super().state_dict() | {"kl": self.kl.state_dict()}
+        return super().state_dict() | {
+            "kl": self.kl.state_dict(),
+            "entropy": self.entropy.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue after the update that `state_dict` was taken at."""
         super().load_state_dict(state)
         self.kl.load_state_dict(state["kl"])
+        if "entropy" in state:  # a checkpoint from before it could move
+            self.entropy.load_state_dict(state["entropy"])
 
 
-class GroupRelative(PolicyGradient):
-    """A trainer that compares the episodes of one bot seed: same opening, same noise of the bot.
+def response_turns(stream: TokenStream) -> Int[np.ndarray, " R"]:
+    """Turn of each response token."""
+    return np.array([t for t, own in zip(stream.turn, stream.response, strict=True) if own])
 
-    An episode's return is compared as a whole, and every token of the episode gets the same
-    advantage. A baseline per turn would be biased where the policy decides when to stop: each
-    further turn would be charged what such a turn yields on average, so that going on never paid
-    and never cost anything.
-    """
 
-    config: GroupConfig
+def reply_ends(stream: TokenStream, eos_ids: Sequence[int]) -> dict[int, bool]:
+    """Of each sampled turn whether the model ended it itself, rather than running out of room."""
+    tokens = zip(stream.turn, stream.ids, stream.response, strict=True)
+    last = {turn: token for turn, token, own in tokens if own}
+    return {turn: token in eos_ids for turn, token in last.items()}
 
-    @property
-    def compared(self) -> int:
-        """Episodes of one bot seed."""
-        return self.config.group_size
 
-    def episode_seeds(self) -> list[int]:
-        """Groups side by side: each seed as often as a group has episodes."""
-        size = self.config.group_size
-        seeds = training_seeds(self.seed, self.done, self.config.batch_size // size)
-        return [seed for seed in seeds for _ in range(size)]
-
-    def credit(self, batch: Sequence[TokenStream], rewards: Ragged, values: Ragged) -> Credit:
-        """The episode's advantage for each of its tokens."""
-        del batch, values
-        advantage_B = self.compare(np.array([rewards_R.sum() for rewards_R in rewards]))
-        return Credit([np.full(len(r), a) for r, a in zip(rewards, advantage_B, strict=True)])
-
-    @abstractmethod
-    def compare(self, returns_B: Float[np.ndarray, " B"]) -> Float[np.ndarray, " B"]:
-        """Advantage of each episode within its group."""
+def _responding(stream: TokenStream, kept_R: Bool[np.ndarray, " R"]) -> TokenStream:
+    """The stream up to the last of the response tokens that stay responses."""
+    response = np.array(stream.response)
+    response[response] = kept_R
+    return until_last_response(replace(stream, response=response.tolist()))
 
 
 def gathered(arrays: Ragged, rows: Sequence[int], device: torch.device) -> Float[Tensor, " R"]:

@@ -29,7 +29,14 @@ from homeostat.models.logprobs import predicting_hidden
 from homeostat.signals.trace import Critic
 from homeostat.trainers.advantages import explained_variance, gae, whiten
 from homeostat.trainers.losses import value_loss
-from homeostat.trainers.policy_gradient import Batch, Credit, PolicyGradient, Ragged, gathered
+from homeostat.trainers.policy_gradient import (
+    Batch,
+    Credit,
+    PolicyGradient,
+    Ragged,
+    gathered,
+    response_turns,
+)
 from homeostat.types import Footprint, Metrics, TokenBatch, TokenStream
 
 
@@ -118,9 +125,7 @@ class PPO(PolicyGradient):
         """Turn of each response token, where credit goes by turns."""
         if self.config.credit == "token":
             return [None] * len(batch)
-        return [
-            np.array([t for t, own in zip(s.turn, s.response, strict=True) if own]) for s in batch
-        ]
+        return list(map(response_turns, batch))
 
     def update(self, batch: Batch) -> Metrics:
         """The same, once the critic's scale has taken in the returns; says what it explained."""

@@ -4,6 +4,7 @@
         group_size episodes are played against the same bot, seed and all
         return of an episode    = sum of its tokens' rewards, the KL penalty included
         advantage of its tokens = return - mean return of the group's other episodes
+        with credit=turn the same for each turn, of what is still to come from there on
 
 Source: Ahmadian et al. 2024, arXiv 2402.14740. **Differs:** the action is a whole episode of
 several turns rather than one answer; batches may be used for several minibatch steps, with the
@@ -16,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from homeostat.trainers.advantages import leave_one_out
-from homeostat.trainers.policy_gradient import GroupRelative
+from homeostat.trainers.groups import GroupRelative
 
 
 class RLOO(GroupRelative):

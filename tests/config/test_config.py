@@ -591,6 +591,11 @@ SHARED_BY_TRAINERS = [
     ("lr_decay", "step", "constant, linear, cosine"),
     ("warmup_steps", -1, "0 or above"),
     ("entropy_coef", -0.1, "0 or above"),
+    ("entropy_target", 0.0, "above 0 nats per token, or null"),
+    ("entropy_integral", 0.0, "above 0"),
+    ("entropy_proportional", -0.1, "0 or above"),
+    ("kl_cov_share", 1.5, "between 0 and 1"),
+    ("kl_cov_coef", 0.0, "above 0"),
     ("target_kl", -1.0, "null"),
     ("minibatches", 0, "above 0"),
     ("micro_batch_tokens", 0, "above 0"),
@@ -607,6 +612,26 @@ def test_every_policy_gradient_refuses_what_all_share(
         converted(config)
     assert allowed in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_kl_cov_is_refused_where_no_token_can_have_moved() -> None:
+    config = changed(chosen("trainer", "grpo"), trainer__kl_cov_share=0.1, trainer__minibatches=1)
+    with pytest.raises(ValueError, match=r"^trainer\.kl_cov_share=0\.1 does nothing .*minibatches"):
+        converted(config)
+    converted(changed(config, trainer__epochs=2))
+
+
+@pytest.mark.parametrize("trainer", ["grpo", "rloo"])
+def test_groups_are_compared_by_episode_or_by_turn(trainer: str) -> None:
+    config = chosen("trainer", trainer)
+    with pytest.raises(ValueError, match=r"trainer\.credit=token is unknown; .* episode, turn"):
+        converted(changed(config, trainer__credit="token"))
+    with pytest.raises(ValueError, match=r"trainer\.gamma=0\.9 .*trainer\.credit=turn"):
+        converted(changed(config, trainer__gamma=0.9))
+    by_turn = changed(config, trainer__credit="turn")
+    with pytest.raises(ValueError, match=r"trainer\.gamma=1\.5 must lie between 0 and 1"):
+        converted(changed(by_turn, trainer__gamma=1.5))
+    converted(changed(by_turn, trainer__gamma=0.9))
 
 
 @pytest.mark.parametrize(

@@ -71,5 +71,19 @@ def test_a_run_knows_the_evaluations_that_came_later_unless_it_chose_its_own(
     assert "false_beliefs" not in upgraded(kept)["eval"]["evaluations"]
 
 
+@pytest.mark.parametrize(("trainer", "credit"), [("ppo", "token"), ("grpo", "episode")])
+def test_credit_is_given_as_it_was_before_there_was_a_choice(
+    trainer: str, credit: str, composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = composed(*TINY, f"trainer={trainer}", f"trainer.credit={credit}")
+    save_config(config, TINY, tmp_path)
+    whole: Any = OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml"))
+    later = ("credit", "entropy_target", "kl_cov_share", "mask_truncated")
+    kept = whole | {"trainer": {k: v for k, v in whole["trainer"].items() if k not in later}}
+    if trainer == "grpo":
+        del kept["trainer"]["gamma"]
+    assert upgraded(kept) == whole
+
+
 def test_a_key_that_no_schema_knows_is_kept() -> None:
     assert upgraded({"seed": 1, "gone": 2}) == {"seed": 1, "gone": 2}

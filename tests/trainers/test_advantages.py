@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from math import prod
 
@@ -14,6 +15,7 @@ from homeostat.trainers.advantages import (
     gae,
     group_relative,
     leave_one_out,
+    turn_advantages,
     whiten,
 )
 
@@ -301,3 +303,162 @@ def test_explained_variance_by_hand() -> None:
     assert explained_variance(np.array([2.0, 2.0]), returns) == 0.0
     assert explained_variance(np.array([3.0, 1.0]), returns) == -3.0
     assert np.isnan(explained_variance(returns, np.array([1.0, 1.0])))
+
+
+# --- turns of a group ---------------------------------------------------------------------------
+
+
+def slow_turn_advantages(
+    rewards: list[list[float]], turns: list[list[int]], gamma: float, group_size: int
+) -> list[list[float]]:
+    """Token by token, straight from the words: what is to come, less what is to come for others."""
+
+    def to_come(episode: int, number: int) -> float:
+        order = sorted(set(turns[episode]))
+        return sum(
+            gamma ** (order.index(t) - number) * r
+            for t, r in zip(turns[episode], rewards[episode], strict=True)
+            if order.index(t) >= number
+        )
+
+    found = []
+    for i, own in enumerate(turns):
+        first = i - i % group_size
+        others = [j for j in range(first, first + group_size) if j != i]
+        numbers = [sorted(set(own)).index(t) for t in own]
+        found.append(
+            [to_come(i, n) - sum(to_come(j, n) for j in others) / len(others) for n in numbers]
+        )
+    return found
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.5, 0.0])
+def test_turn_advantages_equal_the_slow_loop(gamma: float) -> None:
+    """Groups of three whose episodes have one to four turns of one to five tokens."""
+    rng = np.random.default_rng(0)
+    turns = [np.repeat([1, 3, 5, 7][:n], rng.integers(1, 6, n)) for n in (4, 1, 3, 2, 2, 4)]
+    rewards = [rng.normal(size=len(own)) for own in turns]
+    found = turn_advantages(rewards, turns, gamma, partial(leave_one_out, group_size=3))
+    expected = slow_turn_advantages(
+        [own.tolist() for own in rewards], [own.tolist() for own in turns], gamma, 3
+    )
+    for own, slow in zip(found, expected, strict=True):
+        np.testing.assert_allclose(own, slow, atol=1e-12)
+
+
+def test_turn_advantages_by_hand() -> None:
+    """Two episodes of two turns; gamma is one half. Their first tokens cost 0.5 and nothing."""
+    rewards = [np.array([-0.5, 1.5, 4.0]), np.array([0.0, 0.0, 2.0])]
+    turns = [np.array([1, 1, 3]), np.array([1, 3, 3])]
+    # To come: 1 + 0.5 * 4 = 3, then 4; beside 0 + 0.5 * 2 = 1, then 2.
+    left_out = turn_advantages(rewards, turns, 0.5, partial(leave_one_out, group_size=2))
+    assert [own.tolist() for own in left_out] == [[2.0, 2.0, 2.0], [-2.0, -2.0, -2.0]]
+    scaled = turn_advantages(rewards, turns, 0.5, partial(group_relative, group_size=2))
+    np.testing.assert_allclose(scaled, [[1, 1, 1], [-1, -1, -1]], atol=1e-6)
+
+
+def test_what_came_before_a_turn_is_no_credit_of_it() -> None:
+    """The first episode began better and ended worse than the other."""
+    rewards, turns = [np.array([5.0, -1.0]), np.array([0.0, 1.0])], [np.array([1, 3])] * 2
+    found = turn_advantages(rewards, turns, 1.0, partial(leave_one_out, group_size=2))
+    assert [own.tolist() for own in found] == [[3.0, -2.0], [-3.0, 2.0]]
+
+
+@pytest.mark.parametrize("compare", [group_relative, leave_one_out])
+def test_one_turn_is_credited_as_the_whole_episode_is(
+    compare: Callable[[np.ndarray, int], np.ndarray],
+) -> None:
+    returns = np.random.default_rng(0).normal(size=8)
+    rewards, turns = [np.array([0.0, r]) for r in returns], [np.array([1, 1])] * 8
+    found = turn_advantages(rewards, turns, 1.0, partial(compare, group_size=4))
+    np.testing.assert_allclose(found, np.repeat(compare(returns, 4)[:, None], 2, axis=1))
+
+
+def by_turns(lengths: list[int], paid: list[float]) -> np.ndarray:
+    """Advantage [episode, decision] as credit=turn gives it: one who has stopped has 0 to come."""
+    reached = [range(min(n + 1, len(paid))) for n in lengths]
+    found = turn_advantages(
+        [
+            np.array([paid[k] if k < n else 0.0 for k in r])
+            for n, r in zip(lengths, reached, strict=True)
+        ],
+        [np.array(r) for r in reached],
+        1.0,
+        partial(leave_one_out, group_size=len(lengths)),
+    )
+    return np.array([np.pad(own, (0, len(paid) - len(own))) for own in found])
+
+
+def without_the_stopped(lengths: list[int], paid: list[float]) -> np.ndarray:
+    """The same, but who never came to a decision is left out of its baseline; alone it is 0."""
+    found = np.zeros((len(lengths), len(paid)))
+    for i, own in enumerate(lengths):
+        for k in range(min(own + 1, len(paid))):
+            others = [sum(paid[k:n]) for j, n in enumerate(lengths) if j != i and n >= k]
+            found[i, k] = sum(paid[k:own]) - (sum(others) / len(others) if others else 0.0)
+    return found
+
+
+@pytest.mark.parametrize("advantages", [by_turns, without_the_stopped])
+@pytest.mark.parametrize("paid", STOP_OR_GO)
+def test_rewards_to_go_are_unbiased_where_the_policy_decides_when_to_stop(
+    paid: list[float], advantages: Callable[[list[int], list[float]], np.ndarray]
+) -> None:
+    """Whether those that have stopped count as 0 or not at all; unlike the mean of each turn."""
+    p = [0.5, 0.7, 0.4]
+    found = expected_gradient(p, paid, advantages)
+    np.testing.assert_allclose(found, true_gradient(p, paid), atol=1e-12)
+
+
+GROUP, GROUPS = 4, 4000
+CHANCES = np.array([0.3, 0.6])  # of the better word, in each of two turns
+
+
+def two_turns(gains: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Score of each turn's word and reward of each turn, ``[episode, turn]``.
+
+    Each turn is a choice between two words and pays -1 on average. ``gains[i, j]`` is what the
+    better word in turn i adds to the reward of turn j; all else in the rewards is noise.
+    """
+    rng = np.random.default_rng(seed)
+    better = rng.random((GROUP * GROUPS, 2)) < CHANCES
+    return better - CHANCES, -1 + better @ gains + rng.normal(size=better.shape)
+
+
+def estimates(scores: np.ndarray, rewards: np.ndarray, credit: str) -> np.ndarray:
+    """Each group's estimate of the gradient, ``[group, turn]``; a turn is a single token."""
+    compare = partial(leave_one_out, group_size=GROUP)
+    if credit == "turn":
+        turns = [np.array([1, 3])] * len(rewards)
+        advantages = np.array(turn_advantages(list(rewards), turns, 1.0, compare))
+    else:
+        advantages = compare(rewards.sum(axis=1))[:, None]
+    return (advantages * scores).reshape(GROUPS, GROUP, 2).mean(axis=1)
+
+
+def mean_and_error(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return samples.mean(axis=0), samples.std(axis=0) / len(samples) ** 0.5
+
+
+@pytest.mark.parametrize(
+    "gains", [[[1.0, 0.5], [0.0, 2.0]], [[0.0, 3.0], [0.0, -1.0]]], ids=["own", "delayed"]
+)
+def test_credit_by_turns_estimates_the_gradient_with_less_noise(gains: list[list[float]]) -> None:
+    """d E[reward] / d log-odds = p (1 - p) times all that the word adds, now and later."""
+    scores, rewards = two_turns(np.array(gains), seed=0)
+    expected = CHANCES * (1 - CHANCES) * np.sum(gains, axis=1)
+    spread = {}
+    for credit in ("turn", "episode"):
+        samples = estimates(scores, rewards, credit)
+        mean, error = mean_and_error(samples)
+        assert (np.abs(mean - expected) < 2 * error).all()
+        spread[credit] = samples.var(axis=0)
+    assert spread["turn"][0] == pytest.approx(spread["episode"][0])  # all is still to come
+    assert spread["turn"][1] < 0.8 * spread["episode"][1]
+
+
+def test_where_all_words_are_worth_the_same_no_turn_is_credited() -> None:
+    scores, rewards = two_turns(np.zeros((2, 2)), seed=0)
+    mean, error = mean_and_error(estimates(scores, rewards, "turn"))
+    assert (np.abs(mean) < 2 * error).all()
+    assert (estimates(scores, np.full_like(rewards, -1.0), "turn") == 0).all()

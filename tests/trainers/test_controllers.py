@@ -5,9 +5,16 @@ from __future__ import annotations
 from math import exp
 
 import pytest
-from configs import kl_config
+from configs import kl_config, ppo_config
 
-from homeostat.trainers.controllers import AdaptiveKL, FixedKL, PidKL, lr_factor, make_kl_controller
+from homeostat.trainers.controllers import (
+    AdaptiveKL,
+    EntropyBonus,
+    FixedKL,
+    PidKL,
+    lr_factor,
+    make_kl_controller,
+)
 
 
 def test_a_fixed_price_never_moves() -> None:
@@ -112,3 +119,57 @@ def test_no_update_of_a_run_has_the_rate_zero() -> None:
     for decay in ("linear", "cosine"):
         for warmup in (0, 1, 3, 9):
             assert min(lr_factor(i, warmup, 4, decay) for i in range(4)) > 0
+
+
+# --- entropy ------------------------------------------------------------------------------------
+
+
+def entropy_bonus(coef: float = 0.0, target: float | None = 2.0) -> EntropyBonus:
+    settings = {"entropy_integral": 0.1, "entropy_proportional": 0.5}
+    return EntropyBonus(ppo_config(entropy_coef=coef, entropy_target=target, **settings))
+
+
+def test_without_a_target_the_bonus_never_moves() -> None:
+    bonus = entropy_bonus(0.3, target=None)
+    bonus.update(0.01)
+    assert bonus.coef == 0.3
+
+
+def test_the_bonus_by_hand() -> None:
+    bonus = entropy_bonus(0.1)
+    assert bonus.coef == 0.1
+    bonus.update(1.0)  # a nat is missing: I = 0.1 + 0.1, and 0.5 on top
+    assert bonus.coef == pytest.approx(0.7)
+    bonus.update(2.0)  # on target: what has been learnt stays
+    assert bonus.coef == pytest.approx(0.2)
+    bonus.update(2.2)  # I = 0.18, less 0.1
+    assert bonus.coef == pytest.approx(0.08)
+
+
+def test_the_bonus_is_no_price_and_does_not_wind_up() -> None:
+    """However long the entropy was above the target, the first update below it counts."""
+    bonus = entropy_bonus()
+    for _ in range(100):
+        bonus.update(5.0)
+        assert bonus.coef == 0
+    bonus.update(1.8)
+    assert bonus.coef == pytest.approx(0.02 + 0.1)
+
+
+def test_the_entropy_is_brought_to_its_target() -> None:
+    """A policy that goes a third of the way to where the bonus lets it, update by update."""
+    bonus, entropy = entropy_bonus(), 5.0
+    for _ in range(200):
+        bonus.update(entropy)
+        entropy += (0.5 + 2 * bonus.coef - entropy) / 3
+    assert entropy == pytest.approx(2.0, abs=0.01)
+    assert bonus.coef == pytest.approx(0.75, abs=0.01)
+
+
+def test_the_bonus_goes_on_from_its_state() -> None:
+    one, two = entropy_bonus(), entropy_bonus()
+    one.update(1.0)
+    two.load_state_dict(one.state_dict())
+    for bonus in (one, two):
+        bonus.update(1.5)
+    assert one.coef == two.coef

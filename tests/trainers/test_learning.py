@@ -21,6 +21,7 @@ from worlds import (
     make_trainer,
     metric,
     own_reward,
+    share_of_few_ids,
     share_of_low_ids,
     share_the_opening_asks_for,
     surprise_at_the_set_point,
@@ -125,3 +126,43 @@ def test_entropy_is_followed_where_the_score_function_is_blind(
         left[pathwise] = abs(entropy[-2:].mean() - SET_POINT) / abs(entropy[0] - SET_POINT)
     assert left[False] > 0.8
     assert left[True] < 0.3
+
+
+# --- entropy ------------------------------------------------------------------------------------
+
+NARROWING: dict[str, Any] = {
+    "lr": 3e-2,
+    "batch_size": 32,
+    "epochs": 1,
+    "minibatches": 2,
+    "micro_batch_tokens": 10_000,
+    "rollout": RolloutConfig(turns=1, max_new_tokens=2),
+}
+
+
+def narrowed(policy: Policy, kind: str, **options: Any) -> tuple[list[float], list[float]]:
+    """Entropy and reward of every update where the best policy says few words only."""
+    own = NARROWING | ({} if kind == "ppo" else {"group_size": 8}) | options
+    results = list(make_trainer(policy, own_reward(share_of_few_ids), kind, **own).steps())
+    return metric(results, "policy/entropy_nats_per_token"), metric(results)
+
+
+@pytest.mark.parametrize("kind", ["grpo", "ppo"])
+def test_an_entropy_that_would_collapse_is_held_at_its_target(
+    make_policy: Callable[..., Policy], kind: str
+) -> None:
+    """Five nats fall below three without control, and stay at four with it; reward still rises."""
+    free, _ = narrowed(make_policy(num_layers=1), kind, max_steps=30)
+    held, paid = narrowed(make_policy(num_layers=1), kind, max_steps=30, entropy_target=4.0)
+    assert free[0] == held[0] > 4.9
+    assert np.mean(free[-10:]) < 3
+    assert np.mean(held[-10:]) == pytest.approx(4, abs=0.5)
+    assert np.mean(paid[-10:]) > 5 * paid[0]
+
+
+def test_kl_cov_slows_the_loss_of_entropy(make_policy: Callable[..., Policy]) -> None:
+    free, _ = narrowed(make_policy(num_layers=1), "grpo", max_steps=16)
+    options = {"kl_cov_share": 0.1, "kl_cov_coef": 10.0}
+    slowed, paid = narrowed(make_policy(num_layers=1), "grpo", max_steps=16, **options)
+    assert slowed[-1] > free[-1] + 0.8
+    assert paid[-1] > 3 * paid[0]

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from math import exp, log
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from homeostat.trainers.losses import k3_loss, policy_loss, value_loss
+from homeostat.trainers.losses import (
+    covariances,
+    highest,
+    k3_loss,
+    kl_cov_loss,
+    policy_loss,
+    value_loss,
+)
 
 CLIP = 0.2
 RATIOS = (0.5, 0.79, 0.81, 1.0, 1.19, 1.21, 2.0)
@@ -227,3 +235,59 @@ def test_k3_pulls_towards_the_reference(ratio: float, sign: int) -> None:
     loss.backward()
     assert logprob.grad is not None
     assert float(logprob.grad[0]) * sign > 0
+
+
+# --- KL-Cov -------------------------------------------------------------------------------------
+
+
+def test_covariances_by_hand() -> None:
+    # Means -2 and 1: likely and good, unlikely and bad, unlikely and good.
+    found = covariances(np.array([-1.0, -2.0, -3.0]), np.array([3.0, -2.0, 2.0]))
+    assert found.tolist() == [1.0 * 2.0, 0.0 * -3.0, -1.0 * 1.0]
+
+
+def test_covariances_average_to_the_covariance() -> None:
+    logprob, advantage = np.random.default_rng(0).normal(size=(2, 50))
+    expected = np.cov(logprob, advantage, bias=True)[0, 1]
+    assert covariances(logprob, advantage).mean() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [
+        (0.4, [True, False, False, True, False]),
+        (0.01, [False, False, False, True, False]),  # at least one
+        (1.0, [True, False, False, True, True]),  # none at or below 0
+    ],
+)
+def test_the_highest_share_by_hand(share: float, expected: list[bool]) -> None:
+    assert highest(np.array([2.0, -1.0, 0.0, 3.0, 1.0]), share).tolist() == expected
+
+
+def test_where_nothing_covaries_no_token_is_held_back() -> None:
+    assert not highest(covariances(np.array([-1.0, -2.0]), np.array([0.5, 0.5])), 1.0).any()
+
+
+def test_kl_cov_by_hand() -> None:
+    """Tokens that became twice, half and four times as likely; the last is not chosen."""
+    new = torch.tensor([0.5, 0.25, 0.8]).log().requires_grad_()
+    old, chosen = torch.tensor([0.25, 0.5, 0.2]).log(), torch.tensor([1.0, 1.0, 0.0])
+    loss, metrics = kl_cov_loss(new, old, chosen)
+    expected = (2 - 1 - log(2)) + (0.5 - 1 + log(2))
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
+    assert metrics == {"policy/kl_cov_nats_per_token": pytest.approx(expected, rel=1e-5)}
+    loss.backward()
+    assert new.grad is not None
+    assert new.grad.tolist() == pytest.approx([1.0, -0.5, 0.0], rel=1e-5)  # rho - 1: back to old
+
+
+def test_kl_cov_averages_to_the_kl_from_the_sampling_policy() -> None:
+    old = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    logits = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64, requires_grad=True)
+    log_p = logits.log_softmax(-1)
+    each = [kl_cov_loss(log_p[i : i + 1], old.log()[i : i + 1], torch.ones(1)) for i in range(3)]
+    found = (old * torch.stack([loss for loss, _ in each])).sum()
+    expected = (old * (old.log() - log_p)).sum()
+    assert float(found.detach()) == pytest.approx(float(expected.detach()))
+    slopes = [torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (found, expected)]
+    torch.testing.assert_close(*slopes)

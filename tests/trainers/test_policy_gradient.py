@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,13 @@ from homeostat.errors import HomeostatError
 from homeostat.models.adapter_files import load_adapter, save_adapter
 from homeostat.models.adapters import Policy
 from homeostat.models.template import ChatTemplate
-from homeostat.trainers.policy_gradient import Credit, PolicyGradient
+from homeostat.trainers.policy_gradient import (
+    Batch,
+    Credit,
+    PolicyGradient,
+    reply_ends,
+    response_turns,
+)
 from homeostat.trainers.ppo import PPO, ReturnScale
 from homeostat.types import Conversation, Role, TokenStream
 
@@ -68,6 +75,7 @@ RESUMED = {
     "ppo with a critic's adapter": ("ppo", {"critic": "lora"}),
     "grpo": ("grpo", {}),
     "rloo with k3": ("rloo", {"kl_estimator": "k3"}),
+    "grpo with a target for the entropy": ("grpo", {"entropy_target": 5.5, "credit": "turn"}),
 }
 
 
@@ -167,6 +175,156 @@ def test_every_token_of_an_episode_gets_its_groups_comparison(
     credit: Credit = trainer.credit([], [np.array(r) for r in rewards], [])
     for found, given, value in zip(credit.advantages, rewards, expected, strict=True):
         np.testing.assert_allclose(found, [value] * len(given), rtol=1e-6)
+
+
+def test_with_credit_by_turns_every_token_of_a_turn_gets_its_turns_comparison(
+    make_policy: Callable[..., Policy],
+) -> None:
+    """The first reply alone is paid: the second one's tokens have nothing to come."""
+    options = {"batch_size": 4, "group_size": 2, "credit": "turn"}
+    trainer = make_trainer(make_policy(num_layers=1), LOW, "rloo", **options)
+    batch = trainer.collect()
+    turns = [response_turns(stream) for stream in batch.streams]
+    assert all(sorted(set(own)) == [1, 3] for own in turns)
+    paid = [0.0, 3.0, -1.0, 4.0]
+    rewards = [np.where(np.arange(len(t)) == 0, r, 0.0) for t, r in zip(turns, paid, strict=True)]
+    credit = trainer.credit(batch.streams, rewards, [])
+    for found, own, value in zip(credit.advantages, turns, [-3.0, 3.0, -5.0, 5.0], strict=True):
+        np.testing.assert_allclose(found, np.where(own == 1, value, 0.0))
+
+
+# --- replies that were cut off ------------------------------------------------------------------
+
+
+ENDS = {  # ids that end a reply: then about half of those of at most one token have ended
+    "some": tuple(range(128)),
+    "all": tuple(range(257)),
+    "none": (300,),
+}
+ONE_TOKEN = RolloutConfig(turns=2, max_new_tokens=1)
+
+
+def cut_off(
+    make_policy: Callable[..., Policy],
+    monkeypatch: pytest.MonkeyPatch,
+    ends: str,
+    kind: str = "rloo",
+    **options: Any,
+) -> PolicyGradient:
+    """A trainer whose replies of one token have ended if ``ENDS`` says so."""
+    trainer = make_trainer(
+        make_policy(num_layers=1), LOW, kind, rollout=ONE_TOKEN, **{"batch_size": 8} | options
+    )
+    monkeypatch.setattr(Policy, "eos_ids", ENDS[ends])
+    return trainer
+
+
+def gradient(trainer: PolicyGradient, batch: Batch) -> np.ndarray:
+    """Of one step on a whole batch, times its tokens."""
+    trainer.config = replace(trainer.config, max_grad_norm=1e9)
+    trainer.minibatch(batch, range(len(batch.streams)))
+    grads = [p.grad for p in trainer.policy.adapter_parameters() if p.grad is not None]
+    tokens = sum(len(own) for own in batch.logprobs)
+    return torch.cat([g.flatten() for g in grads]).numpy() * tokens
+
+
+def test_a_reply_that_was_cut_off_is_known_by_its_last_token() -> None:
+    stream = TokenStream(
+        [7, 1, 2, 9, 8, 3, 4], [0, 1, 1, 1, -1, 3, 3], [False, *[True] * 3, False, True, True]
+    )
+    assert reply_ends(stream, [9]) == {1: True, 3: False}
+    assert reply_ends(stream, [4, 1]) == {1: False, 3: True}
+
+
+def test_masked_replies_have_no_part_in_the_gradient(
+    make_policy: Callable[..., Policy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is that of all tokens where those of the masked ones have no advantage."""
+    trainer = cut_off(make_policy, monkeypatch, "some", mask_truncated=True)
+    whole = trainer.collect()
+    kept = [
+        np.array([stream.ids[i] in ENDS["some"] for i, own in enumerate(stream.response) if own])
+        for stream in whole.streams
+    ]
+    assert 0 < np.concatenate(kept).sum() < 16
+    for advantage_R, kept_R in zip(whole.credit.advantages, kept, strict=True):
+        advantage_R[~kept_R] = 0.0
+    seen = []
+    monkeypatch.setattr(trainer, "update", lambda batch: seen.append(batch) or {})
+    found = trainer.learn(whole)
+    assert found == {"rollout/truncated_share": 1 - float(np.concatenate(kept).mean())}
+    masked = seen[0]
+    assert sum(map(len, masked.logprobs)) == np.concatenate(kept).sum()
+    other = cut_off(make_policy, monkeypatch, "some")
+    np.testing.assert_allclose(
+        gradient(trainer, masked), gradient(other, whole), rtol=1e-3, atol=1e-5
+    )
+
+
+EVERYTHING: dict[str, Any] = {
+    "mask_truncated": True,
+    "entropy_target": 6.0,
+    "entropy_coef": 0.1,
+    "kl_cov_share": 0.3,
+    "kl": kl_config(coef=0.1),
+    "kl_estimator": "k3",
+    "max_steps": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [("ppo", {}), ("ppo", {"critic": "lora"}), ("grpo", {"credit": "turn"}), ("rloo", {})],
+)
+def test_masking_goes_with_every_other_part_of_the_loss(
+    make_policy: Callable[..., Policy],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    own: dict[str, Any],
+) -> None:
+    results = list(cut_off(make_policy, monkeypatch, "some", kind, **EVERYTHING, **own).steps())
+    for key, at_least in {
+        "rollout/truncated_share": 0.1,
+        "policy/kl_cov_share": 0.01,
+        "policy/entropy_coef": 0.1,
+        "policy/kl_cov_nats_per_token": 1e-12,
+    }.items():
+        assert all(value > at_least * 0.999 for value in metric(results, key)), key
+    assert all(np.isfinite(value) for r in results for value in r.metrics.values())
+    # The coefficient of an update is what the entropy of the one before it has made of it.
+    error = 6.0 - results[0].metrics["policy/entropy_nats_per_token"]
+    assert metric(results, "policy/entropy_coef") == pytest.approx([0.1, 0.1 + 0.22 * error])
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_where_every_reply_was_cut_off_the_update_says_so_and_learns_nothing(
+    make_policy: Callable[..., Policy], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    trainer = cut_off(make_policy, monkeypatch, "none", kind, **EVERYTHING)
+    before = [p.detach().clone() for p in trainer.policy.adapter_parameters()]
+    results = list(trainer.steps())
+    pairs = zip(before, trainer.policy.adapter_parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert metric(results, "rollout/truncated_share") == [1.0, 1.0]
+    assert metric(results, "optim/minibatches") == [0.0, 0.0]
+    assert "optim/loss" not in results[0].metrics
+    assert trainer.notices == [
+        f"update {n}/2: each of the 16 replies was cut off at rollout.max_new_tokens=1 and is "
+        "masked, so nothing was learned; raise it, or set trainer.mask_truncated=false."
+        for n in (1, 2)
+    ]
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_where_every_reply_has_ended_masking_changes_nothing(
+    make_policy: Callable[..., Policy], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    plain, masked = (
+        dict(next(cut_off(make_policy, monkeypatch, "all", kind, mask_truncated=m).steps()).metrics)
+        for m in (False, True)
+    )
+    assert masked.pop("rollout/truncated_share") == 0
+    assert masked == plain
 
 
 # --- each part of the loss pulls its own way ----------------------------------------------------
@@ -323,7 +481,8 @@ def test_while_the_critic_warms_up_the_policy_stands_still(
     make_policy: Callable[..., Policy],
 ) -> None:
     policy = make_policy(num_layers=1)
-    trainer = make_trainer(policy, LOW, critic="lora", batch_size=8, critic_warmup=1, max_steps=2)
+    options = {"batch_size": 8, "critic_warmup": 1, "max_steps": 2, "entropy_coef": 0.1}
+    trainer = make_trainer(policy, LOW, critic="lora", **options)
     moved = []
     for _ in range(2):
         before = [p.detach().clone() for p in policy.adapter_parameters()]
