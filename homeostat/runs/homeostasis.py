@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
+from homeostat.config.bots import BotConfig
+from homeostat.config.evals import BASE, COOL, PROMPTED, TRAINED, EvalConfig
 from homeostat.config.register import build, checked
 from homeostat.config.run import RunConfig
 from homeostat.config.signals import AFFECTS
@@ -39,7 +42,25 @@ from homeostat.signals.reader import SignalReader
 from homeostat.trainers.base import World
 from homeostat.types import Bot, Bots, EvalResult, StepResult, Trainer
 
-BASE, COOL, TRAINED = "base", "cool", "trained"  # arms of the held-out episodes
+
+def untrained_arms(config: EvalConfig) -> dict[str, dict[str, Any]]:
+    """The arms that are played before training, by how each differs from the base."""
+    asked = {
+        COOL: {"temperature": config.cool_temperature},
+        PROMPTED: {"system": config.prompted},
+    }
+    return {arm: how for arm, how in asked.items() if None not in how.values()}
+
+
+def users_of(config: BotConfig) -> Bots:
+    """A population of users.
+
+    Raises:
+        HomeostatError: Its class cannot be made, or spawns no user.
+    """
+    bots = build(config, Bots)
+    checked(bots.spawn(0), Bot, f"spawn of _target_={config._target_}")
+    return bots
 
 
 class RewardWing:
@@ -58,13 +79,14 @@ class RewardWing:
     def __init__(self, run: Run, policy: Policy) -> None:
         self.run = run
         self.policy = policy
-        self.bots = build(run.config.bot, Bots)
-        checked(self.bots.spawn(0), Bot, f"spawn of _target_={run.config.bot._target_}")
+        self.bots = users_of(run.config.bot)
+        tested = run.config.eval.bots
+        self.held_out_bots = self.bots if tested is None else users_of(tested)
         self.perception: Perception | None = None
         self.loop: Mapping[str, Any] | None = None
         self.allowed: tuple[str, ...] = ()
         self.comparison: EvalResult | None = None
-        self.cool: EvalResult | None = None
+        self.beside: dict[str, EvalResult] = {}  # what needs no training, against the base
         self.failures: Mapping[str, Any] | None = None
         self.staleness: Mapping[str, Any] | None = None
         self.headroom: Headroom | None = None
@@ -113,7 +135,7 @@ class RewardWing:
             config.eval,
             Homeostasis,
             policy=self.policy,
-            bots=self.bots,
+            bots=self.held_out_bots,
             reader=self.reader,
             reward=reward,
             rollout=config.rollout,
@@ -121,14 +143,15 @@ class RewardWing:
         )
         self.before = self._as_base(BASE)
         self._compare([])
-        if config.eval.cool_temperature is not None:
-            cool = self._as_base(COOL)
-            write_rows(self.run.folder / "evals" / f"{COOL}.jsonl", cool)
-            self.cool = self.evaluation.compare(self.before, cool)
+        for arm, how in untrained_arms(config.eval).items():
+            rows = self._as_base(arm, **how)
+            write_rows(self.run.folder / "evals" / f"{arm}.jsonl", rows)
+            self.beside[arm] = self.evaluation.compare(self.before, rows)
         self.loop = perception_validity(self.before)
 
-    def _as_base(self, arm: str) -> list[dict[str, Any]]:
-        return base_episodes(self.run, self.perception, self.evaluation, arm, self._play)
+    def _as_base(self, arm: str, **how: Any) -> list[dict[str, Any]]:
+        play = partial(self._play, arm, **how)
+        return base_episodes(self.run, self.perception, self.evaluation, [arm, how], play)
 
     def start(self) -> None:
         """See `Wing.start`; the held-out episodes of the base are played already."""
@@ -152,11 +175,10 @@ class RewardWing:
         self._compare(self._play(TRAINED))
         self.staleness = watch_probes(run, self.policy, self.perception)
 
-    def _play(self, arm: str) -> list[dict[str, Any]]:
+    def _play(self, arm: str, **how: Any) -> list[dict[str, Any]]:
         context = nullcontext() if arm == TRAINED else self.policy.reference()
-        temperature = self.run.config.eval.cool_temperature if arm == COOL else 1.0
         with context, self.run.section(f"held-out episodes, {arm}", "evaluate") as progress:
-            return self.evaluation.measure(arm, playing=progress, temperature=temperature or 1.0)
+            return self.evaluation.measure(arm, playing=progress, **how)
 
     def _compare(self, after: list[dict[str, Any]]) -> None:
         """Write the rows of both arms and keep their comparison."""
@@ -167,7 +189,7 @@ class RewardWing:
     def summary(self) -> dict[str, Any]:
         """See `Wing.summary`."""
         reports = self.perception.reports if self.perception else {}
-        metrics = self.comparison.metrics if self.comparison else {}
+        metrics = _as_records(self.comparison) or {}
         return {
             "probe_auroc": {name: report.auroc for name, report in reports.items()},
             "probe_verdict": {name: report.verdict for name, report in reports.items()},
@@ -178,8 +200,10 @@ class RewardWing:
             "headroom": self.headroom
             and {"terms": self.headroom.terms, "loop": self.headroom.loop},
             "cool_temperature": self.run.config.eval.cool_temperature,
-            "cool": {n: asdict(e) for n, e in self.cool.metrics.items()} if self.cool else None,
-            "eval": {name: asdict(estimate) for name, estimate in metrics.items()},
+            "cool": _as_records(self.beside.get(COOL)),
+            "prompt": self.run.config.eval.prompted,
+            "prompted": _as_records(self.beside.get(PROMPTED)),
+            "eval": metrics,
         }
 
     def report(self) -> None:
@@ -188,3 +212,8 @@ class RewardWing:
             self.run.console.comparison(self.comparison.metrics)
         if not self.run.config.trainer.learns and self.perception is not None:
             self.run.console.probe_verdicts(self.perception.reports)
+
+
+def _as_records(result: EvalResult | None) -> dict[str, Any] | None:
+    """Every figure of a comparison, JSON-ready; None where nothing was measured."""
+    return result and {name: asdict(estimate) for name, estimate in result.metrics.items()}

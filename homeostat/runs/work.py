@@ -18,6 +18,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+from homeostat.config.evals import BASE, PROMPTED, TRAINED
 from homeostat.config.register import build, check_target, target_of
 from homeostat.config.resume import save_config
 from homeostat.config.run import RunConfig
@@ -35,9 +36,6 @@ from homeostat.runs.homeostasis import RewardWing
 from homeostat.runs.memory import as_record, memory_limit, plan_memory
 from homeostat.runs.stages import SteeringWing
 from homeostat.runs.suite import (
-    BASE,
-    NOTHING,
-    TRAINED,
     check_items,
     describe_speed,
     describe_suite,
@@ -61,14 +59,15 @@ def work(run: Run, outcome: Outcome) -> None:
     seed_generators(config.seed)
     policy = load_policy(config, run.placement, run.console, run.watch)
     check_policy(policy, run.folder, run.console)
-    base = measure_suite(config, policy, BASE, run.console, run.watch)
-    outcome.suite = save_suite(config, base, NOTHING, run.folder)
+    untrained = [BASE] if config.eval.prompted is None else [BASE, PROMPTED]
+    arms = {arm: measure_suite(config, policy, arm, run.console, run.watch) for arm in untrained}
+    outcome.suite = save_suite(config, arms, run.folder)
     seed_generators(config.seed)  # whatever the suite or its cache have drawn
     outcome.wing = WINGS[config.trainer.wing](run, policy)
     learn(run, policy, outcome.wing, outcome)
-    learnt = config.trainer.learns and not run.stop.requested
-    trained = measure_suite(config, policy, TRAINED, run.console, run.watch) if learnt else NOTHING
-    outcome.suite = save_suite(config, base, trained, run.folder)
+    if config.trainer.learns and not run.stop.requested:
+        arms[TRAINED] = measure_suite(config, policy, TRAINED, run.console, run.watch)
+    outcome.suite = save_suite(config, arms, run.folder)
     for line in (*describe_suite(outcome.suite), describe_speed(outcome.suite)):
         if line is not None:
             run.console.say(line)
@@ -82,6 +81,7 @@ def check_own(config: RunConfig) -> None:
     """
     check_target(config.trainer, Trainer)
     check_target(config.bot, Bots)
+    check_target(config.held_out_bot, Bots)
     own_signals(config.signals)
     Reward(config.reward, {})
 

@@ -134,7 +134,7 @@ def episode_record(episode: Episode, reading: Reading, affects: Sequence[str]) -
         if turn.role == "user":
             said |= {"move": turn.move, "affect": turn.affect and dict(turn.affect)}
             said["perceived"] = dict(zip(affects, perceived[index], strict=True))
-        else:
+        elif turn.role == "assistant":
             said["signals"] = dict(zip(table.names, signals[index], strict=True))
         turns.append(said)
     return {"seed": episode.seed, "bot": episode.bot, "turns": turns}

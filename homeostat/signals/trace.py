@@ -49,7 +49,8 @@ def trace(
 ) -> list[Trace]:
     """The trace of every conversation, in the order given.
 
-    Within ``policy.reference()`` the policy is its own reference, and one pass serves as both.
+    Within ``policy.reference()`` the policy is its own reference, and one pass serves as both. A
+    system turn is the policy's alone: the reference reads every conversation without it.
 
     Args:
         policy: The model with its adapter.
@@ -64,11 +65,15 @@ def trace(
     """
     streams = streams or [policy.encode(conversation) for conversation in conversations]
     streams = [until_last_response(stream) for stream in streams]
+    prompted = any(turn.role == "system" for talk in conversations for turn in talk.turns)
 
     def read(part: list[TokenStream], places: list[int]) -> list[Trace]:
-        batch = make_batch(policy, part, padding)
+        batch = ref_batch = make_batch(policy, part, padding)
+        if prompted:
+            plain = [policy.encode(conversations[i].unprompted) for i in places]
+            ref_batch = make_batch(policy, list(map(until_last_response, plain)), padding)
         heard = [words[i] for i in places]
-        return _trace_batch(policy, batch, heard, norm_layers, critic)
+        return _trace_batch(policy, batch, ref_batch, heard, norm_layers, critic)
 
     words = _heard(policy, conversations, probe_layers)
     return read_in_batches(streams, read, max_tokens, progress)
@@ -138,18 +143,19 @@ def word_states(
 def _trace_batch(
     policy: Policy,
     batch: TokenBatch,
+    ref_batch: TokenBatch,
     heard: Sequence[_Heard],
     norm_layers: Sequence[int],
     critic: Critic | None,
 ) -> list[Trace]:
     policy_pass = _read(policy, batch, norm_layers)
     ref_pass = policy_pass
-    if policy.adapter_on:
+    if policy.adapter_on or ref_batch is not batch:
         with policy.reference():
-            ref_pass = _read(policy, batch, ())
-    mask = batch.response_mask
+            ref_pass = _read(policy, ref_batch, ())
+    mask, ref_mask = batch.response_mask, ref_batch.response_mask
     hidden = predicting_hidden(policy_pass.final, mask)
-    ref_hidden = None if ref_pass is policy_pass else predicting_hidden(ref_pass.final, mask)
+    ref_hidden = None if ref_pass is policy_pass else predicting_hidden(ref_pass.final, ref_mask)
     stats = token_statistics(hidden, batch.input_ids[mask], policy.unembed, ref_hidden)
     norms = (
         torch.stack([policy_pass.norms[layer][mask] for layer in norm_layers], dim=1)
