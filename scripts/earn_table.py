@@ -70,9 +70,12 @@ def table(runs: dict[str, dict[int, dict[str, Any]]]) -> list[dict[str, Any]]:
             row[f"{TESTED} minus this"] = over_seeds(np.subtract(own, other).tolist())
         rows.append(row)
     first = next(iter(next(iter(runs.values())).values()))
-    cool = first["cool"]["relational_true"]
-    base = {"arm": "base at 0.7", "relational_true": {"mean": cool["diff"], "ci95": cool["ci95"]}}
-    return [*rows, base | {"unit": "episodes"}]
+    for arm, name in (("cool", "base at 0.7"), ("prompted", "prompted base")):
+        if first.get(arm):  # a sweep of before knows of no prompted base
+            told = first[arm][FIGURES[0]]
+            figure = {"mean": told["diff"], "ci95": told["ci95"]}
+            rows.append({"arm": name, FIGURES[0]: figure, "unit": "episodes"})
+    return rows
 
 
 def main() -> None:

@@ -135,7 +135,9 @@ def _schema(config: Values) -> Any:
     for place, group in ({group: group for group in config} | PLACED).items():
         node = placed(config, place)
         if varies(group, node):
-            OmegaConf.update(typed, place, OmegaConf.structured(schema_of(group, node)))
+            above, _, key = place.rpartition(".")
+            parent = OmegaConf.select(typed, above) if above else typed
+            parent[key] = OmegaConf.structured(schema_of(group, node))
     return typed
 
 

@@ -62,7 +62,8 @@ class Homeostasis:
         seeds = held_out_seeds(self.config.episodes)
         episodes = play(self.policy, self.bots, seeds, self.rollout, temperature, playing, system)
         talks = [episode.conversation for episode in episodes]
-        readings = self.reader.measure(episodes, progress=tracing)
+        plain = None if system is None else [talk.unprompted for talk in talks]
+        readings = self.reader.measure(episodes, progress=tracing, ref_talks=plain)
         rewards = self.reward.score(talks, readings)
         return [
             {"arm": arm}

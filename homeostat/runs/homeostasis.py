@@ -45,7 +45,7 @@ from homeostat.types import Bot, Bots, EvalResult, StepResult, Trainer
 
 def untrained_arms(config: EvalConfig) -> dict[str, dict[str, Any]]:
     """The arms that are played before training, by how each differs from the base."""
-    asked = {
+    asked: dict[str, dict[str, Any]] = {
         COOL: {"temperature": config.cool_temperature},
         PROMPTED: {"system": config.prompted},
     }
@@ -216,4 +216,6 @@ class RewardWing:
 
 def _as_records(result: EvalResult | None) -> dict[str, Any] | None:
     """Every figure of a comparison, JSON-ready; None where nothing was measured."""
-    return result and {name: asdict(estimate) for name, estimate in result.metrics.items()}
+    if result is None:
+        return None
+    return {name: asdict(estimate) for name, estimate in result.metrics.items()}

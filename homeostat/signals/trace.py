@@ -46,11 +46,11 @@ def trace(
     padding: str = "right",
     progress: Progress = silent,
     streams: Sequence[TokenStream] | None = None,
+    ref_talks: Sequence[Conversation] | None = None,
 ) -> list[Trace]:
     """The trace of every conversation, in the order given.
 
-    Within ``policy.reference()`` the policy is its own reference, and one pass serves as both. A
-    system turn is the policy's alone: the reference reads every conversation without it.
+    Within ``policy.reference()`` the policy is its own reference, and one pass serves as both.
 
     Args:
         policy: The model with its adapter.
@@ -62,16 +62,17 @@ def trace(
         padding: On which side of a batch, ``right`` or ``left``; the result is the same.
         progress: Told how many conversations are done.
         streams: Of the conversations; None = they are encoded first.
+        ref_talks: The conversations as the reference is to read them, with the same replies, such
+            as without what the policy was told; None = as they are.
     """
     streams = streams or [policy.encode(conversation) for conversation in conversations]
     streams = [until_last_response(stream) for stream in streams]
-    prompted = any(turn.role == "system" for talk in conversations for turn in talk.turns)
 
     def read(part: list[TokenStream], places: list[int]) -> list[Trace]:
         batch = ref_batch = make_batch(policy, part, padding)
-        if prompted:
-            plain = [policy.encode(conversations[i].unprompted) for i in places]
-            ref_batch = make_batch(policy, list(map(until_last_response, plain)), padding)
+        if ref_talks is not None:
+            read_by_ref = [until_last_response(policy.encode(ref_talks[i])) for i in places]
+            ref_batch = make_batch(policy, read_by_ref, padding)
         heard = [words[i] for i in places]
         return _trace_batch(policy, batch, ref_batch, heard, norm_layers, critic)
 
