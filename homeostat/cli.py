@@ -14,13 +14,13 @@ import hydra
 from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from homeostat.config.checks import as_object, refuse_unknown_keys
-from homeostat.config.register import CONF, options, register
+from homeostat.config.register import CONF, as_choices, options, register
 from homeostat.config.resume import (
     asked_run,
     is_finished,
@@ -182,7 +182,7 @@ def main() -> None:
 
 def _start(arguments: Sequence[str]) -> None:
     """Let Hydra compose the config and do its jobs; a run that goes on brings its own config."""
-    arguments = flags_first(arguments)
+    arguments = as_choices(flags_first(arguments))
     asked, name = asked_run(arguments), "config"
     if asked is not None:
         arguments, name = resumed_arguments(arguments, *asked), "resumed"
@@ -237,6 +237,9 @@ def _explain_config(error: BaseException) -> str:
     """Hydra's and OmegaConf's own message, with the key in front and without their layout."""
     if isinstance(error, OverrideParseException):
         return not_an_override(error.override)
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return f"{name} is no option of {group}; choose one of {', '.join(error.options)}."
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
     text = str(error) if cause is None else f"{error}\n{cause}"
     override = re.match(r"Could not override '([^']+)'", text)

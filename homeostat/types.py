@@ -65,6 +65,11 @@ class Conversation:
         """Indices of the user turns."""
         return tuple(i for i, turn in enumerate(self.turns) if turn.role == "user")
 
+    @property
+    def unprompted(self) -> Conversation:
+        """The conversation without system turns, as the plain base reads it."""
+        return Conversation(tuple(turn for turn in self.turns if turn.role != "system"))
+
 
 @dataclass(frozen=True)
 class Episode:

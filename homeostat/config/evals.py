@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from omegaconf import MISSING
 
+from homeostat.config.bots import BotConfig
 from homeostat.config.checks import (
     MOST,
     MOST_SAMPLES,
@@ -19,9 +20,12 @@ from homeostat.config.checks import (
 )
 
 LOGPROB, GENERATE = "logprob", "generate"
+# Arms, as rows name them: the base, the base sampled at another temperature, the base with a system
+# turn, and what was learnt.
+BASE, COOL, PROMPTED, TRAINED = "base", "cool", "prompted", "trained"
 FOUNDATION_READOUTS = ("rotations", "two_orders")
 # What else a run writes into its folder evals/.
-TAKEN = ("homeostasis", "failures", "stages", "filter", "diary")
+TAKEN = ("homeostasis", COOL, PROMPTED, "failures", "stages", "filter", "diary")
 
 
 @dataclass
@@ -40,6 +44,11 @@ class EvalConfig:
     a JSONL file of the packaged one's shape instead of it, ``reply_tokens`` the length of the
     model's replies, ``mode`` whether figures are read from log-probabilities of given answers or
     from the model's own replies, ``foundations_readout`` the orders of the options.
+
+    Arms beside base and trained, for which nothing is trained; None for none of them:
+    ``cool_temperature`` of the sampling of one, ``prompted`` the system turn of the other, in place
+    of any that the chat template puts there by itself. ``bots`` play the users of the held-out
+    episodes instead of those of training.
     """
 
     schema: ClassVar[str] = "eval/homeostasis"
@@ -55,6 +64,8 @@ class EvalConfig:
     mode: str = LOGPROB
     foundations_readout: str = "rotations"
     cool_temperature: float | None = 0.7
+    prompted: str | None = None
+    bots: BotConfig | None = None
     headroom_users: int = 48
     headroom_replies: int = 8
 
@@ -81,6 +92,11 @@ class EvalConfig:
         require(
             self.cool_temperature is None or self.cool_temperature > 0,
             f"eval.cool_temperature={self.cool_temperature} must be above 0, or null.",
+        )
+        require(
+            self.prompted is None or self.prompted.strip() != "",
+            f"eval.prompted={self.prompted!r} says nothing; give what the base is to be told, or "
+            "null for no such arm.",
         )
         require(
             self.headroom_users == 0 or min(self.headroom_users, self.headroom_replies) >= 2,

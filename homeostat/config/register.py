@@ -11,6 +11,7 @@ apart. `config_part` gives scripts and tests what a run would get.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
@@ -31,6 +32,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 # In a source tree conf/ lies beside the package, in a wheel inside it.
 CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir())
 T = TypeVar("T")
+# Keys whose value is an option of a group of another name.
+PLACED = {"eval.bots": "bot"}
 
 
 def build(part: Any, kind: type[T], **runtime: Any) -> T:
@@ -152,11 +155,30 @@ def options() -> dict[str, list[str]]:
     return {name: names for name, names in options_of.items() if names}
 
 
+def as_choices(overrides: Sequence[str]) -> list[str]:
+    """Overrides as Hydra reads them, to which ``eval.bots=curious`` is ``bot@eval.bots=curious``.
+
+    Raises:
+        HomeostatError: More than one option is given at once.
+    """
+    chosen = []
+    for typed in overrides:
+        key, _, value = typed.partition("=")
+        group = PLACED.get(key)
+        if group is not None and value.startswith(("[", "{")):
+            raise HomeostatError(
+                f"{typed} must be one option of {group}, such as {key}={options()[group][0]}; "
+                "an option of your own may mix several, as mixed does."
+            )
+        chosen.append(typed if group is None or value in ("", "null") else f"{group}@{typed}")
+    return chosen
+
+
 def compose_run(*overrides: str) -> DictConfig:
     """The config of a run as the command line composes it, not converted or checked yet."""
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=list(overrides))
+        return compose("config", overrides=as_choices(overrides))
 
 
 def config_part(choice: str, *path: str, **changes: Any) -> Any:

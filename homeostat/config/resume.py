@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from homeostat.config.register import schemas
 from homeostat.config.run import EXPORTS, RunConfig
-from homeostat.config.upgrade import schema_path, upgraded, varies
+from homeostat.config.upgrade import placed, schema_path, upgraded, varies
 from homeostat.errors import HomeostatError
 from homeostat.files import LOST, damaged, read_json, write_text
 
@@ -199,17 +199,20 @@ def resumed_config(main: Path, folder: Path, arguments: Sequence[str]) -> dict[s
     typed = set(map(key_of, arguments))
     defaults: list[Any] = []
     for entry in base.pop("defaults"):
-        group = next(iter(entry)) if isinstance(entry, dict) else entry
-        if group in kept and group not in typed:
-            if varies(group, kept[group]):
-                defaults.append(f"{schema_path(group, kept[group])}@{group}")
-        elif group in kept:
-            del kept[group]
+        choice = next(iter(entry)) if isinstance(entry, dict) else entry
+        group, _, place = choice.partition("@")
+        above, _, key = (place or group).rpartition(".")
+        parent = placed(kept, above) if above else kept
+        if parent is not None and key in parent and choice not in typed:
+            if varies(group, parent[key]):
+                defaults.append(f"{schema_path(group, parent[key])}@{place or group}")
+        elif parent is not None and key in parent:
+            del parent[key]
             defaults.append(entry)
         else:
             # A group without a key of its own has shaped the values that are kept.
-            spent = isinstance(entry, dict) and not group.startswith("override ")
-            defaults.append({group: None} if spent else entry)
+            spent = isinstance(entry, dict) and not choice.startswith("override ")
+            defaults.append({choice: None} if spent else entry)
     values = {key: kept.get(key, value) for key, value in {**kept, **base}.items()}
     values["hydra"]["run"]["dir"] = _escaped(str(folder))
     if "trainer" in kept and any(key == "scale" or key.startswith("work.") for key in typed):

@@ -116,6 +116,11 @@ class RunConfig:
     compare: Any
     compare_baseline: str | None
 
+    @property
+    def held_out_bot(self) -> BotConfig:
+        """Who the held-out episodes are played with: ``eval.bots``, or the bot of training."""
+        return self.eval.bots or self.bot
+
     def __post_init__(self) -> None:
         require(0 <= self.seed < 1000, f"seed={self.seed} must lie between 0 and 999.")
         require_one_of("device", self.device, DEVICES)

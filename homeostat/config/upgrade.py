@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from homeostat.config.register import schemas
+from homeostat.config.register import PLACED, schemas
 from homeostat.config.run import RunConfig
 
 Values = Mapping[str, Any]
@@ -147,7 +147,18 @@ def _moved(node: Any) -> Any:
 def _schema(config: Values) -> Any:
     """The schema of a whole run with the options that ``config`` has."""
     typed = OmegaConf.structured(RunConfig)
-    for group, node in config.items():
+    for place, group in ({group: group for group in config} | PLACED).items():
+        node = placed(config, place)
         if varies(group, node):
-            typed[group] = OmegaConf.structured(schema_of(group, node))
+            above, _, key = place.rpartition(".")
+            parent = OmegaConf.select(typed, above) if above else typed
+            parent[key] = OmegaConf.structured(schema_of(group, node))
     return typed
+
+
+def placed(config: Values, place: str) -> Any:
+    """What a config has at a dotted place; None for nothing."""
+    node: Any = config
+    for key in place.split("."):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node

@@ -47,6 +47,7 @@ class Homeostasis:
         playing: Progress = silent,
         tracing: Progress = silent,
         temperature: float = 1.0,
+        system: str | None = None,
     ) -> list[dict[str, Any]]:
         """One row per held-out episode, played by the policy as it is now.
 
@@ -55,11 +56,14 @@ class Homeostasis:
             playing: Told how many replies are done.
             tracing: Told how many conversations are measured.
             temperature: Of the sampling.
+            system: What the policy is told in a system turn. The base, from which KL and under
+                which perplexity are measured, is not told.
         """
         seeds = held_out_seeds(self.config.episodes)
-        episodes = play(self.policy, self.bots, seeds, self.rollout, temperature, playing)
+        episodes = play(self.policy, self.bots, seeds, self.rollout, temperature, playing, system)
         talks = [episode.conversation for episode in episodes]
-        readings = self.reader.measure(episodes, progress=tracing)
+        plain = None if system is None else [talk.unprompted for talk in talks]
+        readings = self.reader.measure(episodes, progress=tracing, ref_talks=plain)
         rewards = self.reward.score(talks, readings)
         return [
             {"arm": arm}

@@ -36,7 +36,6 @@ from homeostat.rollout.replies import (
     sampled,
     statistics_of,
     with_given_reply,
-    without_persona,
 )
 from homeostat.signals.repetition import repetition
 from homeostat.steering.filters import Steered, failed_gates, is_coherent
@@ -117,7 +116,7 @@ class Stages:
         *said, diary = sampled(policy, asked, self.sampling, progress=progress)
         talks, states = [talk for talk, _ in said], [state for _, state in said]
         is_base = not (policy.adapter_on or policy.is_steered or prompted)
-        refs = None if is_base else [without_persona(talk) for talk in talks]
+        refs = None if is_base else [talk.unprompted for talk in talks]
         statistics = statistics_of(policy, talks, states, refs)
         rows = [
             self._reply_row(context, talk, -s.ref_logprob.cpu().numpy(), float(s.kl.mean()))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import astuple, dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -142,6 +142,7 @@ class PolicySubject:
         policy: Policy,
         told: Callable[[int], None] = lambda _tokens: None,
         kept: Keep = compute_anew,
+        system: str | None = None,
     ) -> None:
         """A subject.
 
@@ -149,14 +150,16 @@ class PolicySubject:
             policy: To be evaluated.
             told: Hears of every batch that is done, and how many tokens it had.
             kept: Returns what a recipe came to in an earlier process, or computes and keeps it.
+            system: A system turn that stands in front of every conversation; plain texts have none.
         """
         self.policy = policy
+        self.system = system
         self.tokens, self.talks, self.spared_s = 0, 0, 0.0
         self._told = told
         self._kept = kept
 
     def keep(self, recipe: Any, compute: Callable[[], Any]) -> Any:
-        """See `Subject.keep`; the same weights with the adapter on or off are two subjects."""
+        """See `Subject.keep`; weights with the adapter on or off are two subjects."""
         fresh = False
 
         def measured() -> dict[str, Any]:
@@ -166,7 +169,7 @@ class PolicySubject:
             spent = {"tokens": self.tokens - before[0], "talks": self.talks - before[1]}
             return {"result": result, "seconds": time.perf_counter() - began, **spent}
 
-        kept = self._kept([self.policy.adapter_on, recipe], measured)
+        kept = self._kept([self.policy.adapter_on, self.system, recipe], measured)
         if not fresh:
             self.spared_s += kept["seconds"]
             self.count(kept["tokens"], kept["talks"])
@@ -182,12 +185,25 @@ class PolicySubject:
         """See `Subject.open`."""
         return PolicyDialogues(self, rows)
 
-    def reference(self) -> AbstractContextManager[None]:
-        """See `Subject.reference`."""
-        return self.policy.reference()
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """See `Subject.reference`; the base is told nothing."""
+        system, self.system = self.system, None
+        try:
+            with self.policy.reference():
+                yield
+        finally:
+            self.system = system
+
+    def prompted(self, talk: Conversation) -> Conversation:
+        """A conversation as the subject reads it."""
+        if self.system is None:
+            return talk
+        return Conversation((Turn("system", self.system), *talk.turns))
 
     def sample(self, talks: Sequence[Conversation], sampling: Sampling) -> list[SampledReply]:
         """See `Subject.sample`."""
+        talks = [self.prompted(talk) for talk in talks]
         said = []
         for first in range(0, len(talks), BATCH):
             part = talks[first : first + BATCH]
@@ -253,7 +269,7 @@ class PolicySubject:
     ) -> list[list[Score]]:
         """See `Subject.score`."""
         begun = ids_of(self.policy, opening)
-        prompts = [[*self.policy.encode(talk).ids, *begun] for talk in talks]
+        prompts = [[*self.policy.encode(self.prompted(talk)).ids, *begun] for talk in talks]
         given = [[ids_of(self.policy, text) for text in texts] for texts in answers]
         # Side by side in the order of their ids stand those that begin alike.
         order = sorted(range(len(talks)), key=lambda i: prompts[i])
@@ -290,7 +306,7 @@ class PolicyDialogues:
     def __init__(self, subject: PolicySubject, rows: int) -> None:
         self.subject = subject
         self.policy = policy = subject.policy
-        self.talks = [Conversation(())] * rows
+        self.talks = [subject.prompted(Conversation(()))] * rows
         self._sampler = Sampler(policy, rows)
         self._read = [0] * rows
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from homeostat.config.evals import BASE, COOL, TRAINED
 from homeostat.errors import HomeostatError
 from homeostat.evals.caveats import Row, mode_of
 from homeostat.evals.evaluation import Evaluation
@@ -18,8 +19,7 @@ from homeostat.evals.stats import holm
 from homeostat.files import write_text
 from homeostat.report.compare_figures import draw_comparison
 from homeostat.report.compare_runs import (
-    BASE,
-    TRAINED,
+    BESIDE,
     VALENCE,
     VALENCE_KEYS,
     Arm,
@@ -67,7 +67,7 @@ def compare_runs(
     columns = columns_of(arms, evaluations)
     against = find_baseline(baseline, arms)
     rows = [
-        _untrained(arms, columns, against, samples),
+        *_untrained(arms, columns, against, samples),
         *(_row(arm, columns, against, samples) for arm in arms),
     ]
     _correct(rows, columns)
@@ -110,7 +110,7 @@ def columns_of(arms: Sequence[Arm], evaluations: Mapping[str, Evaluation]) -> li
         values: dict[str, dict[str, Values]] = {}
         for arm in arms:
             values[arm.name] = {}
-            for side in (BASE, TRAINED):
+            for side in (BASE, *BESIDE, TRAINED):
                 by_seed = arm.rows(file, side)
                 values[arm.name][side] = {
                     seed: {item_of(row): _value(row, metric) for row in rows}
@@ -194,21 +194,48 @@ def _row(arm: Arm, columns: Sequence[Column], against: Arm | None, samples: int)
 
 def _untrained(
     arms: Sequence[Arm], columns: Sequence[Column], against: Arm | None, samples: int
+) -> list[dict[str, Any]]:
+    """The model before training, and the arms that need none, as the baseline's runs measured them.
+
+    Against the model before training they are as any run has measured them.
+    """
+    sources = arms if against is None else [against]
+    rows = []
+    for side in (BASE, *BESIDE):
+        measured = [arm for arm in sources if side == BASE or arm.measured(side)]
+        for told in dict.fromkeys(arm.told(side) for arm in measured):
+            alike = [arm for arm in measured if arm.told(side) == told]
+            name = UNTRAINED if side == BASE else name_beside(side, told)
+            rows.append({"name": name} | _untrained_row(side, alike, columns, against, samples))
+    return rows
+
+
+def _untrained_row(
+    side: str,
+    arms: Sequence[Arm],
+    columns: Sequence[Column],
+    against: Arm | None,
+    samples: int,
 ) -> dict[str, Any]:
-    """The model before training; every run has measured it, and runs of one seed are averaged."""
+    """One arm that needs no training; runs of one seed are averaged."""
+    reference = BASE if against is None else TRAINED
     cells = {}
     for column in columns:
         note = unlike(column, arms)
-        after: Values = {} if note else _merged([column.values[arm.name][BASE] for arm in arms])
-        before = after
-        note = note or "this is the baseline"
-        if against is not None:
-            before = column.values[against.name][TRAINED]
-            after = column.values[against.name][BASE]
-            note = None
+        before, after = (
+            {} if note else _merged([column.values[arm.name][own] for arm in arms])
+            for own in (reference, side)
+        )
+        if side == reference:
+            note = note or "this is the baseline"
         cells[column.name] = _cell(column, before, after, note, samples)
     seeds = sorted({run.seed for run in _runs(arms)})
-    return {"name": UNTRAINED, "overrides": [], "seeds": seeds, "runs": [], "cells": cells}
+    return {"overrides": [], "seeds": seeds, "runs": [], "cells": cells}
+
+
+def name_beside(side: str, told: Any) -> str:
+    """What an arm that needs no training is called."""
+    return f"base at {told:g}" if side == COOL else f"prompted base (“{told}”)"
 
 
 def _merged(values: Sequence[Values]) -> dict[int, dict[str, float | None]]:
@@ -227,13 +254,17 @@ def _merged(values: Sequence[Values]) -> dict[int, dict[str, float | None]]:
 
 def unlike(column: Column, arms: Sequence[Arm]) -> str | None:
     """Why some arms' figures in a column are not the same quantity; None if they are."""
-    if column.name != VALENCE:
+    if column.name not in (FELT, VALENCE):
         return None
-    configs = [next(iter(arm.runs.values())).config for arm in arms]
-    differing = [k for k in VALENCE_KEYS if any(c.get(k) != configs[0].get(k) for c in configs)]
+    first, *others = arms
+    keys = VALENCE_KEYS if column.name == VALENCE else ()
+    differing = [k for k in keys if any(o.config.get(k) != first.config.get(k) for o in others)]
+    if any(other.users != first.users for other in others):
+        differing.append("the users of their held-out episodes")
     if not differing:
         return None
-    return f"these arms differ in {', '.join(differing)}, so their valence is not one quantity"
+    what = "their valence" if column.name == VALENCE else "what these felt"
+    return f"these arms differ in {', '.join(differing)}, so {what} is not one quantity"
 
 
 def _cell(

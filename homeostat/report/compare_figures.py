@@ -11,7 +11,7 @@ from jaxtyping import Float
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from homeostat.report.compare_runs import BASE, TRAINED
+from homeostat.config.evals import BASE, TRAINED
 from homeostat.report.compare_stats import Column, differences, draw_seeds, draws, over_seeds, table
 from homeostat.report.figures import BASE as GREY
 from homeostat.report.figures import INK, STYLE, save
@@ -40,7 +40,7 @@ def draw_comparison(
     named = {column.name: column for column in columns}
     costs = [named[name] for name in COSTS if name in named]
     judged, hollow = readable(columns, comparison["columns"])
-    arms = [row["name"] for row in comparison["arms"][1:]]
+    arms = [row["name"] for row in comparison["arms"] if row["runs"]]
     seeds = {name: _seeds(judged, name) for name in arms}
     arms = [name for name in arms if seeds[name]]
     if not costs or not judged or not arms:

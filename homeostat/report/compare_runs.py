@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from homeostat.config.evals import BASE, COOL, PROMPTED, TRAINED
 from homeostat.config.resume import (
     OWN_KEYS,
     flat,
@@ -22,8 +23,9 @@ from homeostat.errors import HomeostatError
 from homeostat.evals.caveats import Row, mode_of
 from homeostat.files import read_json
 
-BASE, TRAINED = "base", "trained"
 VALENCE = "homeostasis"  # the held-out episodes, whose figure is valence
+# Arms that need no training, and the key of ``eval`` that says how each differs from the base.
+BESIDE = {COOL: "cool_temperature", PROMPTED: "prompted"}
 # What valence depends on besides the model: with other values of these it is another figure.
 # And what else than the items an evaluation's rows follow from.
 ASKED_BY = ("reply_tokens", "foundations_readout")
@@ -76,6 +78,24 @@ class Arm:
         sides_by_seed = {seed: run.rows.get(evaluation, {}) for seed, run in self.runs.items()}
         return {seed: sides[side] for seed, sides in sides_by_seed.items() if sides.get(side)}
 
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Of its first run; the others differ from it in their seed."""
+        return next(iter(self.runs.values())).config
+
+    @property
+    def users(self) -> Any:
+        """Who its held-out episodes were played with."""
+        return self.config.get("eval", {}).get("bots") or self.config.get("bot")
+
+    def told(self, side: str) -> Any:
+        """How an arm beside it that needs no training differs from the base; None for the base."""
+        return self.config["eval"][BESIDE[side]] if side in BESIDE else None
+
+    def measured(self, side: str) -> bool:
+        """Whether any of its runs has rows of an arm."""
+        return any(side in rows for run in self.runs.values() for rows in run.rows.values())
+
 
 def find_runs(paths: Sequence[Path], evaluations: Collection[str]) -> list[RunRecord]:
     """Every run in some run folders or folders of sweeps, each once, with these evaluations' rows.
@@ -107,13 +127,11 @@ def read_run(folder: Path, evaluations: Collection[str]) -> RunRecord:
         if status == "finished" and not is_finished(folder):
             status = STOPPED  # killed while its report was written
     rows: dict[str, dict[str, list[Row]]] = {}
-    for name in (*evaluations, VALENCE):
-        path = folder / "evals" / f"{name}.jsonl"
-        if path.is_file():
-            by_arm: dict[str, list[Row]] = {}
-            for row in kept_rows(path):
-                by_arm.setdefault(row["arm"], []).append(row)
-            rows[name] = by_arm
+    files = {name: (name,) for name in evaluations} | {VALENCE: (VALENCE, *BESIDE)}
+    for name, stems in files.items():
+        for path in (folder / "evals" / f"{stem}.jsonl" for stem in stems):
+            for row in kept_rows(path) if path.is_file() else ():
+                rows.setdefault(name, {}).setdefault(row["arm"], []).append(row)
     return RunRecord(folder, read_config(folder), tuple(kept_overrides(folder)), status, rows)
 
 

@@ -55,7 +55,7 @@ def changes_by_arm(comparison: Json) -> list[str]:
 
 def notes(comparison: Json) -> list[str]:
     """How the figures are to be read."""
-    seeds = max((len(arm["seeds"]) for arm in comparison["arms"][1:]), default=0)
+    seeds = max((len(arm["seeds"]) for arm in comparison["arms"] if arm["runs"]), default=0)
     over = (
         "Each arm has one seed only: the intervals are over items alone, and nothing is known "
         "about other seeds."

@@ -137,12 +137,19 @@ def headline(summary: dict[str, Any]) -> str:
         )
     if not learns(summary):
         return _signals_headline(summary)
-    valence = summary["eval"].get("valence")
-    if valence is None:
+    if "valence" not in summary["eval"]:
         return "The run stopped before the base model was measured."
+    trained, tested = summary["bot"], summary.get("held_out_bot", summary["bot"])
+    who = "" if tested == trained else f"Tested on {tested}, trained on {trained}: "
+    return who + _change(summary["eval"])
+
+
+def _change(estimates: dict[str, Any]) -> str:
+    """What training has changed on the held-out episodes."""
+    valence = estimates["valence"]
     if valence["before"] is None:
-        own = _own_terms(summary["eval"])
-        return f"The reward holds nothing at a set point. {own}{_felt(summary['eval'])}"
+        own = _own_terms(estimates)
+        return f"The reward holds nothing at a set point. {own}{_felt(estimates)}"
     if valence["diff"] is None:
         return (
             f"Base model: mean valence {valence['before']:.2f} on {valence['n']} held-out "
@@ -164,8 +171,8 @@ def headline(summary: dict[str, Any]) -> str:
     return (
         f"Mean valence {valence['before']:.2f} → {valence['after']:.2f} on {valence['n']} held-out "
         f"episodes: {valence['diff']:+.2f}, 95% interval [{low:+.2f}, {high:+.2f}] - {verdict}. "
-        + _which_terms(summary["eval"])
-        + _felt(summary["eval"])
+        + _which_terms(estimates)
+        + _felt(estimates)
     )
 
 

@@ -58,6 +58,7 @@ def play(
     config: RolloutConfig,
     temperature: float = 1.0,
     progress: Progress = silent,
+    system: str | None = None,
 ) -> list[Episode]:
     """One episode per seed; each begins and ends with a turn of its bot.
 
@@ -73,6 +74,7 @@ def play(
         temperature: Of the sampling, > 0; training and evaluation use 1, where the policy's own
             log-probabilities are those of the sampling.
         progress: Told how many replies are done, and their tokens.
+        system: What a system turn in front of the bot's opening tells the policy; None = no turn.
     """
     draws = numbered(seeds)
     episodes: list[Episode] = []
@@ -83,7 +85,7 @@ def play(
         def tell(done: int, tokens: int, before: int = before) -> None:
             progress(before + done, len(seeds) * config.turns, tokens)
 
-        episodes.extend(_play_batch(policy, bots, part, config, temperature, tell))
+        episodes.extend(_play_batch(policy, bots, part, config, temperature, tell, system))
     return episodes
 
 
@@ -110,9 +112,11 @@ def _play_batch(
     config: RolloutConfig,
     temperature: float,
     tell: Callable[[int, int], None],
+    system: str | None,
 ) -> list[Episode]:
     players = [bots.spawn(seed) for seed, _ in draws]
-    talks = [Conversation((player.opening(),)) for player in players]
+    told = () if system is None else (Turn("system", system),)
+    talks = [Conversation((*told, player.opening())) for player in players]
     sampler = Sampler(policy, len(draws))
     streams = [policy.encode(talk) for talk in talks]
     read = [0] * len(draws)

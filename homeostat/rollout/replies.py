@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -96,11 +96,6 @@ def with_given_reply(policy: Policy, talk: Conversation, text: str) -> Conversat
     return Conversation((*talk.turns, Turn("assistant", text, token_ids=tuple(ids))))
 
 
-def without_persona(talk: Conversation) -> Conversation:
-    """The conversation without its system turn."""
-    return replace(talk, turns=tuple(turn for turn in talk.turns if turn.role != "system"))
-
-
 def predicting(policy: Policy, talks: Sequence[Conversation]) -> list[Float[Tensor, "R D"]]:
     """Final hidden states that predict each reply's tokens, policy as it is; no gradients."""
     return predicting_in(policy, [until_last_response(policy.encode(talk)) for talk in talks])
@@ -163,5 +158,5 @@ def statistics_of(
 def base_nll(policy: Policy, talks: Sequence[Conversation]) -> list[Float[np.ndarray, " R"]]:
     """-log p of every token of each reply under the base, without any persona; nats."""
     with policy.reference():
-        statistics = read_replies(policy, [without_persona(talk) for talk in talks])
+        statistics = read_replies(policy, [talk.unprompted for talk in talks])
     return [-one.logprob.cpu().numpy() for one in statistics]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from homeostat.bots.endpoint import Endpoint
 from homeostat.bots.model import ModelBots, describe_counts
-from homeostat.config.bots import ModelBotConfig
+from homeostat.config.bots import BotConfig, ModelBotConfig
+from homeostat.config.evals import BASE, COOL, PROMPTED, TRAINED, EvalConfig
 from homeostat.config.register import build, checked
 from homeostat.config.run import RunConfig
 from homeostat.config.signals import AFFECTS
@@ -43,7 +46,31 @@ from homeostat.signals.reader import SignalReader
 from homeostat.trainers.base import World
 from homeostat.types import Bot, Bots, EvalResult, StepResult, Trainer
 
-BASE, COOL, TRAINED = "base", "cool", "trained"  # arms of the held-out episodes
+
+def untrained_arms(config: EvalConfig) -> dict[str, dict[str, Any]]:
+    """The arms that are played before training, by how each differs from the base."""
+    asked: dict[str, dict[str, Any]] = {
+        COOL: {"temperature": config.cool_temperature},
+        PROMPTED: {"system": config.prompted},
+    }
+    return {arm: how for arm, how in asked.items() if None not in how.values()}
+
+
+def users_of(config: BotConfig, policy: Policy) -> Bots:
+    """A population of users.
+
+    Args:
+        config: Its class and options.
+        policy: Its base plays users whose model that is.
+
+    Raises:
+        HomeostatError: Its class cannot be made, or spawns no user.
+    """
+    bots = build(config, Bots)
+    if isinstance(bots, ModelBots):
+        bots.model = user_model(bots.config, policy)
+    checked(bots.spawn(0), Bot, f"spawn of _target_={config._target_}")
+    return bots
 
 
 class RewardWing:
@@ -58,21 +85,21 @@ class RewardWing:
         if affect is not None:
             for path in filter(None, (affect.corpus, affect.heldout)):
                 load_corpus(path, affect.names)
-        if isinstance(config.bot, ModelBotConfig) and config.bot.source == "endpoint":
-            Endpoint(config.bot)
+        for users in (config.bot, config.eval.bots):
+            if isinstance(users, ModelBotConfig) and users.source == "endpoint":
+                Endpoint(users)
 
     def __init__(self, run: Run, policy: Policy) -> None:
         self.run = run
         self.policy = policy
-        self.bots = build(run.config.bot, Bots)
-        if isinstance(self.bots, ModelBots):
-            self.bots.model = user_model(self.bots.config, policy)
-        checked(self.bots.spawn(0), Bot, f"spawn of _target_={run.config.bot._target_}")
+        self.bots = users_of(run.config.bot, policy)
+        tested = run.config.eval.bots
+        self.held_out_bots = self.bots if tested is None else users_of(tested, policy)
         self.perception: Perception | None = None
         self.loop: Mapping[str, Any] | None = None
         self.allowed: tuple[str, ...] = ()
         self.comparison: EvalResult | None = None
-        self.cool: EvalResult | None = None
+        self.beside: dict[str, EvalResult] = {}  # what needs no training, against the base
         self.failures: Mapping[str, Any] | None = None
         self.staleness: Mapping[str, Any] | None = None
         self.headroom: Headroom | None = None
@@ -121,7 +148,7 @@ class RewardWing:
             config.eval,
             Homeostasis,
             policy=self.policy,
-            bots=self.bots,
+            bots=self.held_out_bots,
             reader=self.reader,
             reward=reward,
             rollout=config.rollout,
@@ -129,14 +156,15 @@ class RewardWing:
         )
         self.before = self._as_base(BASE)
         self._compare([])
-        if config.eval.cool_temperature is not None:
-            cool = self._as_base(COOL)
-            write_rows(self.run.folder / "evals" / f"{COOL}.jsonl", cool)
-            self.cool = self.evaluation.compare(self.before, cool)
+        for arm, how in untrained_arms(config.eval).items():
+            rows = self._as_base(arm, **how)
+            write_rows(self.run.folder / "evals" / f"{arm}.jsonl", rows)
+            self.beside[arm] = self.evaluation.compare(self.before, rows)
         self.loop = perception_validity(self.before)
 
-    def _as_base(self, arm: str) -> list[dict[str, Any]]:
-        return base_episodes(self.run, self.perception, self.evaluation, arm, self._play)
+    def _as_base(self, arm: str, **how: Any) -> list[dict[str, Any]]:
+        play = partial(self._play, arm, **how)
+        return base_episodes(self.run, self.perception, self.evaluation, [arm, how], play)
 
     def start(self) -> None:
         """See `Wing.start`; the held-out episodes of the base are played already."""
@@ -160,11 +188,10 @@ class RewardWing:
         self._compare(self._play(TRAINED))
         self.staleness = watch_probes(run, self.policy, self.perception)
 
-    def _play(self, arm: str) -> list[dict[str, Any]]:
+    def _play(self, arm: str, **how: Any) -> list[dict[str, Any]]:
         context = nullcontext() if arm == TRAINED else self.policy.reference()
-        temperature = self.run.config.eval.cool_temperature if arm == COOL else 1.0
         with context, self.run.section(f"held-out episodes, {arm}", "evaluate") as progress:
-            return self.evaluation.measure(arm, playing=progress, temperature=temperature or 1.0)
+            return self.evaluation.measure(arm, playing=progress, **how)
 
     def _compare(self, after: list[dict[str, Any]]) -> None:
         """Write the rows of both arms and keep their comparison."""
@@ -172,10 +199,19 @@ class RewardWing:
         path = self.run.folder / "evals" / f"{self.comparison.name}.jsonl"
         write_rows(path, self.comparison.rows)
 
+    @property
+    def user_reports(self) -> Counter[str]:
+        """What users whom a model plays have told so far; empty without such users."""
+        told: Counter[str] = Counter()
+        for bots in {id(bots): bots for bots in (self.bots, self.held_out_bots)}.values():
+            if isinstance(bots, ModelBots):
+                told.update(bots.counts)
+        return told
+
     def summary(self) -> dict[str, Any]:
         """See `Wing.summary`."""
-        reports, bots = self.perception.reports if self.perception else {}, self.bots
-        metrics = self.comparison.metrics if self.comparison else {}
+        reports = self.perception.reports if self.perception else {}
+        metrics = _as_records(self.comparison) or {}
         return {
             "probe_auroc": {name: report.auroc for name, report in reports.items()},
             "probe_verdict": {name: report.verdict for name, report in reports.items()},
@@ -186,16 +222,25 @@ class RewardWing:
             "headroom": self.headroom
             and {"terms": self.headroom.terms, "loop": self.headroom.loop},
             "cool_temperature": self.run.config.eval.cool_temperature,
-            "cool": {n: asdict(e) for n, e in self.cool.metrics.items()} if self.cool else None,
-            "eval": {name: asdict(estimate) for name, estimate in metrics.items()},
-            **({"user_reports": dict(bots.counts)} if isinstance(bots, ModelBots) else {}),
+            "cool": _as_records(self.beside.get(COOL)),
+            "prompt": self.run.config.eval.prompted,
+            "prompted": _as_records(self.beside.get(PROMPTED)),
+            "eval": metrics,
+            **({"user_reports": dict(self.user_reports)} if self.user_reports else {}),
         }
 
     def report(self) -> None:
         """Tables of what was found, for the console."""
-        if isinstance(self.bots, ModelBots):
-            self.run.console.say(describe_counts(self.bots.counts))
+        if self.user_reports:
+            self.run.console.say(describe_counts(self.user_reports))
         if self.comparison is not None:
             self.run.console.comparison(self.comparison.metrics)
         if not self.run.config.trainer.learns and self.perception is not None:
             self.run.console.probe_verdicts(self.perception.reports)
+
+
+def _as_records(result: EvalResult | None) -> dict[str, Any] | None:
+    """Every figure of a comparison, JSON-ready; None where nothing was measured."""
+    if result is None:
+        return None
+    return {name: asdict(estimate) for name, estimate in result.metrics.items()}

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +111,8 @@ def base_episodes(
     run: Run,
     perception: Perception | None,
     evaluation: Homeostasis,
-    arm: str,
-    play_arm: Callable[[str], list[dict[str, Any]]],
+    arm: Sequence[Any],
+    play_arm: Callable[[], list[dict[str, Any]]],
 ) -> list[dict[str, Any]]:
     """Rows of the held-out episodes that the base has played, which every run compares itself with.
 
@@ -123,25 +122,26 @@ def base_episodes(
         run: Its config and folder.
         perception: The probes that read.
         evaluation: What scores the episodes.
-        arm: ``base``, or the base sampled otherwise.
+        arm: Its name, and how it is played.
         play_arm: Plays and scores them.
     """
     config = run.config
-    terms = config.reward.terms
-    if not all(str(term["_target_"]).startswith("homeostat.") for term in terms.values()):
-        return play_arm(arm)
+    terms, users = config.reward.terms, config.held_out_bot
+    packaged = all(str(term["_target_"]).startswith("homeostat.") for term in terms.values())
+    if not (packaged and users.follows_from_config):
+        return play_arm()
     held = (evaluation.reward.set_points, evaluation.relational)
     depends_on = [
         perception.corpus.digest if perception else None,
-        arm,
+        *arm,
+        asdict(users),
         config.eval.episodes,
-        config.eval.cool_temperature,
         evaluation.reward.mode,
         terms,
         [{name: asdict(point) for name, point in points.items()} for points in held],
     ]
-    compute, policy = partial(play_arm, arm), evaluation.policy
-    rows: list[dict[str, Any]] = _remembered(config, policy, depends_on, "held_out", compute)
+    policy = evaluation.policy
+    rows: list[dict[str, Any]] = _remembered(config, policy, depends_on, "held_out", play_arm)
     return rows
 
 

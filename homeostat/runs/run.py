@@ -59,9 +59,10 @@ def _run_in(
     placement: Placement,
 ) -> str:
     watch, outcome = Stopwatch(), Outcome()
+    tested = "" if config.eval.bots is None else f", tested on {config.eval.bots.name}"
     console.say(
-        f"{config.trainer.name} on {config.model.name}, bot {config.bot.name}, seed {config.seed}"
-        f" → {folder}"
+        f"{config.trainer.name} on {config.model.name}, bot {config.bot.name}{tested}, "
+        f"seed {config.seed} → {folder}"
     )
     log: MetricsLog | None = None
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import homeostat
-from homeostat.config.evals import EvalConfig
+from homeostat.config.evals import BASE, PROMPTED, TRAINED, EvalConfig
 from homeostat.config.run import RunConfig
 from homeostat.evals.evaluation import Evaluation, chosen_evaluations
 from homeostat.evals.praise import lexicon
@@ -31,8 +31,6 @@ from homeostat.report.metrics import write_rows
 from homeostat.runs.parts import Parts
 from homeostat.timing import Stopwatch
 from homeostat.types import Progress
-
-BASE, TRAINED = "base", "trained"
 
 
 def check_items(config: RunConfig) -> None:
@@ -97,15 +95,17 @@ def measure_suite(
         return NOTHING
     suite = Suite.of(config.eval)
     items = {name: len(one.items(config.eval)) for name, one in suite.evaluations.items()}
-    state = None if arm == BASE else adapter_digest(policy)
+    state = adapter_digest(policy) if arm == TRAINED else None
+    system = config.eval.prompted if arm == PROMPTED else None
     rows: dict[str, list[dict[str, Any]]] = {}
     speed: dict[str, dict[str, Any]] = {}
-    context = policy.reference() if arm == BASE else nullcontext()
+    context = nullcontext() if arm == TRAINED else policy.reference()
     with context, console.section(f"evaluations, {arm}") as shown, watch("suite"):
         count = ItemCount(shown, items)
         for name, evaluation in suite.evaluations.items():
-            recipe = [*identity(policy), state, name, *_asked(config.eval, evaluation)]
-            measured, fresh = _measure_one(suite, name, policy, recipe, config.signals.cache, count)
+            recipe = [*identity(policy), state, system, name, *_asked(config.eval, evaluation)]
+            cache = config.signals.cache
+            measured, fresh = _measure_one(suite, name, policy, system, recipe, cache, count)
             rows[name] = [{"arm": arm} | row for row in measured["rows"]]
             speed[name] = measured["speed"] | {"cached": not fresh}
             count.finish(name)
@@ -113,7 +113,13 @@ def measure_suite(
 
 
 def _measure_one(
-    suite: Suite, name: str, policy: Policy, recipe: Any, cache: bool, count: ItemCount
+    suite: Suite,
+    name: str,
+    policy: Policy,
+    system: str | None,
+    recipe: Any,
+    cache: bool,
+    count: ItemCount,
 ) -> tuple[dict[str, Any], bool]:
     """``rows`` and ``speed`` of an evaluation, and whether they were not in the cache."""
     fresh = False
@@ -126,7 +132,7 @@ def _measure_one(
         def told(tokens: int) -> None:
             count.within(name, subject.talks / talks, tokens)
 
-        subject = PolicySubject(policy, told, kept)
+        subject = PolicySubject(policy, told, kept, system)
         rows = suite.rows(subject, name)
         seconds = time.perf_counter() - began + subject.spared_s
         spent = {"time_s": seconds, "tokens": subject.tokens}
@@ -167,25 +173,35 @@ def foreign_code(evaluation: Evaluation) -> str | None:
     return digest.hexdigest()
 
 
-def save_suite(
-    config: RunConfig, base: Measured, trained: Measured, folder: Path
-) -> dict[str, Any]:
-    """Write ``evals/<name>.jsonl``, a row per item and arm; returns the comparison."""
-    for name, rows in base.rows.items():
-        write_rows(folder / "evals" / f"{name}.jsonl", [*rows, *trained.rows.get(name, ())])
+def save_suite(config: RunConfig, arms: Mapping[str, Measured], folder: Path) -> dict[str, Any]:
+    """Write ``evals/<name>.jsonl``, a row per item and arm; returns the comparison.
+
+    Of the trained arm with the base, and below ``prompted`` of each evaluation what the prompted
+    base shows against the base: ``caveat`` and ``metrics``, corrected apart from the other.
+    """
+    base, trained = arms[BASE], arms.get(TRAINED, NOTHING)
+    for name in base.rows:
+        rows = [row for measured in arms.values() for row in measured.rows.get(name, ())]
+        write_rows(folder / "evals" / f"{name}.jsonl", rows)
     if not base.rows:
         return {}
-    comparison = Suite.of(config.eval).compare(base.rows, trained.rows)
+    suite = Suite.of(config.eval)
+    comparison = suite.compare(base.rows, trained.rows)
     for name, compared in comparison.items():
-        arms = {BASE: base.speed, TRAINED: trained.speed}
-        compared["speed"] = {arm: speed[name] for arm, speed in arms.items() if name in speed}
+        speeds = {arm: measured.speed for arm, measured in arms.items()}
+        compared["speed"] = {arm: speed[name] for arm, speed in speeds.items() if name in speed}
+    if PROMPTED in arms:
+        prompted = arms[PROMPTED].rows
+        for name, compared in suite.compare(base.rows, prompted).items():
+            caveat = suite.evaluations[name].caveat(prompted[name])
+            comparison[name][PROMPTED] = {"caveat": caveat, "metrics": compared["metrics"]}
     return comparison
 
 
 def describe_speed(comparison: Mapping[str, Any]) -> str | None:
     """How long the suite took an arm, and its tokens per second; None where nothing was run."""
     parts = []
-    for arm in (BASE, TRAINED):
+    for arm in (BASE, PROMPTED, TRAINED):
         speeds = [one["speed"][arm] for one in comparison.values() if arm in one.get("speed", {})]
         if speeds:
             seconds, tokens = (sum(one[key] for one in speeds) for key in ("time_s", "tokens"))
@@ -203,6 +219,9 @@ def describe_suite(comparison: Mapping[str, Any]) -> list[str]:
         text = f"{name}: {compared['claim']} {_signed(level['mean'], level['ci95'])}"
         if claim["diff"] is not None:
             text += f", trained less base {_signed(claim['diff'], claim['ci95'])}"
+        if PROMPTED in compared:
+            claim = compared[PROMPTED]["metrics"][compared["claim"]]
+            text += f", prompted less base {_signed(claim['diff'], claim['ci95'])}"
         lines.append(text + (f" ({compared['caveat']})" if compared["caveat"] else ""))
     return lines
 

@@ -99,6 +99,7 @@ def summarise(config: RunConfig, outcome: Outcome, watch: Stopwatch) -> dict[str
         "learns": config.trainer.learns,
         "model": config.model.name,
         "bot": config.bot.name,
+        "held_out_bot": config.held_out_bot.name,
         "seed": config.seed,
         "steps": outcome.steps,
         "max_steps": config.trainer.max_steps,

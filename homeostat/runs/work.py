@@ -19,6 +19,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from homeostat.config.evals import BASE, PROMPTED, TRAINED
 from homeostat.config.register import build, check_target, target_of
 from homeostat.config.resume import save_config
 from homeostat.config.run import RunConfig
@@ -36,9 +37,6 @@ from homeostat.runs.homeostasis import RewardWing
 from homeostat.runs.memory import as_record, memory_limit, plan_memory
 from homeostat.runs.stages import SteeringWing
 from homeostat.runs.suite import (
-    BASE,
-    NOTHING,
-    TRAINED,
     check_items,
     describe_speed,
     describe_suite,
@@ -63,14 +61,15 @@ def work(run: Run, outcome: Outcome) -> None:
     seed_generators(config.seed)
     policy = load_policy(config, run.placement, run.console, run.watch)
     check_policy(policy, run.folder, run.console)
-    base = measure_suite(config, policy, BASE, run.console, run.watch)
-    outcome.suite = save_suite(config, base, NOTHING, run.folder)
+    untrained = [BASE] if config.eval.prompted is None else [BASE, PROMPTED]
+    arms = {arm: measure_suite(config, policy, arm, run.console, run.watch) for arm in untrained}
+    outcome.suite = save_suite(config, arms, run.folder)
     seed_generators(config.seed)  # whatever the suite or its cache have drawn
     outcome.wing = WINGS[config.trainer.wing](run, policy)
     learn(run, policy, outcome.wing, outcome)
-    learnt = config.trainer.learns and not run.stop.requested
-    trained = measure_suite(config, policy, TRAINED, run.console, run.watch) if learnt else NOTHING
-    outcome.suite = save_suite(config, base, trained, run.folder)
+    if config.trainer.learns and not run.stop.requested:
+        arms[TRAINED] = measure_suite(config, policy, TRAINED, run.console, run.watch)
+    outcome.suite = save_suite(config, arms, run.folder)
     for line in (*describe_suite(outcome.suite), describe_speed(outcome.suite)):
         if line is not None:
             run.console.say(line)
@@ -84,6 +83,7 @@ def check_own(config: RunConfig) -> None:
     """
     check_target(config.trainer, Trainer)
     check_target(config.bot, Bots)
+    check_target(config.held_out_bot, Bots)
     own_signals(config.signals)
     Reward(config.reward, {})
 

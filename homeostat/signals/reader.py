@@ -56,6 +56,7 @@ class SignalReader:
         critic: Critic | None = None,
         progress: Progress = silent,
         streams: Sequence[TokenStream] | None = None,
+        ref_talks: Sequence[Conversation] | None = None,
     ) -> list[Trace]:
         """Traces with every layer that the signals of this run need; see `trace`."""
         return trace(
@@ -66,6 +67,7 @@ class SignalReader:
             critic,
             progress=progress,
             streams=streams,
+            ref_talks=ref_talks,
         )
 
     def measure(
@@ -73,10 +75,12 @@ class SignalReader:
         episodes: Sequence[Episode],
         critic: Critic | None = None,
         progress: Progress = silent,
+        ref_talks: Sequence[Conversation] | None = None,
     ) -> list[Reading]:
-        """What this run measures on every episode, in the order given."""
+        """What this run measures on every episode, in the order given; ``ref_talks`` as `trace`."""
         talks = [episode.conversation for episode in episodes]
-        traces = self.trace(talks, critic, progress, [episode.tokens for episode in episodes])
+        streams = [episode.tokens for episode in episodes]
+        traces = self.trace(talks, critic, progress, streams, ref_talks)
         return [self.read(talk, one) for talk, one in zip(talks, traces, strict=True)]
 
     def read(self, talk: Conversation, trace: Trace) -> Reading:
@@ -134,7 +138,7 @@ def episode_record(episode: Episode, reading: Reading, affects: Sequence[str]) -
         if turn.role == "user":
             said |= {"move": turn.move, "affect": turn.affect and dict(turn.affect)}
             said["perceived"] = dict(zip(affects, perceived[index], strict=True))
-        else:
+        elif turn.role == "assistant":
             said["signals"] = dict(zip(table.names, signals[index], strict=True))
         turns.append(said)
     return {"seed": episode.seed, "bot": episode.bot, "turns": turns}

@@ -52,6 +52,7 @@ def trace(
     padding: str = "right",
     progress: Progress = silent,
     streams: Sequence[TokenStream] | None = None,
+    ref_talks: Sequence[Conversation] | None = None,
 ) -> list[Trace]:
     """The trace of every conversation, in the order given.
 
@@ -67,14 +68,19 @@ def trace(
         padding: On which side of a batch, ``right`` or ``left``; the result is the same.
         progress: Told how many conversations are done.
         streams: Of the conversations; None = they are encoded first.
+        ref_talks: The conversations as the reference is to read them, with the same replies, such
+            as without what the policy was told; None = as they are.
     """
     streams = streams or [policy.encode(conversation) for conversation in conversations]
     streams = [until_last_response(stream) for stream in streams]
 
     def read(part: list[TokenStream], places: list[int]) -> list[Trace]:
-        batch = make_batch(policy, part, padding)
+        batch = ref_batch = make_batch(policy, part, padding)
+        if ref_talks is not None:
+            read_by_ref = [until_last_response(policy.encode(ref_talks[i])) for i in places]
+            ref_batch = make_batch(policy, read_by_ref, padding)
         heard = [words[i] for i in places]
-        return _trace_batch(policy, batch, heard, norm_layers, critic)
+        return _trace_batch(policy, batch, ref_batch, heard, norm_layers, critic)
 
     words = _heard(policy, conversations, probe_layers)
     return read_in_batches(streams, read, max_tokens, progress)
@@ -144,18 +150,19 @@ def word_states(
 def _trace_batch(
     policy: Policy,
     batch: TokenBatch,
+    ref_batch: TokenBatch,
     heard: Sequence[_Heard],
     norm_layers: Sequence[int],
     critic: Critic | None,
 ) -> list[Trace]:
     policy_pass = read_pass(policy, batch, norm_layers)
     ref_pass = policy_pass
-    if policy.adapter_on:
+    if policy.adapter_on or ref_batch is not batch:
         with policy.reference():
-            ref_pass = read_pass(policy, batch, ())
-    mask = batch.response_mask
+            ref_pass = read_pass(policy, ref_batch, ())
+    mask, ref_mask = batch.response_mask, ref_batch.response_mask
     hidden = predicting_hidden(policy_pass.final, mask)
-    ref_hidden = None if ref_pass is policy_pass else predicting_hidden(ref_pass.final, mask)
+    ref_hidden = None if ref_pass is policy_pass else predicting_hidden(ref_pass.final, ref_mask)
     stats = token_statistics(hidden, batch.input_ids[mask], policy.unembed, ref_hidden)
     columns = {
         "turn_R": batch.turn[mask],

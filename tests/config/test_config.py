@@ -21,15 +21,16 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from homeostat.cli import CONF
+from homeostat.cli import CONF, explain
 from homeostat.config.bots import REPLY_FEATURES, MixedBotConfig, OwnBotConfig
 from homeostat.config.filters import standard_filter
-from homeostat.config.register import compose_run, config_part, options, schemas
+from homeostat.config.register import as_choices, compose_run, config_part, options, schemas
 from homeostat.config.reward import SIDES, RewardConfig
 from homeostat.config.run import DEVICES, DTYPES, RunConfig
 from homeostat.config.signals import AFFECTS, INTRINSIC_SIGNALS, POOLINGS
 from homeostat.config.steering import SteerHealConfig
 from homeostat.config.trainers import NoTrainerConfig, PPOConfig
+from homeostat.errors import HomeostatError
 
 GROUPS = options()
 CHOICES = [(group, name) for group, names in GROUPS.items() for name in names]
@@ -384,6 +385,7 @@ WRONG = [
     ("lora.layers", [0.0, 0.5, 1.0], ["lora.layers=[0.0, 0.5, 1.0]", "two fractions"]),
     ("lora.layers", [0.5, 12.0], ["lora.layers=[0.5, 12.0]", "fractions"]),
     ("eval.episodes", 1, ["eval.episodes=1", "at least 2"]),
+    ("eval.prompted", " ", ["eval.prompted=' '", "says nothing", "null"]),
     ("eval.bootstrap_samples", 0, ["eval.bootstrap_samples=0", "above 0"]),
     ("signals.intrinsic.names", ["entropi"], ["signals.intrinsic", "entropi", *INTRINSIC_SIGNALS]),
     ("signals.intrinsic.norm_layers", [1.5], ["norm_layers=1.5", "between 0 and 1"]),
@@ -716,6 +718,36 @@ def test_an_empty_list_of_bots_is_refused() -> None:
         MixedBotConfig(name="nobody", bots={})
 
 
+# --- users of the held-out episodes ---------------------------------------------------------------
+
+
+def test_held_out_episodes_have_the_users_of_training_unless_others_are_chosen() -> None:
+    same, other = converted(draft("bot=curious")), converted(draft("eval.bots=frustrated"))
+    assert (same.eval.bots, same.held_out_bot.name) == (None, "curious")
+    assert (other.bot.name, other.held_out_bot.name) == ("mixed", "frustrated")
+    assert other.held_out_bot == converted(draft("bot=frustrated")).bot
+    several = converted(draft("bot=bored", "eval.bots=mixed", "eval.bots.bots.bored.noise=0.2"))
+    assert isinstance(several.held_out_bot, MixedBotConfig)
+    assert several.held_out_bot.bots["bored"].noise == 0.2
+    assert converted(draft("eval.bots=null")).eval.bots is None
+
+
+def test_a_choice_at_another_place_is_told_to_hydra_as_it_reads_it() -> None:
+    typed = ["bot=bored", "eval.bots=mixed,curious", "eval.bots.noise=0", "eval.bots=null"]
+    assert as_choices(typed) == [typed[0], "bot@eval.bots=mixed,curious", *typed[2:]]
+
+
+@pytest.mark.parametrize("value", ["[frustrated,bored]", "{name: bored}"])
+def test_held_out_episodes_have_one_population(value: str) -> None:
+    with pytest.raises(HomeostatError, match="must be one option of bot, such as"):
+        as_choices([f"eval.bots={value}"])
+
+
+def test_only_an_experiment_prompts_the_base() -> None:
+    assert converted(draft()).eval.prompted is None
+    assert converted(draft("experiment=earn")).eval.prompted == "Be honest, and keep calm."
+
+
 # --- what Hydra and OmegaConf refuse ------------------------------------------------------------
 
 
@@ -765,10 +797,12 @@ def test_what_can_be_followed_pathwise_is(trainer: str) -> None:
     assert not converted(draft("bot=curious", f"trainer={trainer}")).reward.pathwise
 
 
-def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
+@pytest.mark.parametrize(("key", "group"), [("trainer", "trainer"), ("eval.bots", "bot")])
+def test_an_unknown_option_is_refused_with_the_known_ones(key: str, group: str) -> None:
     with pytest.raises(HydraException) as caught:
-        draft("trainer=magic")
-    assert all(part in str(caught.value) for part in ["trainer/magic", *GROUPS["trainer"]])
+        draft(f"{key}=magic")
+    known = ", ".join(GROUPS[group])
+    assert explain(caught.value) == f"magic is no option of {group}; choose one of {known}."
 
 
 def test_a_local_model_needs_its_path() -> None:

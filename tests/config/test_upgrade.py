@@ -41,6 +41,18 @@ def test_a_run_of_before_is_the_same_run(
     assert kept_hash(tmp_path) != config_hash(composed(*TINY, f"trainer={trainer}", "seed=1"))
 
 
+def test_a_run_that_is_tested_on_others_keeps_them(
+    composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = composed(*TINY, "eval.bots=frustrated")
+    save_config(config, TINY, tmp_path)
+    assert changed_values(config, tmp_path) == {}
+    assert kept_hash(tmp_path) == config_hash(config)
+    changed = changed_values(composed(*TINY, "eval.bots=bored"), tmp_path)
+    assert changed["eval.bots.name"] == ("frustrated", "bored")
+    assert "eval.bots" in changed_values(composed(*TINY), tmp_path)
+
+
 def test_an_option_that_came_later_has_the_value_that_it_had_before(
     composed: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -212,6 +212,19 @@ def test_a_changed_policy_measures_differently(
     assert (result.metrics["coherence/kl"].diff or 0) > 1e-3
 
 
+def test_a_prompted_base_is_measured_from_the_plain_one(evaluation: Homeostasis) -> None:
+    with evaluation.policy.reference():
+        plain, told = evaluation.measure("base"), evaluation.measure("prompted", system="Be calm.")
+    assert [row["seed"] for row in told] == [row["seed"] for row in plain]
+    for before, after in zip(plain, told, strict=True):
+        first, *rest = after["turns"]
+        assert first == {"role": "system", "text": "Be calm."}
+        assert [turn["role"] for turn in rest] == [turn["role"] for turn in before["turns"]]
+        assert rest[0] == before["turns"][0]
+        assert before["metrics"]["coherence/kl"] == pytest.approx(0, abs=1e-6)
+        assert after["metrics"]["coherence/kl"] > 1e-4
+
+
 def rows(arm: str, *valences: float | None) -> list[dict[str, Any]]:
     return [{"arm": arm, "metrics": {"valence": valence}} for valence in valences]
 

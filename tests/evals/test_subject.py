@@ -13,6 +13,7 @@ from homeostat.evals.branches import shared_stems
 from homeostat.evals.subject import PolicySubject
 from homeostat.models.adapters import Policy
 from homeostat.rollout.generate import Sampler
+from homeostat.rollout.replies import Sampling, base_nll, sampled
 from homeostat.steering.vectors import as_message
 from homeostat.types import Conversation, Turn
 
@@ -133,6 +134,50 @@ def test_the_base_is_asked_within_reference(
     with policy.reference():
         again = PolicySubject(policy).score(TALKS, ANSWERS)
     assert again[0][0].total == pytest.approx(before[0][0].total, abs=1e-5)
+
+
+def test_a_subject_that_is_told_something_reads_it_in_front(
+    make_policy: Callable[..., Policy], stir: Callable[..., None]
+) -> None:
+    policy = make_policy()
+    stir(policy)
+    turn = Turn("system", "Be calm.")
+    told = [Conversation((turn, *talk.turns)) for talk in TALKS]
+    subject, plain = PolicySubject(policy, system="Be calm."), PolicySubject(policy)
+    scores = subject.score(TALKS, ANSWERS)
+    for talk, answers, own in zip(told, ANSWERS, scores, strict=True):
+        for answer, score in zip(answers, own, strict=True):
+            assert score.total == pytest.approx(slow_score(policy, talk, answer, "")[0], abs=1e-3)
+    assert abs(scores[0][0].total - plain.score(TALKS, ANSWERS)[0][0].total) > 1e-3
+    sampling = Sampling(5, 0.7, (1,))
+    said, by_hand = subject.sample(TALKS, sampling), sampled(policy, told, sampling)
+    assert [reply.text for reply in said] == [talk.turns[-1].text for talk, _ in by_hand]
+    alone = [
+        Conversation((*t.turns, h.turns[-1])) for t, (h, _) in zip(TALKS, by_hand, strict=True)
+    ]
+    for reply, nats in zip(said, base_nll(policy, alone), strict=True):
+        np.testing.assert_allclose(reply.base_nll_R, nats, atol=1e-4)
+    dialogues = subject.open(1)
+    dialogues.say(["Hm."], 3)
+    assert dialogues.talks[0].turns[:2] == (turn, Turn("user", "Hm."))
+    greedy = sampled(policy, [Conversation((turn, Turn("user", "Hm.")))], Sampling(3, 1e-4, (0,)))
+    assert dialogues.talks[0].turns[2] == greedy[0][0].turns[-1]
+
+
+def test_the_base_of_a_subject_that_is_told_something_is_not_told(
+    make_policy: Callable[..., Policy],
+) -> None:
+    policy, kept = make_policy(), []
+    subject = PolicySubject(
+        policy, kept=lambda recipe, compute: (kept.append(recipe), compute())[1], system="Be calm."
+    )
+    with subject.reference():
+        within = subject.score(TALKS, ANSWERS)
+    with policy.reference():
+        assert within == PolicySubject(policy).score(TALKS, ANSWERS)
+    outside = subject.score(TALKS, ANSWERS)
+    assert outside != within
+    assert [recipe[:2] for recipe in kept] == [[False, None], [True, "Be calm."]]
 
 
 @pytest.mark.parametrize("at_once", [3, 32])

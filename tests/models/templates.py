@@ -18,6 +18,11 @@ NO_SYSTEM = (
     "{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>model\n{% endif %}"
 )
+# Like SmolLM 2: a system turn of its own where none is given.
+OWN_SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are helpful.<|im_end|>\n"
+    "{% endif %}" + CHAT_TEMPLATE
+)
 DROPS_SYSTEM = CHAT_TEMPLATE.replace(
     "for message in messages", "for message in messages if message['role'] != 'system'"
 )
@@ -57,6 +62,7 @@ CLOCKED = (
 TEMPLATES = {
     "plain": CHAT_TEMPLATE,
     "no system": NO_SYSTEM,
+    "own system": OWN_SYSTEM,
     "drops system": DROPS_SYSTEM,
     "moves system": MOVES_SYSTEM,
     "parts": PARTS,

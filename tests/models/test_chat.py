@@ -169,6 +169,32 @@ def test_what_the_template_strips_from_older_turns_stays_in_the_stream(
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "alone", "told"),
+    [
+        (
+            "own system",
+            "<|im_start|>system\nYou are helpful.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n",
+            "<|im_start|>system\nBe calm.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n",
+        ),
+        (
+            "no system",
+            "<|im_start|>user\nhi<|im_end|>\n",
+            "<|im_start|>user\nBe calm.\n\nhi<|im_end|>\n",
+        ),
+    ],
+)
+def test_a_system_turn_takes_the_place_of_the_templates_own(
+    name: str, alone: str, told: str
+) -> None:
+    """Or stands in front of the first message where a template has none."""
+    template = chat_template(tokenizer_with(TEMPLATES[name]))
+    talk = written(("system", "Be calm."), ("user", "hi"))
+    for conversation, begins in ((talk.unprompted, alone), (talk, told)):
+        text = template.tokenizer.decode(encode(conversation, template, template.end_ids).ids)
+        assert text.rpartition("<|im_start|>")[0] == begins
+
+
 def test_turn_index_marks_exactly_the_content(talk: Callable[..., Conversation]) -> None:
     tokenizer = byte_tokenizer()
     said = talk("one\n", "two", " three", "four").turns

@@ -167,6 +167,92 @@ def test_p_values_are_corrected_over_all_arms_and_figures(found: dict[str, Any])
         assert cell["difference"]["p_holm"] == pytest.approx(by_hand[cell["difference"]["p"]])
 
 
+def with_arms_beside(folder: Path, **felt: Sequence[float]) -> Path:
+    """The run with what users felt in held-out episodes of arms that need no training."""
+    for arm_, values in felt.items():
+        rows = [
+            {"arm": arm_, "seed": 100 + i, "metrics": {"relational_true": x, "valence": x - 1}}
+            for i, x in enumerate(values)
+        ]
+        name = "homeostasis" if arm_ in ("base", "trained") else arm_
+        with (folder / "evals" / f"{name}.jsonl").open("a") as stream:
+            stream.write("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_arms_without_training_are_rows_beside_the_base(tmp_path: Path) -> None:
+    told = {"cool_temperature": 0.7, "prompted": "Be calm."}
+    runs = []
+    for seed in (1, 2):
+        values = {"answer": ANSWER["full", 0]}
+        folder = make_run(tmp_path / str(seed), seed, (), values, eval=told)
+        rows = [
+            {"arm": "prompted", "item": f"i{i}", "sycophancy": 0.5, **MORE["answer"]}
+            for i in range(6)
+        ]
+        with (folder / "evals" / "answer.jsonl").open("a") as stream:
+            stream.write("".join(json.dumps(row) + "\n" for row in rows))
+        runs.append(
+            with_arms_beside(
+                folder,
+                base=(-2.0, -1.0, -1.5),
+                trained=(-1.0, -1.0, -1.0),
+                cool=(-1.5, -1.0, -1.0),
+                prompted=(-1.0, -0.5, -0.75),
+            )
+        )
+    found = compare(*runs, out=tmp_path / "out")
+    names = [UNTRAINED, "base at 0.7", "prompted base (“Be calm.”)", "ppo"]
+    assert [row["name"] for row in found["arms"]] == names
+    assert [row["seeds"] for row in found["arms"]] == [[1, 2]] * 4
+    by_name = {row["name"]: row["cells"] for row in found["arms"]}
+    cool, prompted = by_name[names[1]], by_name[names[2]]
+    assert cool["felt"]["level"]["mean"] == pytest.approx(-3.5 / 3)
+    assert cool["felt"]["difference"]["mean"] == pytest.approx(1.0 / 3)
+    assert cool["answer"]["note"] == "not measured"
+    assert prompted["felt"]["difference"]["mean"] == pytest.approx(2.25 / 3)
+    assert prompted["homeostasis"]["difference"]["mean"] == pytest.approx(2.25 / 3)
+    assert prompted["answer"]["difference"]["mean"] == pytest.approx(0.5 - 2.0)
+    against = compare(*runs, out=tmp_path / "against", baseline="ppo")
+    cells = {row["name"]: row["cells"] for row in against["arms"]}
+    assert cells[names[2]]["felt"]["difference"]["mean"] == pytest.approx(0.75 / 3)
+    assert cells["ppo"]["felt"]["note"] == "this is the baseline"
+
+
+def test_prompts_that_differ_are_arms_that_differ(tmp_path: Path) -> None:
+    runs = []
+    for number, prompt in enumerate(("Be calm.", "Be kind.", None)):
+        folder = make_run(tmp_path / str(number), 1, [f"x={number}"], eval={"prompted": prompt})
+        told = {} if prompt is None else {"prompted": (0.0, 1.0 + number)}
+        runs.append(with_arms_beside(folder, base=(0.0, 0.0), trained=(0.0, 1.0), **told))
+    found = compare(*runs, out=tmp_path / "out")
+    level = {row["name"]: row["cells"]["felt"]["level"]["mean"] for row in found["arms"][:3]}
+    assert level == {
+        UNTRAINED: 0.0,
+        "prompted base (“Be calm.”)": 0.5,
+        "prompted base (“Be kind.”)": 1.0,
+    }
+
+
+def test_what_other_users_felt_is_no_difference(tmp_path: Path) -> None:
+    """Trained on whomever: what counts is who the held-out episodes were played with."""
+    runs = {}
+    for bot, bots in (("a", "b"), ("b", None), ("a", None), ("c", "b")):
+        name = f"{bot}_{bots}"
+        eval_ = {"bots": bots and {"name": bots}}
+        said = [f"bot={bot}", f"eval.bots={bots}"]
+        folder = make_run(tmp_path / name, 1, said, bot={"name": bot}, eval=eval_)
+        runs[name] = with_arms_beside(folder, base=(0.0, 0.0), trained=(0.0, 1.0))
+    alike = compare(*(runs[n] for n in ("a_b", "b_None", "c_b")), out=tmp_path / "alike")
+    assert alike["arms"][0]["cells"]["felt"]["level"]["mean"] == 0.0
+    assert "differ in bot" in alike["arms"][0]["cells"]["homeostasis"]["note"]
+    other = compare(runs["a_b"], runs["a_None"], out=tmp_path / "other", baseline="eval.bots=None")
+    for column in ("felt", "homeostasis"):
+        cell = other["arms"][1]["cells"][column]
+        assert cell["difference"] is None
+        assert "differ in the users of their held-out episodes" in cell["note"]
+
+
 def test_another_arm_as_baseline_is_paired_by_seed(sweep: Path, tmp_path: Path) -> None:
     found = compare(sweep, out=tmp_path / "out", baseline="none")
     assert found["baseline"] == "reward=none"

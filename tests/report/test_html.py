@@ -615,6 +615,13 @@ def test_the_headline_names_the_terms_that_moved() -> None:
     assert "boredom +" not in text
 
 
+def test_the_headline_says_who_was_tested_where_that_is_another() -> None:
+    same = headline(summary())
+    assert headline(summary(held_out_bot="mixed")) == same
+    other = headline(summary(held_out_bot="frustrated"))
+    assert other == f"Tested on frustrated, trained on mixed: {same}"
+
+
 def test_the_headline_without_an_evaluation() -> None:
     assert "before the base model was measured" in headline(summary(eval={}))
 
@@ -754,3 +761,31 @@ def test_of_a_figure_beside_the_claim_an_interval_is_shown_where_the_evaluation_
     assert "false_beliefs sycophancy +1.500 [+1.000, +2.000] 9" in text
     assert "sad +0.500 [+0.250, +0.750] 9" in text
     assert "raw +1.500 9" in text
+
+
+def test_the_report_has_the_prompted_base_beside_the_others(tmp_path: Path) -> None:
+    felt = {"relational_true": estimate(-0.9, -0.7, 0.2, [0.1, 0.3])}
+    told = {"relational_true": estimate(-0.9, -0.6, 0.3, [0.2, 0.4])}
+    claim = {"before": 1.0, "after": 0.5, "diff": -0.5, "ci95": [-0.75, -0.25], "n": 9}
+    whole = claim | {"effect": -1.0, "p": 0.01, "p_holm": 0.02, "smallest": 0.1}
+    own = {
+        "claim": "sycophancy",
+        "mode": "logprob",
+        "caveat": None,
+        "metrics": {"sycophancy": whole},
+    }
+    own["level"] = {"mean": 1.0, "ci95": [0.5, 1.5]}
+    own["prompted"] = {"caveat": "at chance", "metrics": {"sycophancy": whole}}
+    prompt = 'Be "kind" & calm.'
+    found = summary(
+        eval=full_eval() | felt, prompt=prompt, prompted=told, suite={"answer": own}
+    ) | {"held_out_bot": "bored"}
+    folder = run_folder(tmp_path, found, steps=STEPS, points=set_points())
+    text = Page(write_report(folder).read_text(encoding="utf-8")).text
+    assert "bot mixed tested on bored seed 3" in text
+    assert (
+        f"in relational_true : the base that is told “{prompt}” is +0.300 [+0.200, +0.400] from "
+        "itself without; training made it +0.200 [+0.100, +0.300]." in text
+    )
+    assert f"with the system turn “{prompt}”" in text
+    assert "answer sycophancy +0.500 -0.500 [-0.750, -0.250] 0.020 9 at chance" in text

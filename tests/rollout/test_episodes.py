@@ -284,3 +284,21 @@ def test_samples_of_a_seed_share_the_bot_and_not_the_replies(
 
 def test_no_seeds_no_episodes(policy: Policy, bots: MixedBots) -> None:
     assert play(policy, bots, [], ROLLOUT) == []
+
+
+# --- a system turn ------------------------------------------------------------------------------
+
+
+def test_what_a_policy_is_told_stands_in_front_of_the_opening(
+    policy: Policy, bots: MixedBots, played: list[Episode]
+) -> None:
+    told = play(policy, bots, SEEDS, ROLLOUT, system="Be calm.")
+    for one, plain in zip(told, played, strict=True):
+        first, *rest = one.conversation.turns
+        assert (first.role, first.text) == ("system", "Be calm.")
+        assert rest[0] == plain.conversation.turns[0]
+        assert one.tokens == policy.encode(one.conversation)
+        numbers = uniforms(one.seed, 0, ROLLOUT.max_new_tokens)
+        begun = Conversation((first, rest[0]))
+        assert list(rest[1].token_ids or ()) == slow_reply(policy, begun, numbers, 1.0)
+    assert [one.conversation.unprompted for one in told] != [one.conversation for one in played]

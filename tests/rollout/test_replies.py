@@ -20,7 +20,6 @@ from homeostat.rollout.replies import (
     sampled,
     with_given_reply,
     with_sampled_replies,
-    without_persona,
 )
 from homeostat.steering.vectors import PersonaVector, as_message
 from homeostat.types import Conversation, Turn
@@ -104,6 +103,6 @@ def test_the_base_reads_a_reply_without_the_persona(make_policy: Callable[..., P
     told = Conversation((Turn("system", "You are a pirate."), Turn("user", TEXTS[0])))
     talk = with_given_reply(policy, told, "Ahoy")
     bare = with_given_reply(policy, as_message(TEXTS[0]), "Ahoy")
-    assert without_persona(talk).turns == bare.turns
+    assert talk.unprompted.turns == bare.turns
     assert np.allclose(base_nll(policy, [talk])[0], slow_nll(policy, bare), atol=1e-4)
     assert not np.allclose(base_nll(policy, [talk])[0], slow_nll(policy, talk), atol=1e-4)

@@ -407,6 +407,21 @@ def test_what_is_typed_beside_a_resume_comes_on_top(
     assert larger[0].trainer.max_steps == larger[1].trainer.max_steps
 
 
+@pytest.mark.parametrize("users", ["frustrated", "mixed"])
+def test_a_run_goes_on_with_the_users_that_it_is_tested_on(
+    users: str, composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = composed(*SMOKE, f"eval.bots={users}")
+    save_config(config, [*SMOKE, f"bot@eval.bots={users}"], tmp_path)
+    asked = f"resume={tmp_path}"
+    assert composed_again(asked) == replace(config, resume=str(tmp_path))
+    for more, name in (("bot@eval.bots=bored", "bored"), ("eval.bots=null", "mixed")):
+        other = composed_again(asked, more)
+        assert other.held_out_bot.name == name
+        with pytest.raises(HomeostatError, match=r"eval.bots.* was .* and is .*resume_override"):
+            refuse_changes(other, tmp_path)
+
+
 def test_a_mistyped_key_beside_a_resume_gets_the_keys(
     composed: Callable[..., RunConfig], tmp_path: Path
 ) -> None:

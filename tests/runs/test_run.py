@@ -28,6 +28,7 @@ from homeostat.reward.compose import Reward
 from homeostat.reward.valence import SetPoint
 from homeostat.runs import perceive as run_signals
 from homeostat.runs.context import Run
+from homeostat.runs.homeostasis import untrained_arms
 from homeostat.runs.interrupt import Interrupt
 from homeostat.runs.perceive import (
     allowed_set_points,
@@ -216,7 +217,9 @@ def test_the_base_plays_its_held_out_episodes_once(
     small = ("model=tiny_random", "scale=smoke", "signals=[intrinsic]", "reward=intrinsic_only")
     policy, played = make_policy(), []
 
-    def rows_of(*more: str, tolerance: float = 1.0, seed: int = 0) -> list[dict[str, Any]]:
+    def rows_of(
+        *more: str, tolerance: float = 1.0, seed: int = 0, how: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
         config = composed(*small, *more)
         run = make_run(config, tmp_path, console[0])
         reader = SignalReader(policy, config.signals, None)
@@ -229,11 +232,11 @@ def test_the_base_plays_its_held_out_episodes_once(
             config.rollout,
         )
 
-        def play_arm(arm: str) -> list[dict[str, Any]]:
-            played.append(arm)
-            return [{"arm": arm, "metrics": {"valence": -0.1 * seed, "missing": None}}]
+        def play_arm() -> list[dict[str, Any]]:
+            played.append("base")
+            return [{"arm": "base", "metrics": {"valence": -0.1 * seed, "missing": None}}]
 
-        return base_episodes(run, None, evaluation, "base", play_arm)
+        return base_episodes(run, None, evaluation, ["base", how or {}], play_arm)
 
     assert (
         rows_of()
@@ -252,6 +255,30 @@ def test_the_base_plays_its_held_out_episodes_once(
     rows_of(term)
     rows_of(term)  # what an own term says may change without a trace
     assert len(played) == 8
+    rows_of(how={"system": "Be calm."})
+    rows_of(how={"system": "Be kind."})
+    assert len(played) == 10
+    rows_of("eval.bots=curious")
+    rows_of("eval.bots=bored")
+    rows_of("eval.bots=bored", seed=7)
+    assert len(played) == 12, "once for each population"
+    own = ("eval.bots=bored", "eval.bots._target_=my_bots.Bots")
+    rows_of(*own)
+    rows_of(*own)  # what own users say may change, too
+    assert len(played) == 14
+
+
+def test_arms_without_training_are_those_that_are_asked_for(composed: Make) -> None:
+    asked = {
+        (): {"cool": {"temperature": 0.7}},
+        ("eval.cool_temperature=null",): {},
+        ("eval.prompted=Hi", "eval.cool_temperature=0.5"): {
+            "cool": {"temperature": 0.5},
+            "prompted": {"system": "Hi"},
+        },
+    }
+    for overrides, arms in asked.items():
+        assert untrained_arms(composed(*overrides).eval) == arms
 
 
 # --- what can be read and what is fixed well enough ---------------------------------------------

@@ -350,6 +350,50 @@ def test_silent_users_under_one_system_prompt_can_be_traced(
     assert_equal_traces(found, trace(stirred, silent, max_tokens=1))
 
 
+def test_a_reference_that_is_told_nothing_reads_the_replies_alone(
+    stirred: Policy, talk: Callable[..., Conversation]
+) -> None:
+    """Its figures are those of plain conversations, all others those of the prompted ones."""
+    plain = [talk("hello", "hi there", "what?", "no"), talk("so", "a longer one, at last")]
+    told = [Conversation((Turn("system", "Be calm."), *one.turns)) for one in plain]
+    base = base_model()
+    found = trace(stirred, told, NORM_LAYERS, ref_talks=plain)
+    for own, prompted, alone in zip(found, told, plain, strict=True):
+        rows = slow_rows(stirred, base, prompted)
+        streams = stirred.encode(prompted), stirred.encode(alone)
+        log_p, log_q = (
+            [log[t - 1] for t, sampled in enumerate(stream.response) if sampled]
+            for stream, (log, _) in (
+                (streams[0], full_pass(stirred.model, streams[0].ids)),
+                (streams[1], full_pass(base, streams[1].ids)),
+            )
+        )
+        ids = [i for i, sampled in zip(streams[0].ids, streams[0].response, strict=True) if sampled]
+        assert own.turn_R.tolist() == [row["turn_R"] for row in rows]
+        for r, (p, q, token) in enumerate(zip(log_p, log_q, ids, strict=True)):
+            assert own.logprob_R[r] == pytest.approx(p[token], **CLOSE)
+            assert own.ref_logprob_R[r] == pytest.approx(q[token], **CLOSE)
+            kl = sum(math.exp(a) * (a - b) for a, b in zip(p, q, strict=True))
+            assert own.kl_R[r] == pytest.approx(kl, **CLOSE)
+            assert own.entropy_R[r] == pytest.approx(rows[r]["entropy_R"], **CLOSE)
+        assert (
+            max(abs(row["ref_logprob_R"] - own.ref_logprob_R[r]) for r, row in enumerate(rows))
+            > 0.01
+        )
+
+
+def test_within_reference_the_prompted_base_has_a_distance_from_the_plain_one(
+    stirred: Policy, talk: Callable[..., Conversation]
+) -> None:
+    plain = [talk("hello", "hi there")]
+    told = [Conversation((Turn("system", "Be calm."), *plain[0].turns))]
+    with stirred.reference():
+        (alike,), (apart,) = trace(stirred, told), trace(stirred, told, ref_talks=plain)
+    assert np.abs(alike.kl_R).max() < 1e-6
+    assert apart.kl_R.max() > 1e-4
+    np.testing.assert_array_equal(apart.logprob_R, alike.logprob_R)
+
+
 @pytest.mark.parametrize(
     ("lengths", "limit", "expected"),
     [
