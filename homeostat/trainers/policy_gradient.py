@@ -346,7 +346,8 @@ class PolicyGradient(AdapterTrainer):
         """Of some episodes the loss, what of it is pathwise, metrics: all summed over tokens."""
         policy = self.policy
         inputs = make_batch(policy, [batch.streams[row] for row in rows])
-        reference = self._reference(inputs) if self.kl_estimator == "pathwise" else None
+        priced = self.kl_estimator == "pathwise" and self.kl.coef > 0
+        reference = self._reference(inputs) if priced else None
         read = read_pass(policy, inputs, self._followed_layers)
         hidden = predicting_hidden(read.final, inputs.response_mask)
         targets = inputs.input_ids[inputs.response_mask]
@@ -384,7 +385,7 @@ class PolicyGradient(AdapterTrainer):
         """The part of the loss whose gradient is that of the terms themselves."""
         layers, base_norms = self._followed_layers, self.reader.base_norms
         norm_RL = read.norms_at(layers, inputs.response_mask)
-        unit = base_norms if layers and base_norms is not None else np.ones(len(layers))
+        unit = base_norms if layers and base_norms is not None else np.ones(0)
         replies = split_replies(inputs, stats, norm_RL, unit)
         loss = pathwise_loss(replies, self.reward.pathwise)
         if self.kl_estimator == "pathwise":

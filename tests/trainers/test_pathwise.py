@@ -142,6 +142,15 @@ def test_kl_is_followed_over_the_whole_vocabulary(policy: Policy) -> None:
 FREE = held_at({"entropy": SetPoint(weight=1.0, setpoint=0.0, tolerance=1.0, dead_zone=99.0)})
 
 
+def test_without_a_price_the_reference_is_not_read(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(policy, held_at(HELD), "rloo", kl=NO_KL, **FEW)
+    batch = trainer.collect()
+    monkeypatch.setattr(policy, "reference", None)
+    assert any(slope.any() for slope in gradient_of_update(trainer, batch))
+
+
 def test_k3_stays_the_loss_that_it_is(policy: Policy) -> None:
     options = FEW | {"kl": kl_config(coef=0.7), "kl_estimator": "k3"}
     gradients = []
