@@ -223,7 +223,6 @@ class RewardWing:
             and {"terms": self.headroom.terms, "loop": self.headroom.loop},
             "cool_temperature": self.run.config.eval.cool_temperature,
             "cool": _as_records(self.beside.get(COOL)),
-            "prompt": self.run.config.eval.prompted,
             "prompted": _as_records(self.beside.get(PROMPTED)),
             "eval": metrics,
             **({"user_reports": dict(self.user_reports)} if self.user_reports else {}),

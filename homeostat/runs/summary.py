@@ -100,6 +100,7 @@ def summarise(config: RunConfig, outcome: Outcome, watch: Stopwatch) -> dict[str
         "model": config.model.name,
         "bot": config.bot.name,
         "held_out_bot": config.held_out_bot.name,
+        "prompt": config.eval.prompted,
         "seed": config.seed,
         "steps": outcome.steps,
         "max_steps": config.trainer.max_steps,
