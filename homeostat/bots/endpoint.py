@@ -39,7 +39,7 @@ class Endpoint:
         self._config = config
         self._key = _key(config.api_key_env)
         self._failures = openai.OpenAIError
-        self._client = openai.OpenAI(
+        self._client: Any = openai.OpenAI(
             base_url=config.url,
             api_key=self._key,
             timeout=config.timeout_s,
@@ -77,7 +77,7 @@ class Endpoint:
 
     def _ask(self, request: Request) -> str:
         try:
-            completion: Any = self._client.chat.completions.create(
+            completion = self._client.chat.completions.create(
                 model=self._config.model,
                 messages=request.messages,
                 seed=request.seed,
