@@ -77,7 +77,7 @@ class Endpoint:
 
     def _ask(self, request: Request) -> str:
         try:
-            completion: Any = self._client.chat.completions.create(
+            completion = self._client.chat.completions.create(
                 model=self._config.model,
                 messages=request.messages,
                 seed=request.seed,

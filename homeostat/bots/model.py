@@ -42,9 +42,10 @@ BRIEFING = f"""You play a person who talks to an AI assistant; I am the assistan
 Person: {{persona}}
 Wants: {{goal}}
 Needs, but does not say: {{need}}
-Each of your turns has two lines. {FEELING} has five numbers that say how my last message leaves \
-you, seen from what you want and need: sentiment from -1 to 1, the others from 0 to 1. {MESSAGE} \
-has what you say next, in one or two sentences. Begin."""
+Each of your turns has two lines. {FEELING} tells how my last message leaves you, seen from what \
+you want and need, in five numbers and no others: sentiment from -1 to 1; curiosity, frustration, \
+confusion and boredom from 0 to 1. {MESSAGE} is what you say next, in one or two sentences. \
+Begin."""
 
 
 class ModelBots:

@@ -40,9 +40,9 @@ SMALL = (
 
 
 def by_content(body: dict[str, Any], _: int) -> str:
-    """An answer that follows from the request; one in four breaks the form."""
+    """An answer that follows from the request; half of them break the form."""
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).digest()
-    if digest[0] % 4 == 0:
+    if digest[0] % 4 < 2:
         return f"I am lost for numbers {digest[1]}."
     feelings = ("sentiment", "curiosity", "frustration", "confusion", "boredom")
     felt = " ".join(f"{n}={b / 255:.2f}" for n, b in zip(feelings, digest, strict=False))
@@ -150,7 +150,7 @@ def test_a_local_model_is_loaded_and_is_never_the_base_again(
         for part in (made.model, made.tokenizer):
             part.save_pretrained(tmp_path / name)
     model_of_run = PretrainedModelConfig(name="base", path=str(tmp_path / "base"))
-    policy = Policy(load_pretrained(model_of_run, device, dtype), composed(*SMALL).lora, 0)
+    policy = Policy(load_pretrained(model_of_run, device, dtype), composed("bot=curious").lora, 0)
     local = {"source": "local", "max_tokens": 4}
     other = user_model(config_part("bot=model", path=str(tmp_path / "other"), **local), policy)
     base = user_model(config_part("bot=model", max_tokens=4), policy)
