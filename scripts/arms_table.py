@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +44,25 @@ def read_runs(sweeps: Sequence[Path]) -> tuple[dict[str, dict[int, dict[str, flo
     """The figures of every finished run by arm and seed, and the arms without training."""
     runs: dict[str, dict[int, dict[str, float]]] = {}
     untrained: list[Any] = []
-    for path in sorted(p for sweep in sweeps for p in sweep.glob("*/summary.json")):
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        if summary["status"] != "finished":
-            continue
-        said = yaml.safe_load((path.parent / "overrides.yaml").read_text(encoding="utf-8"))
-        reward = next(o.partition("=")[2] for o in said if o.startswith("reward="))
-        arm = " ".join([reward, *(name for said_so, name in NAMES.items() if said_so in said)])
-        runs.setdefault(arm, {})[summary["seed"]] = figures(path.parent, summary)
+    for path, summary in finished(sweeps):
+        runs.setdefault(arm_of(path.parent), {})[summary["seed"]] = figures(path.parent, summary)
         untrained = untrained or without_training(summary)
     return runs, untrained
+
+
+def finished(sweeps: Sequence[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Path and content of the summary of every run that is done."""
+    for path in sorted(p for sweep in sweeps for p in sweep.glob("*/summary.json")):
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        if summary["status"] == "finished":
+            yield path, summary
+
+
+def arm_of(folder: Path) -> str:
+    """The reward of a run, and how it was changed."""
+    said = yaml.safe_load((folder / "overrides.yaml").read_text(encoding="utf-8"))
+    reward = next(o.partition("=")[2] for o in said if o.startswith("reward="))
+    return " ".join([reward, *(name for override, name in NAMES.items() if override in said)])
 
 
 def figures(folder: Path, summary: Mapping[str, Any]) -> dict[str, float]:
