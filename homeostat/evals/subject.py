@@ -159,7 +159,7 @@ class PolicySubject:
         self._kept = kept
 
     def keep(self, recipe: Any, compute: Callable[[], Any]) -> Any:
-        """See `Subject.keep`; the adapter and the prompt make other subjects of the same weights."""
+        """See `Subject.keep`; adapter and prompt make other subjects of the same weights."""
         fresh = False
 
         def measured() -> dict[str, Any]:
