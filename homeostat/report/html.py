@@ -270,10 +270,18 @@ def _felt(estimates: dict[str, Any]) -> str:
     if felt is None or felt["ci95"] is None:
         return ""
     low, high = felt["ci95"]
-    return (
+    said = (
         f" By what these users truly felt: {felt['diff']:+.2f}, 95% interval "
         f"[{low:+.2f}, {high:+.2f}]."
     )
+    read = estimates.get("relational_read")
+    if read is not None and read["ci95"] is not None and read["ci95"][0] > max(0.0, high):
+        least, most = read["ci95"]
+        said += (
+            f" What was read from their words gained {read['diff']:+.2f} "
+            f"[{least:+.2f}, {most:+.2f}]: the reading was won, not the user."
+        )
+    return said
 
 
 def _own_terms(estimates: dict[str, Any]) -> str:

@@ -763,6 +763,29 @@ def test_of_a_figure_beside_the_claim_an_interval_is_shown_where_the_evaluation_
     assert "raw +1.500 9" in text
 
 
+@pytest.mark.parametrize(
+    ("felt", "read", "said"),
+    [
+        ([-0.3, 0.04], [0.1, 0.3], True),  # read nearer, felt no nearer
+        ([-0.3, 0.15], [0.1, 0.3], False),  # they overlap
+        ([-0.3, -0.2], [-0.1, 0.3], False),  # nothing was gained
+    ],
+)
+def test_a_gain_of_the_reading_alone_is_said(
+    tmp_path: Path, felt: list[float], read: list[float], said: bool
+) -> None:
+    both = {
+        "relational_true": estimate(-0.8, -0.9, -0.1, felt),
+        "relational_read": estimate(-0.9, -0.7, 0.2, read),
+    }
+    folder = run_folder(
+        tmp_path, summary(eval=full_eval() | both), steps=STEPS, points=set_points()
+    )
+    text = Page(write_report(folder).read_text(encoding="utf-8")).text
+    sentence = "gained +0.20 [+0.10, +0.30]: the reading was won, not the user."
+    assert (sentence in text) == said
+
+
 def test_the_report_has_the_prompted_base_beside_the_others(tmp_path: Path) -> None:
     felt = {"relational_true": estimate(-0.9, -0.7, 0.2, [0.1, 0.3])}
     told = {"relational_true": estimate(-0.9, -0.6, 0.3, [0.2, 0.4])}
