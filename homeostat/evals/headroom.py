@@ -20,14 +20,14 @@ from jaxtyping import Float
 
 from homeostat.config.run import RolloutConfig
 from homeostat.models.adapters import Policy
-from homeostat.reward.valence import SetPoint, valence
+from homeostat.reward.valence import SetPoint
 from homeostat.rollout.appraisal import answers
 from homeostat.rollout.candidates import play_candidates
 from homeostat.rollout.episodes import headroom_seeds
 from homeostat.signals.probing.auroc import interval95
 from homeostat.signals.probing.validation import TRUSTED, UNUSABLE, WEAK
 from homeostat.signals.reader import SignalReader
-from homeostat.types import Bots, Conversation, Episode, Progress, Reading, Turn, silent
+from homeostat.types import Bots, Conversation, Episode, Progress, Turn, silent
 
 RESAMPLES = 2000
 LEAST_GAIN = 0.05  # tolerances times weight: what is less than that is not worth training for
@@ -35,6 +35,35 @@ EARNED, NOT_EARNED, BY_NONSENSE = "can be earned", "cannot be earned", "earned b
 # Of the correlation between what a user feels and what is read, within replies to the same words:
 # what makes a reading trusted, and the least lower bound of one that is not unusable.
 TRUSTED_R, LEAST_R = 0.6, 0.2
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What several replies to the same words have done, whatever is paid for it.
+
+    Attributes:
+        names: Of the signals.
+        replies_SKN: Every signal after each of K replies to each of S users; NaN where missing.
+        salads_SN: The same after each user's word salad.
+        loop: See `Headroom`.
+    """
+
+    names: Sequence[str]
+    replies_SKN: Float[np.ndarray, "S K N"]
+    salads_SN: Float[np.ndarray, "S N"]
+    loop: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Shown:
+        """What `record` has written."""
+        replies, salads = (np.array(record[key], dtype=float) for key in ("replies", "salads"))
+        return cls(tuple(record["names"]), replies, salads, record["loop"])
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """JSON-ready, but for NaN."""
+        values = {"replies": self.replies_SKN.tolist(), "salads": self.salads_SN.tolist()}
+        return {"names": list(self.names), **values, "loop": self.loop}
 
 
 @dataclass(frozen=True)
@@ -75,27 +104,23 @@ def loop_verdicts(loop: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str,
     return verdicts
 
 
-def measure_headroom(
+def show_replies(
     reader: SignalReader,
     bots: Bots,
-    points: Mapping[str, SetPoint],
     rollout: RolloutConfig,
     users: int,
     replies: int,
     progress: Progress = silent,
-    felt: bool = False,
-) -> Headroom:
-    """Play one turn of each user several times as the base, and see what depends on the reply.
+) -> Shown:
+    """Play one turn of each user several times as the base, and read what comes of it.
 
     Args:
         reader: Its policy's adapter is switched off.
         bots: Play the users.
-        points: The terms; affects without one are read all the same.
         rollout: Length of a reply.
         users: Held-out ones, of a range of seeds that nothing else uses.
         replies: Of each.
         progress: Told how many replies are done.
-        felt: Whether the levels of affects are felt ones, see `as_read`.
     """
     seeds = headroom_seeds(users)
     one_turn = RolloutConfig(turns=1, max_new_tokens=rollout.max_new_tokens)
@@ -104,16 +129,32 @@ def measure_headroom(
         salads = as_salads(reader.policy, bots, [group[0] for group in groups])
         episodes = [episode for group in groups for episode in group]
         readings = reader.measure([*episodes, *salads])
-    of_base, of_salad = readings[: len(episodes)], readings[len(episodes) :]
-    loop = affect_loop(groups, np.array([r.perceived[-1] for r in of_base]), reader.affects)
-    points = as_read(points, loop) if felt else points
-    terms_SKN = _terms(of_base, points).reshape(users, replies, len(points))
-    salad_SN = _terms(of_salad, points)
-    terms = {
-        name: term_headroom(terms_SKN[:, :, column], salad_SN[:, column])
-        for column, name in enumerate(points)
-    }
-    return Headroom(terms, loop)
+    names = readings[0].signals.names
+    last_EN = np.array([reading.signals.values[-1] for reading in readings])
+    perceived_EA = np.array([reading.perceived[-1] for reading in readings[: len(episodes)]])
+    return Shown(
+        names=names,
+        replies_SKN=last_EN[: len(episodes)].reshape(users, replies, len(names)),
+        salads_SN=last_EN[len(episodes) :],
+        loop=affect_loop(groups, perceived_EA, reader.affects),
+    )
+
+
+def headroom_of(shown: Shown, points: Mapping[str, SetPoint], felt: bool = False) -> Headroom:
+    """What of a reward a reply decides.
+
+    Args:
+        shown: What replies have done.
+        points: The terms.
+        felt: Whether the levels of affects are felt ones, see `as_read`.
+    """
+    points = as_read(points, shown.loop) if felt else points
+    terms = {}
+    for name, point in points.items():
+        column = shown.names.index(name)
+        replies_SK, salad_S = (v[..., column] for v in (shown.replies_SKN, shown.salads_SN))
+        terms[name] = term_headroom(point.valence(replies_SK), point.valence(salad_S))
+    return Headroom(terms, shown.loop)
 
 
 def as_read(
@@ -257,10 +298,6 @@ def within_r(x_SK: Float[np.ndarray, "S K"], y_SK: Float[np.ndarray, "S K"]) -> 
     x, y = (v - v.mean(axis=1, keepdims=True) for v in (x_SK, y_SK))
     scale = np.sqrt((x**2).sum() * (y**2).sum())
     return float((x * y).sum() / scale) if scale > 0 else float("nan")
-
-
-def _terms(readings: Sequence[Reading], points: Mapping[str, SetPoint]) -> Float[np.ndarray, "E N"]:
-    return np.array([valence(reading.signals, points).terms_NS[-1] for reading in readings])
 
 
 def _or_none(value: float) -> float | None:

@@ -17,7 +17,14 @@ from homeostat.config.run import RunConfig
 from homeostat.config.signals import AFFECTS
 from homeostat.errors import HomeostatError
 from homeostat.evals.failures import Failures, best_signals
-from homeostat.evals.headroom import Headroom, as_read, loop_verdicts, measure_headroom
+from homeostat.evals.headroom import (
+    Headroom,
+    Shown,
+    as_read,
+    headroom_of,
+    loop_verdicts,
+    show_replies,
+)
 from homeostat.evals.homeostasis import Homeostasis, perception_validity
 from homeostat.evals.staleness import measure_staleness, stale
 from homeostat.files import write_text
@@ -181,14 +188,13 @@ def measure_reward_headroom(
 
     def compute() -> dict[str, Any]:
         with run.section("headroom of the reward", "headroom") as progress:
-            measured = measure_headroom(
-                reader, bots, set_points, config.rollout, users, replies, progress, felt
-            )
-        return {"terms": finite(measured.terms), "loop": finite(measured.loop)}
+            shown = show_replies(reader, bots, config.rollout, users, replies, progress)
+        return dict(finite(shown.record))
 
-    points = {name: asdict(point) for name, point in set_points.items()}
-    depends_on = [perception.corpus.digest if perception else None, users, replies, points, felt]
-    headroom = Headroom(**_remembered(config, reader.policy, depends_on, "headroom", compute))
+    depends_on = [perception.corpus.digest if perception else None, users, replies]
+    shown = Shown.of(_remembered(config, reader.policy, depends_on, "headroom", compute))
+    headroom = headroom_of(shown, set_points, felt)
+    headroom = Headroom(finite(headroom.terms), headroom.loop)
     write_text(run.folder / "headroom.json", json.dumps(headroom.terms, indent=2))
     if perception is not None:
         write_text(run.folder / "probes" / "loop.json", json.dumps(headroom.loop, indent=2))

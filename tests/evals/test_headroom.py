@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,15 +16,18 @@ from homeostat.evals.headroom import (
     BY_NONSENSE,
     EARNED,
     NOT_EARNED,
+    Shown,
     affect_loop,
     as_read,
     as_salads,
+    headroom_of,
     loop_verdicts,
     reply_share,
     term_headroom,
     within_r,
 )
 from homeostat.models.adapters import Policy
+from homeostat.report.metrics import finite
 from homeostat.reward.valence import SetPoint
 from homeostat.rollout.episodes import play
 from homeostat.types import Conversation, Episode, TokenStream, Turn
@@ -94,6 +98,29 @@ def test_gains_by_hand() -> None:
     found = term_headroom(np.array([[-1.0, -3.0], [-2.0, -2.0]]), np.array([-4.0, -2.5]))
     assert found["best_of_2"]["mean"] == pytest.approx((1 + 0) / 2)
     assert found["salad"]["mean"] == pytest.approx((-2 - 0.5) / 2)
+
+
+def test_headroom_is_that_of_the_points_whatever_was_shown_before() -> None:
+    """Boredom of three users and two replies; what lies above 0.2 costs, in tolerances of 0.1."""
+    boredom = np.array([[0.2, 0.4], [0.3, 0.5], [0.2, 0.2]])
+    other = np.full((3, 2), np.nan)
+    kept = Shown(
+        ("other", "boredom"),
+        np.stack([other, boredom], axis=2),
+        np.array([[np.nan, 0.4], [np.nan, 0.6], [np.nan, 0.2]]),
+        {"boredom": {"slope": 0.5, "offset": 0.1}},
+    )
+    again = Shown.of(json.loads(json.dumps(finite(kept.record))))
+    assert np.array_equal(again.replies_SKN, kept.replies_SKN, equal_nan=True)
+    points = {"boredom": SetPoint(0.5, 0.2, 0.1, side="above")}
+    found = headroom_of(again, points).terms["boredom"]
+    # terms 0, -1; -0.5, -1.5; 0, 0: best less mean 0.5, 0.5, 0; salads -1, -2, 0 less -0.5, -1, 0
+    assert found["best_of_2"]["mean"] == pytest.approx(1 / 3)
+    assert found["salad"]["mean"] == pytest.approx(-0.5)
+    # felt 0.2 +- 0.1 is read at 0.2 +- 0.05: the same set point, half the tolerance
+    assert headroom_of(again, points, felt=True).terms["boredom"]["salad"]["mean"] == pytest.approx(
+        -1
+    )
 
 
 def test_users_without_a_reading_are_left_out() -> None:
