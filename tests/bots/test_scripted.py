@@ -37,7 +37,7 @@ from homeostat.config.signals import AFFECTS
 from homeostat.errors import HomeostatError
 from homeostat.types import Bots, Turn
 
-NAMES = sorted(path.stem for path in (CONF / "bot").glob("*.yaml"))
+NAMES = sorted({path.stem for path in (CONF / "bot").glob("*.yaml")} - {"model"})
 MOVES = {"opening"} | {kind for kind, _ in phrases(TRAIN) if kind.startswith("move_")}
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SPLITS = (TRAIN, HELD_OUT)
@@ -49,7 +49,7 @@ CONTRADICTING = "No, that is wrong, although many people believe it."
 
 @pytest.fixture(scope="module")
 def configs(composed: Callable[..., RunConfig]) -> dict[str, Any]:
-    """The config of every bot of conf/bot."""
+    """The config of every scripted bot of conf/bot."""
     mixed = composed("bot=mixed").bot
     assert isinstance(mixed, MixedBotConfig)
     found: dict[str, Any] = {"mixed": mixed, **mixed.bots}
