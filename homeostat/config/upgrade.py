@@ -95,9 +95,11 @@ def _known_evaluations(node: Values) -> dict[str, Any]:
     known = {"evaluations": _records(EVALUATIONS), **node}
     if not set(EVALUATIONS) <= set(known["evaluations"] or ()):
         return known
-    known["evaluations"] = _records(LATER_EVALUATIONS) | known["evaluations"]
+    later = _records(LATER_EVALUATIONS)
+    known["evaluations"] = known["evaluations"] | later | known["evaluations"]
     for key in ("items", "files"):
-        known[key] = dict.fromkeys(LATER_EVALUATIONS) | (known.get(key) or {})
+        own = known.get(key) or {}
+        known[key] = own | dict.fromkeys(later) | own  # what is there keeps its place and value
     return known
 
 
