@@ -48,7 +48,7 @@ from homeostat.steering.completions import Completion
 from homeostat.steering.heal import Heal, HealRound
 from homeostat.timing import Stopwatch
 from homeostat.trainers.base import World
-from homeostat.trainers.policy_gradient import Batch, Credit
+from homeostat.trainers.batch import Batch, Credit
 from homeostat.trainers.ppo import PPO
 from homeostat.types import TokenStream
 

@@ -43,7 +43,7 @@ from homeostat.models.tiny import byte_tokenizer
 from homeostat.runs.memory import PROMPT_TOKENS, MemoryPlan, episode_tokens
 from homeostat.steering.completions import Completion
 from homeostat.steering.heal import Heal, HealRound
-from homeostat.trainers.policy_gradient import Batch
+from homeostat.trainers.batch import Batch
 from homeostat.types import Bots
 
 MAX_ERROR = 0.15  # of the memory plan

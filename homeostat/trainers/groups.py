@@ -11,7 +11,8 @@ from jaxtyping import Float
 from homeostat.config.trainers import GroupConfig
 from homeostat.rollout.episodes import training_seeds
 from homeostat.trainers.advantages import turn_advantages
-from homeostat.trainers.policy_gradient import Credit, PolicyGradient, Ragged, response_turns
+from homeostat.trainers.batch import Credit, Ragged, response_turns
+from homeostat.trainers.policy_gradient import PolicyGradient
 from homeostat.types import TokenStream
 
 

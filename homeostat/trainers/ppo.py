@@ -28,15 +28,9 @@ from homeostat.models.forward import forward, make_batch, read_in_batches, read_
 from homeostat.models.logprobs import predicting_hidden
 from homeostat.signals.trace import Critic
 from homeostat.trainers.advantages import explained_variance, gae, whiten
+from homeostat.trainers.batch import Batch, Credit, Ragged, gathered, response_turns
 from homeostat.trainers.losses import value_loss
-from homeostat.trainers.policy_gradient import (
-    Batch,
-    Credit,
-    PolicyGradient,
-    Ragged,
-    gathered,
-    response_turns,
-)
+from homeostat.trainers.policy_gradient import PolicyGradient
 from homeostat.types import Footprint, Metrics, TokenBatch, TokenStream
 
 

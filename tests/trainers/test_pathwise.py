@@ -17,8 +17,9 @@ from homeostat.config.signals import PATHWISE_SIGNALS
 from homeostat.models.adapters import Policy
 from homeostat.reward.valence import SetPoint
 from homeostat.signals.intrinsic import OF_STATES, ReplyStates
+from homeostat.trainers.batch import Batch
 from homeostat.trainers.pathwise import gradient_share, pathwise_loss
-from homeostat.trainers.policy_gradient import Batch, PolicyGradient
+from homeostat.trainers.policy_gradient import PolicyGradient
 
 ROLLOUT = RolloutConfig(turns=2, max_new_tokens=3)
 HELD = {

@@ -26,13 +26,8 @@ from homeostat.errors import HomeostatError
 from homeostat.models.adapter_files import load_adapter, save_adapter
 from homeostat.models.adapters import Policy
 from homeostat.models.template import ChatTemplate
-from homeostat.trainers.policy_gradient import (
-    Batch,
-    Credit,
-    PolicyGradient,
-    reply_ends,
-    response_turns,
-)
+from homeostat.trainers.batch import Batch, Credit, reply_ends, response_turns
+from homeostat.trainers.policy_gradient import PolicyGradient
 from homeostat.trainers.ppo import PPO, ReturnScale
 from homeostat.types import Conversation, Role, TokenStream
 
