@@ -20,6 +20,7 @@ import scipy
 import yaml
 
 from homeostat.bots.affect import notice
+from homeostat.evals.stats import t_interval
 
 HELD_OUT = (
     "relational_true",
@@ -101,12 +102,11 @@ def without_training(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:
     """Mean, 95% t interval and what it rests on; no interval below two."""
-    x = np.array(values)
-    found: dict[str, Any] = {"mean": float(x.mean()), "values": list(values), "ci95": None}
-    if len(x) > 1:
-        reach = scipy.stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
-        found["ci95"] = [float(x.mean() - reach), float(x.mean() + reach)]
-    return found
+    return {
+        "mean": float(np.mean(values)),
+        "values": list(values),
+        "ci95": t_interval(np.array(values, dtype=float)),
+    }
 
 
 def table(runs: Runs, controls: Sequence[str]) -> list[dict[str, Any]]:

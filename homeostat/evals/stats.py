@@ -184,11 +184,19 @@ def mean_interval(
     spread = drawn.std(axis=1, ddof=1)
     varies = spread > 0
     if varies.mean() < LEAST_VARYING:
-        reach = float(scipy.stats.t.ppf(0.975, count - 1)) * error
-        return float(mean - reach), float(mean + reach)
+        return t_interval(values)
     t = (drawn.mean(axis=1) - mean)[varies] / (spread[varies] / np.sqrt(count))
     low, high = np.percentile(t, [2.5, 97.5])
     return float(mean - high * error), float(mean - low * error)
+
+
+def t_interval(values: Float[np.ndarray, " N"]) -> tuple[float, float] | None:
+    """95% t interval of a mean; None below two values."""
+    if len(values) < 2:
+        return None
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    reach = scipy.stats.t.ppf(0.975, len(values) - 1) * error
+    return float(values.mean() - reach), float(values.mean() + reach)
 
 
 def _are_shares(values: np.ndarray) -> bool:
