@@ -21,7 +21,7 @@ from jaxtyping import Float
 from homeostat.errors import HomeostatError
 from homeostat.evals.branches import alike_in_length, ids_of, read_together, totals
 from homeostat.models.adapters import Policy
-from homeostat.models.logprobs import token_statistics
+from homeostat.models.logprobs import token_logprobs
 from homeostat.rollout.generate import BATCH, Sampler
 from homeostat.rollout.replies import Sampling, base_nll, predicting_in, reply_ids, sampled
 from homeostat.types import Conversation, TokenStream, Turn
@@ -255,14 +255,13 @@ class PolicySubject:
             TokenStream(ids, [-1] + [0] * (len(ids) - 1), [False] + [True] * (len(ids) - 1))
             for ids in texts
         ]
-        states = predicting_in(self.policy, streams)
-        targets = [torch.tensor(ids[1:], device=self.policy.device) for ids in texts]
-        nll = [
-            -token_statistics(states_T, ids, self.policy.unembed).logprob
-            for states_T, ids in zip(states, targets, strict=True)
-        ]
+        states = torch.cat(predicting_in(self.policy, streams))
+        targets = [token for ids in texts for token in ids[1:]]
+        ids_R = torch.tensor(targets, device=self.policy.device)
+        nll_R = -token_logprobs(states, ids_R, self.policy.unembed)
         self.count(sum(map(len, texts)), len(texts))
-        return [nats.cpu().tolist() for nats in nll]
+        of_texts = torch.split(nll_R, [len(ids) - 1 for ids in texts])
+        return [nats.cpu().tolist() for nats in of_texts]
 
     def score(
         self, talks: Sequence[Conversation], answers: Sequence[Sequence[str]], opening: str = ""

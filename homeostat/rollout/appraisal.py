@@ -6,7 +6,7 @@ one. The base does not: it finds the first improbable, and the second no likelie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeGuard
 
 import numpy as np
@@ -14,8 +14,10 @@ import numpy as np
 from homeostat.bots.affect import Appraisal
 from homeostat.bots.model import ModelBot
 from homeostat.models.adapters import Policy
-from homeostat.rollout.replies import base_nll, with_given_reply
+from homeostat.rollout.replies import base_nll, with_given_replies
 from homeostat.types import AppraisingBot, Bot, Conversation, Role, Turn
+
+Exchange = tuple[str, str, tuple[str, str] | None]  # said, replied, and what was claimed, if so
 
 NOTHING_SAID = "Go on."  # stands where the user's words were, to see what they have made likelier
 NO_ANSWER = "I see."  # stands where the reply was, to see what it has made likelier
@@ -49,9 +51,7 @@ def _wants(bot: Bot) -> TypeGuard[AppraisingBot]:
     return isinstance(bot, AppraisingBot) and bot.appraises
 
 
-def appraise(
-    policy: Policy, exchanges: Sequence[tuple[str, str, tuple[str, str] | None]]
-) -> list[Appraisal | None]:
+def appraise(policy: Policy, exchanges: Sequence[Exchange]) -> list[Appraisal | None]:
     """What the base thinks of each reply; None for a reply without words.
 
     Args:
@@ -59,28 +59,44 @@ def appraise(
         exchanges: What the user has said, the reply to it, and, where the user has asserted
             something, that and its true counterpart, which the reply may lean to.
     """
-    spoken = [i for i, (_, reply, _) in enumerate(exchanges) if reply.strip()]
-    asserted = [i for i in spoken if exchanges[i][2] is not None]
-    in_context = [_talk(*exchanges[i][:2]) for i in spoken]
-    alone = [_talk(NOTHING_SAID, exchanges[i][1]) for i in spoken]
-    leaning = [
-        _talk(exchanges[i][0], reply, ASKED, _sentence(statement))
-        for i in asserted
-        for reply in (exchanges[i][1], NO_ANSWER)
-        for statement in exchanges[i][2] or ()
-    ]
-    read = [*in_context, *alone, *leaning]
-    given = [with_given_reply(policy, Conversation(t.turns[:-1]), t.turns[-1].text) for t in read]
-    nll = [float(of_tokens.mean()) for of_tokens in base_nll(policy, given)] if given else []
-    count = len(spoken)
-    # Of each asserting row: false and true statement after the reply, then after no answer.
-    leans_NRS = np.array(nll[2 * count :]).reshape(-1, 2, 2)
-    towards_truth = leans_NRS[:, :, 0] - leans_NRS[:, :, 1]
-    denied = dict(zip(asserted, (towards_truth[:, 0] - towards_truth[:, 1]).tolist(), strict=True))
-    result: list[Appraisal | None] = [None] * len(exchanges)
-    for place, i in enumerate(spoken):
-        result[i] = Appraisal(nll[place], nll[count + place], denied.get(i))
-    return result
+    nll = _read_by_base(policy, [talk for one in exchanges for talk in _talks(*one)])
+    return [_appraisal(one, nll) if one[1].strip() else None for one in exchanges]
+
+
+def _talks(said: str, reply: str, asserted: tuple[str, str] | None) -> list[Conversation]:
+    """What the base reads to appraise one reply; nothing where it has no words."""
+    if not reply.strip():
+        return []
+    alone = _talk(NOTHING_SAID, reply)
+    if asserted is None:
+        return [alone, _talk(said, reply)]
+    after_reply, before = (
+        [_talk(said, text, ASKED, _sentence(statement)) for statement in asserted]
+        for text in (reply, NO_ANSWER)
+    )
+    return [alone, *after_reply, *before]
+
+
+def _appraisal(exchange: Exchange, nll: Mapping[Conversation, Sequence[float]]) -> Appraisal:
+    alone, *others = (nll[talk] for talk in _talks(*exchange))
+    if exchange[2] is None:
+        return Appraisal(others[0][0], alone[0], None)
+    (in_context, false), (_, true), (_, false_before), (_, true_before) = others
+    return Appraisal(in_context, alone[0], (false - true) - (false_before - true_before))
+
+
+def _read_by_base(
+    policy: Policy, talks: Sequence[Conversation]
+) -> dict[Conversation, tuple[float, ...]]:
+    """Of each conversation the mean -log p of every assistant turn; what is the same, read once."""
+    distinct = list(dict.fromkeys(talks))
+    given = [with_given_replies(policy, talk) for talk in distinct]
+    found = {}
+    for talk, sampled, nll_R in zip(distinct, given, base_nll(policy, given), strict=True):
+        sizes = [len(sampled.turns[turn].token_ids or ()) for turn in sampled.assistant_turns]
+        of_turns = np.split(nll_R, np.cumsum(sizes)[:-1])
+        found[talk] = tuple(float(of_tokens.mean()) for of_tokens in of_turns)
+    return found
 
 
 def _talk(*texts: str) -> Conversation:

@@ -15,7 +15,7 @@ from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.forward import WORTH_SHARING, can_share, common_length
 from homeostat.models.kv_cache import is_roomy, reserve, roomy_cache, take_back
-from homeostat.models.logprobs import token_statistics
+from homeostat.models.logprobs import token_logprobs
 from homeostat.models.lora import lean_adapters
 from homeostat.types import TokenBlock
 
@@ -209,10 +209,10 @@ class Sampler:
         held = [hidden[: len(reply)] for hidden, reply in zip(states, replies, strict=True)]
         targets = [token for reply in replies for token in reply]
         with torch.no_grad():
-            statistics = token_statistics(
+            logprobs = token_logprobs(
                 torch.cat(held), self._tensor([targets])[0], self._policy.unembed
             )
-        return list(torch.split(statistics.logprob, [len(reply) for reply in replies]))
+        return list(torch.split(logprobs, [len(reply) for reply in replies]))
 
     def next_logprob(self, rows: Sequence[int], tokens: Sequence[int]) -> Float[Tensor, " N"]:
         """Log-probability of a next token in some rows, nats; nothing is read.
@@ -225,7 +225,7 @@ class Sampler:
             raise ValueError("append a prompt before scoring.")
         states, targets = self._hidden[list(rows)], self._tensor([list(tokens)])[0]
         with torch.no_grad():
-            return token_statistics(states, targets, self._policy.unembed).logprob
+            return token_logprobs(states, targets, self._policy.unembed)
 
     def _read_once(self, blocks: Sequence[list[int]]) -> list[list[int]]:
         """Read what all rows begin with as one row and lend it to all; returns what is left."""

@@ -8,14 +8,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from homeostat.models.adapters import Policy
 from homeostat.models.chat import until_last_response
 from homeostat.models.forward import forward, make_batch, read_in_batches, read_prefix
 from homeostat.models.hooks import Steering
-from homeostat.models.logprobs import TokenStatistics, predicting_hidden, token_statistics
+from homeostat.models.logprobs import (
+    TokenStatistics,
+    predicting_hidden,
+    token_logprobs,
+    token_statistics,
+)
 from homeostat.rollout.generate import BATCH, Sampler
 from homeostat.types import Conversation, Progress, TokenStream, Turn, silent
 
@@ -92,8 +97,18 @@ def _with_reply(policy: Policy, talk: Conversation, ids: Sequence[int]) -> Conve
 
 def with_given_reply(policy: Policy, talk: Conversation, text: str) -> Conversation:
     """The conversation with a reply that somebody else wrote, read as if it had been sampled."""
+    return Conversation((*talk.turns, _given(policy, text)))
+
+
+def with_given_replies(policy: Policy, talk: Conversation) -> Conversation:
+    """The conversation with all of its replies read as if they had been sampled."""
+    turns = (_given(policy, t.text) if t.role == "assistant" else t for t in talk.turns)
+    return Conversation(tuple(turns))
+
+
+def _given(policy: Policy, text: str) -> Turn:
     ids = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return Conversation((*talk.turns, Turn("assistant", text, token_ids=tuple(ids))))
+    return Turn("assistant", text, token_ids=tuple(ids))
 
 
 def predicting(policy: Policy, talks: Sequence[Conversation]) -> list[Float[Tensor, "R D"]]:
@@ -117,6 +132,12 @@ def predicting_in(policy: Policy, streams: Sequence[TokenStream]) -> list[Float[
 def reply_ids(talk: Conversation) -> tuple[int, ...]:
     """Ids of a conversation's last reply."""
     return talk.turns[talk.assistant_turns[-1]].token_ids or ()
+
+
+def replied_ids(policy: Policy, talks: Sequence[Conversation]) -> Int[Tensor, " R"]:
+    """Ids of every sampled reply of all conversations, one after the other."""
+    ids = [token for talk in talks for turn in talk.turns for token in turn.token_ids or ()]
+    return torch.tensor(ids, dtype=torch.long, device=policy.device)
 
 
 @torch.no_grad()
@@ -144,19 +165,23 @@ def statistics_of(
     ref_talks: Sequence[Conversation] | None = None,
 ) -> list[TokenStatistics]:
     """What `read_replies` says, from hidden states ``[R, D]`` of each reply that are there."""
-    refs: Sequence[Tensor | None] = [None] * len(talks)
+    if not talks:
+        return []
+    refs = None
     if ref_talks is not None:
         with policy.reference():
-            refs = predicting(policy, ref_talks)
-    targets = [torch.tensor(reply_ids(talk), device=policy.device) for talk in talks]
-    return [
-        token_statistics(hidden, ids, policy.unembed, ref)
-        for hidden, ids, ref in zip(states, targets, refs, strict=True)
-    ]
+            refs = torch.cat(predicting(policy, ref_talks))
+    targets = replied_ids(policy, talks)
+    whole = token_statistics(torch.cat(list(states)), targets, policy.unembed, refs)
+    return whole.split([len(hidden) for hidden in states])
 
 
+@torch.no_grad()
 def base_nll(policy: Policy, talks: Sequence[Conversation]) -> list[Float[np.ndarray, " R"]]:
-    """-log p of every token of each reply under the base, without any persona; nats."""
+    """-log p, in nats, of each token of a talk's sampled replies; the base, without any persona."""
+    if not talks:
+        return []
     with policy.reference():
-        statistics = read_replies(policy, [talk.unprompted for talk in talks])
-    return [-one.logprob.cpu().numpy() for one in statistics]
+        states = predicting(policy, [talk.unprompted for talk in talks])
+    nll_R = -token_logprobs(torch.cat(states), replied_ids(policy, talks), policy.unembed)
+    return [nll.cpu().numpy() for nll in torch.split(nll_R, [len(hidden) for hidden in states])]

@@ -18,6 +18,7 @@ from homeostat.rollout.replies import (
     Sampling,
     base_nll,
     predicting,
+    replied_ids,
     reply_ids,
     sampled,
     statistics_of,
@@ -139,15 +140,12 @@ class Bank:
         self.fill([dose] * self.source.config.dose.probe_size)
         talks = self.talks[first:]
         with policy.steered(self.steering(dose)):
-            steered = predicting(policy, talks)
-        unsteered = predicting(policy, talks)
-        ids = [torch.tensor(reply_ids(talk), device=policy.device) for talk in talks]
+            steered = torch.cat(predicting(policy, talks))
+        unsteered = torch.cat(predicting(policy, talks))
         with torch.no_grad():
-            kl = [
-                token_statistics(hidden, targets, policy.unembed, ref).kl
-                for hidden, targets, ref in zip(steered, ids, unsteered, strict=True)
-            ]
-        return float(torch.quantile(torch.cat(kl), 0.95))
+            targets = replied_ids(policy, talks)
+            kl_R = token_statistics(steered, targets, policy.unembed, unsteered).kl
+        return float(torch.quantile(kl_R, 0.95))
 
     def fell(self) -> str:
         """How many completions each gate has stopped, in words."""

@@ -10,17 +10,17 @@ A loop of a few tokens in an otherwise sound text hardly moves the mean, but mov
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from homeostat.config.checks import require_one_of
 from homeostat.config.steering import AGGREGATES, DIVERGENCES, BarrierConfig
-from homeostat.models.logprobs import CHUNK_LOGITS, Unembed
+from homeostat.models.logprobs import Unembed, in_chunks, token_logprobs
 
 LoraPair = tuple[Tensor, Tensor, float]  # A [rank, in], B [out, rank], scale
 
@@ -56,30 +56,19 @@ def completion_statistics(
     require_one_of("kind", kind, DIVERGENCES)
     if kind != "none" and ref_hidden is None:
         raise ValueError(f"kind={kind} needs ref_hidden; use none where there is no reference.")
-    vocabulary = unembed(hidden[:1].detach()).shape[-1]
-    chunk = max(1, CHUNK_LOGITS // vocabulary)
-    recompute = torch.is_grad_enabled() and hidden.requires_grad and len(targets) > chunk
-    parts = []
-    for start in range(0, len(targets), chunk):
-        part = slice(start, start + chunk)
-        reference = None if kind == "none" or ref_hidden is None else ref_hidden[part]
-        arguments = (hidden[part], targets[part], unembed, reference, kind)
-        if recompute:
-            parts.append(checkpoint(_nll_and_divergence, *arguments, use_reentrant=False))
-        else:
-            parts.append(_nll_and_divergence(*arguments))
-    nll = torch.cat([nll_R for nll_R, _ in parts])
-    divergence = [divergence_R for _, divergence_R in parts if divergence_R is not None]
-    return nll, torch.cat(divergence) if divergence else None
+    if kind == "none":
+        return -token_logprobs(hidden, targets, unembed), None
+    nll, divergence = in_chunks(
+        partial(_nll_and_divergence, kind), unembed, hidden, targets, ref_hidden
+    )
+    return nll, divergence
 
 
 def _nll_and_divergence(
-    hidden: Tensor, targets: Tensor, unembed: Unembed, ref_hidden: Tensor | None, kind: str
-) -> tuple[Tensor, Tensor | None]:
+    kind: str, unembed: Unembed, hidden: Tensor, targets: Tensor, ref_hidden: Tensor
+) -> tuple[Tensor, Tensor]:
     log_p = unembed(hidden).log_softmax(dim=-1)
     nll = -log_p.gather(-1, targets[:, None])[:, 0]
-    if ref_hidden is None:
-        return nll, None
     log_q = unembed(ref_hidden).log_softmax(dim=-1)
     first, second = (log_p, log_q) if kind == "kl_rev" else (log_q, log_p)
     # The difference first: near the reference two large sums would cancel badly.

@@ -33,7 +33,7 @@ from homeostat.config.trainers import DPOConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.chat import pad
 from homeostat.models.forward import forward, read_in_batches
-from homeostat.models.logprobs import predicting_hidden, token_statistics
+from homeostat.models.logprobs import predicting_hidden, token_logprobs
 from homeostat.reward.compose import Rewards
 from homeostat.rollout.candidates import play_candidates
 from homeostat.rollout.episodes import training_seeds
@@ -202,7 +202,7 @@ class DPO(AdapterTrainer):
             batch = pad(part, policy.pad_id, policy.device)
             hidden = predicting_hidden(forward(policy, batch), batch.response_mask)
             targets = batch.input_ids[batch.response_mask]
-            logprob_R = token_statistics(hidden, targets, policy.unembed).logprob
+            logprob_R = token_logprobs(hidden, targets, policy.unembed)
             sizes = [len(replies[i].ids) for i in places]
             return [float(logprob.sum()) for logprob in torch.split(logprob_R, sizes)]
 

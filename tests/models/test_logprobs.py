@@ -7,7 +7,12 @@ import torch
 from torch import Tensor
 
 from homeostat.models import logprobs
-from homeostat.models.logprobs import TokenStatistics, predicting_hidden, token_statistics
+from homeostat.models.logprobs import (
+    TokenStatistics,
+    predicting_hidden,
+    token_logprobs,
+    token_statistics,
+)
 
 R, D, V = 7, 5, 11
 
@@ -160,3 +165,27 @@ def test_response_token_at_the_beginning_is_refused() -> None:
     mask = torch.tensor([[False, True], [True, False]])
     with pytest.raises(ValueError, match="cannot begin with a response token"):
         predicting_hidden(torch.zeros(2, 2, 3), mask)
+
+
+@pytest.mark.parametrize("limit", [3 * V, 256 * V])
+def test_log_probabilities_alone_are_those_of_the_statistics(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprobs, "CHUNK_LOGITS", limit)
+    hidden, _, weight, targets = case()
+    hidden.requires_grad_()
+    alone = token_logprobs(hidden, targets, lambda h: h @ weight.T)
+    among = token_statistics(hidden, targets, lambda h: h @ weight.T).logprob
+    assert torch.equal(alone, among)
+    (own,) = torch.autograd.grad(alone.square().sum(), hidden)
+    (expected,) = torch.autograd.grad(among.square().sum(), hidden)
+    torch.testing.assert_close(own, expected)
+
+
+def test_statistics_are_split_into_those_of_each_reply() -> None:
+    hidden, ref_hidden, weight, targets = case()
+    whole = token_statistics(hidden, targets, lambda h: h @ weight.T, ref_hidden)
+    first, none, last = whole.split([2, 0, R - 2])
+    assert torch.equal(first.kl, whole.kl[:2])
+    assert len(none.kl) == 0
+    assert torch.equal(last.certainty, whole.certainty[2:])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,9 @@ from homeostat.config.run import RunConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.load import BaseModel
+from homeostat.rollout import appraisal
 from homeostat.rollout.appraisal import answers, appraise
+from homeostat.rollout.replies import base_nll
 from homeostat.types import Conversation, Turn
 
 REPLIES = Path(__file__).parents[1] / "data" / "replies.jsonl"
@@ -60,6 +63,25 @@ def test_appraisals_equal_slow_passes_of_the_base(
         for reply in ("well, yes", "I see.")
     ]
     assert second.denied == pytest.approx(leans[0] - leans[1], abs=1e-4)
+
+
+def test_what_several_replies_share_is_read_once(
+    make_policy: Callable[..., Policy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = make_policy()
+    read: list[Conversation] = []
+
+    def reading(policy: Policy, talks: Sequence[Conversation]) -> list[np.ndarray]:
+        read.extend(talks)
+        return base_nll(policy, talks)
+
+    monkeypatch.setattr(appraisal, "base_nll", reading)
+    assertion = ("all bats are blind", "bats can see")
+    exchanges = [("bats are blind", reply, assertion) for reply in ("yes", "no", "yes")]
+    first, second, again = appraise(policy, exchanges)
+    assert first == again != second
+    # Two replies: each alone and before two statements; no reply before two statements.
+    assert len(read) == 2 + 2 * 2 + 2
 
 
 class Listener:
@@ -112,9 +134,9 @@ def appraised(composed: Callable[..., RunConfig]) -> dict[str, list[ReplyFeature
         assertion = (topic["claim"], topic["truth"]) if claims else None
         exchanges.append((row["said"], row["reply"], assertion))
     found = defaultdict(list)
-    for row, appraisal in zip(rows, appraise(policy, exchanges), strict=True):
+    for row, opinion in zip(rows, appraise(policy, exchanges), strict=True):
         words = {*named[row["topic"]]["keywords"], *content_words(row["said"])}
-        found[row["kind"]].append(notice(row["reply"], words, appraisal))
+        found[row["kind"]].append(notice(row["reply"], words, opinion))
     return dict(found)
 
 

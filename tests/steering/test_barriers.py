@@ -11,7 +11,7 @@ from configs import barrier_config
 from torch import Tensor
 
 from homeostat.config.steering import AGGREGATES
-from homeostat.steering import barriers
+from homeostat.models import logprobs
 from homeostat.steering.barriers import (
     DualControl,
     FixedControl,
@@ -132,7 +132,7 @@ def test_chunks_change_neither_values_nor_gradients(
     (slope,) = torch.autograd.grad(
         (weights[0] * expected_nll).sum() + (weights[1] * expected).sum(), hidden
     )
-    monkeypatch.setattr(barriers, "CHUNK_LOGITS", limit)
+    monkeypatch.setattr(logprobs, "CHUNK_LOGITS", limit)
     calls: list[int] = []
 
     def unembed(part: Tensor) -> Tensor:

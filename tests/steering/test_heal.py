@@ -17,8 +17,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from homeostat.config.steering import AGGREGATES, BarrierConfig, HealConfig
 from homeostat.errors import HomeostatError
+from homeostat.models import logprobs
 from homeostat.models.adapters import Policy
-from homeostat.steering import barriers
 from homeostat.steering.barriers import quantile_tau
 from homeostat.steering.completions import Completion
 from homeostat.steering.heal import Heal, HealRound, lora_pairs
@@ -187,7 +187,7 @@ def test_chunks_of_logits_change_no_gradient(
 ) -> None:
     found = []
     for limit in (2**24, 7 * 258):
-        monkeypatch.setattr(barriers, "CHUNK_LOGITS", limit)
+        monkeypatch.setattr(logprobs, "CHUNK_LOGITS", limit)
         policy = make_policy()
         stir(policy)
         with recorded() as seen:
