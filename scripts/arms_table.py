@@ -37,7 +37,7 @@ HELD_OUT = (
 CONTRASTS = {"false_beliefs": ("sad_minus_neutral", "cheerful_minus_neutral")}
 AGREEMENT = "agreement"
 GOES_WITH = ("relational_true", "signal/entropy")
-NAMES = {"reward.levels=felt": "felt", "reward.affect=true": "true"}
+NAMES = {"reward.levels=felt": "levels felt", "reward.affect=felt": "affect felt"}
 Runs = Mapping[str, Mapping[int, Mapping[str, float]]]  # figures by arm and seed
 
 

@@ -12,7 +12,7 @@ The policy hears the words alone. The feelings stand where a scripted user's tru
 Source: RLVER (arXiv 2507.03112): a simulated user with a goal and a hidden intention, whose emotion
 is updated after every reply before it speaks. **Differs:** five affects in the units of the probes
 for one score of 0 to 100; feelings and words in one answer, without reasoning; the talk does not
-end when the user is content; the emotion is the reward only where `reward.affect=true` says so.
+end when the user is content; the emotion is the reward only where `reward.affect=felt` says so.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ REWARD_MODES = ("level", "reduction")
 SIDES = ("both", "above", "below")
 TRANSFORMS = ("none", "log")
 COMBINATIONS = ("sum", "decoupled")
-AFFECT_SOURCES = ("read", "true", "yoked")
+AFFECT_SOURCES = ("read", "felt", "yoked")
 LEVELS = ("read", "felt")
 
 
@@ -79,8 +79,9 @@ class RewardConfig:
     ``mode`` pays a turn its valence (``level``) or the gain in valence since the turn before
     (``reduction``). ``combine`` adds the terms up (``sum``) or brings each to the same spread
     within its group or batch first (``decoupled``). ``affect`` says whose feelings count: those
-    that are ``read`` from the user's words; the bot's ``true`` ones, an upper bound; or those read
-    from another user (``yoked``), a control with the same distribution and nothing to earn.
+    that are ``read`` from the user's words; those that the bot has ``felt``, an upper bound; or
+    those read from another user (``yoked``), a control with the same distribution and nothing to
+    earn. Own terms get the same.
     ``levels`` says what the stated levels of an affect are: of what is ``read``, or of what is
     ``felt``. Probes draw strong feelings towards the middle; a felt level is moved to where the
     probe reads it, along the line that the headroom of the run has measured.
@@ -103,9 +104,9 @@ class RewardConfig:
         require_one_of("reward.affect", self.affect, AFFECT_SOURCES)
         require_one_of("reward.levels", self.levels, LEVELS)
         require(
-            self.levels == "read" or self.affect != "true",
+            self.levels == "read" or self.affect != "felt",
             "reward.levels=felt moves set points to where a probe reads them, and with "
-            "reward.affect=true nothing is read; use reward.levels=read.",
+            "reward.affect=felt nothing is read; use reward.levels=read.",
         )
         total = sum(point.weight for point in self.set_points.values())
         require(

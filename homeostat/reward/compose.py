@@ -46,8 +46,9 @@ class Reward:
     """Scores assistant turns against resolved set points and the user's own terms.
 
     An own term is a Python callable ``term(conversation, signals, trace, **options)``: it gets one
-    conversation, its signals (name to one number per assistant turn) and its trace, and returns one
-    number per assistant turn, higher is better.
+    conversation, its signals (name to one number per assistant turn; the affect is that which
+    ``reward.affect`` pays for) and its trace, and returns one number per assistant turn, higher is
+    better.
 
     Attributes:
         pathwise: The set points that are followed by their own derivative; they are part of every
@@ -82,7 +83,7 @@ class Reward:
                 anything but one per assistant turn.
         """
         tables = [reading.signals for reading in readings]
-        if self.affect == "true":
+        if self.affect == "felt":
             tables = [
                 with_true_affect(*of_one) for of_one in zip(conversations, tables, strict=True)
             ]
@@ -97,7 +98,7 @@ class Reward:
     def _score(self, talk: Conversation, reading: Reading, table: SignalTable) -> Rewards:
         homeostatic = valence(table, self.set_points)
         own_terms = {
-            name: weight * self._evaluate(function, talk, reading)
+            name: weight * self._evaluate(function, talk, table, reading.trace)
             for name, (function, weight) in self._terms.items()
         }
         level = homeostatic.total_N
@@ -113,11 +114,10 @@ class Reward:
         return Rewards(total, homeostatic, own_terms)
 
     def _evaluate(
-        self, function: OwnFunction, talk: Conversation, reading: Reading
+        self, function: OwnFunction, talk: Conversation, table: SignalTable, trace: Trace
     ) -> Float[np.ndarray, " N"]:
-        table = reading.signals
         signals = {signal: table.column(signal) for signal in table.names}
-        return function((talk, signals, reading.trace), len(table.turns))
+        return function((talk, signals, trace), len(table.turns))
 
 
 def with_true_affect(talk: Conversation, table: SignalTable) -> SignalTable:

@@ -214,7 +214,7 @@ def readable(
     config = run.config
     affect = config.signals.affect
     # With what users truly feel as the reward, or another's, it does not matter what can be read.
-    if headroom is None or affect is None or config.reward.affect == "true":
+    if headroom is None or affect is None or config.reward.affect == "felt":
         return dict(set_points)
     allowed = ALLOWED[affect.require]
     verdicts = loop_verdicts(headroom.loop)

@@ -293,7 +293,7 @@ TERMS = {
     "self_certainty": {"self_certainty"},
     "entropy_minimisation": {"entropy_minimisation"},
 }
-SOURCES = {"yoked": "yoked", "true_affect": "true"}
+SOURCES = {"yoked": "yoked", "true_affect": "felt"}
 
 
 @pytest.mark.parametrize("name", sorted(set(GROUPS["reward"]) - {"base_levels"}))
@@ -786,7 +786,7 @@ def test_what_cannot_be_followed_pathwise_is_refused(others: tuple[str, ...], me
 
 
 def test_felt_levels_of_what_is_not_read_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"reward\.affect=true nothing is read"):
+    with pytest.raises(ValueError, match=r"reward\.affect=felt nothing is read"):
         converted(draft("bot=curious", "reward=true_affect", "reward.levels=felt"))
 
 

@@ -416,20 +416,29 @@ def paid(affect: str, talks: list[Conversation], reads: list[Reading]) -> list[l
 def test_the_true_affect_takes_the_place_of_the_reading() -> None:
     talks, reads = [felt(0.25, 0.5)], [read(0.9, 0.8)]
     assert paid("read", talks, reads) == [[-0.9, -0.8]]
-    assert paid("true", talks, reads) == [[-0.25, -0.5]]
+    assert paid("felt", talks, reads) == [[-0.25, -0.5]]
     assert reads[0].signals.column("boredom").tolist() == [0.9, 0.8], "readings are left alone"
+
+
+def test_own_terms_are_paid_by_the_same_feelings() -> None:
+    """Praise of the positive control: the happier the user is, not the happier it is read."""
+    term = {"_target_": "homeostat.reward.terms.praise", "signal": "boredom"}
+    for affect, expected in (("read", [0.9, 0.8]), ("felt", [0.25, 0.5])):
+        reward = Reward(RewardConfig(terms={"praise": term}, affect=affect), {})
+        (found,) = reward.score([felt(0.25, 0.5)], [read(0.9, 0.8)])
+        assert found.own_terms["praise"].tolist() == expected
 
 
 def test_a_feeling_that_nobody_knows_is_no_reward() -> None:
     with pytest.raises(HomeostatError, match="boredom has no finite value"):
-        paid("true", [felt(None)], [read(0.9)])
+        paid("felt", [felt(None)], [read(0.9)])
 
 
 def test_a_feeling_that_was_not_told_is_paid_as_the_others_of_the_batch() -> None:
     """The mean of what is known, 0.2 and 0.6; readings and what is known are left alone."""
     talks, reads = [felt(0.2, None), felt(0.6)], [read(0.9, 0.8), read(0.7)]
-    np.testing.assert_allclose(paid("true", talks, reads)[0], [-0.2, -0.4])
-    np.testing.assert_allclose(paid("true", talks, reads)[1], [-0.6])
+    np.testing.assert_allclose(paid("felt", talks, reads)[0], [-0.2, -0.4])
+    np.testing.assert_allclose(paid("felt", talks, reads)[1], [-0.6])
     assert reads[0].signals.column("boredom").tolist() == [0.9, 0.8]
 
 
