@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def write_report(folder: Path) -> Path:
         figures={path.stem: data_uri(path) for path in drawn},
         pairs=side_by_side(episodes),
         units=UNITS,
-        headroom=headroom_sentences(summary.get("headroom")),
+        headroom=headroom_sentences(summary.get("headroom"), calibration.get("set_points", {})),
         headline=f"{headline(summary)} {suite_sentence(suite)}".strip(),
         compared=any(m["diff"] is not None for e in suite.values() for m in e["metrics"].values()),
     )
@@ -203,8 +203,13 @@ def suite_sentence(suite: Mapping[str, Any]) -> str:
     return f"Of {len(tested)} evaluations {outcome}{left}."
 
 
-def headroom_sentences(headroom: Mapping[str, Any] | None) -> str:
-    """Which terms of the reward can be earned and which readings believed; empty if unknown."""
+def headroom_sentences(headroom: Mapping[str, Any] | None, paid: Collection[str]) -> str:
+    """Which terms of the reward can be earned and which readings believed; empty if unknown.
+
+    Args:
+        headroom: Of every term of the reward as it was asked for.
+        paid: The terms that the run goes by.
+    """
     if not headroom:
         return ""
     verdicts = {name: term["verdict"] for name, term in headroom["terms"].items()}
@@ -215,6 +220,8 @@ def headroom_sentences(headroom: Mapping[str, Any] | None) -> str:
     read = {name: found["within_r"] for name, found in headroom["loop"].items()}
     known = [f"{name} {r:+.2f}" for name, r in read.items() if r is not None]
     first = f"Of this reward's terms {'; '.join(parts)}." if parts else ""
+    if left_out := [name for name in verdicts if name not in paid]:
+        first += f" Left out, for too little of it is read: {', '.join(left_out)}."
     twins = next((f["identical_answers"] for f in headroom["loop"].values()), None)
     second = (
         f"Between replies to the same words, what users feel and what is read from their answers "

@@ -721,12 +721,16 @@ def headroom() -> Row:
 
 
 def test_headroom_is_said_in_two_sentences() -> None:
-    assert headroom_sentences(headroom()) == (
+    assert headroom_sentences(headroom(), {"boredom", "entropy", "sentiment"}) == (
         "Of this reward's terms can be earned: boredom; earned by nonsense: entropy. Between "
         "replies to the same words, what users feel and what is read from their answers correlate "
         "at boredom +0.42; 25% of the replies got an answer that another one got word for word."
     )
-    assert headroom_sentences(None) == ""
+    assert headroom_sentences(None, {}) == ""
+    paid = {"entropy"}
+    assert " Left out, for too little of it is read: boredom, sentiment. Between " in (
+        headroom_sentences(headroom(), paid)
+    )
 
 
 def test_headroom_has_a_table_and_a_figure(tmp_path: Path) -> None:
