@@ -41,6 +41,9 @@ EVALUATIONS = (
 # Evaluations that every run has come to know since.
 LATER_EVALUATIONS = ("false_beliefs",)
 
+# What a value was once called, by its key, and is called now.
+RENAMED: dict[str, dict[Any, Any]] = {"reward.affect": {"true": "felt"}}
+
 # Options that came later and have no default in their schema, by their key: the value that a run
 # without them had, read from its own config.
 ADDED: dict[str, Callable[[Values], Any]] = {
@@ -70,6 +73,11 @@ def upgraded(config: Values) -> dict[str, Any]:
     moved: dict[str, Any] = _moved(config)
     if isinstance(moved.get("eval"), Mapping):
         moved["eval"] = _known_evaluations(moved["eval"])
+    for key, names in RENAMED.items():
+        parent, _, name = key.rpartition(".")
+        node = placed(moved, parent)
+        if isinstance(node, dict) and node.get(name) in names:
+            node[name] = names[node[name]]
     try:
         typed: Any = OmegaConf.merge(_schema(moved), moved)
     except OmegaConfBaseException:

@@ -99,3 +99,13 @@ def test_credit_is_given_as_it_was_before_there_was_a_choice(
 
 def test_a_key_that_no_schema_knows_is_kept() -> None:
     assert upgraded({"seed": 1, "gone": 2}) == {"seed": 1, "gone": 2}
+
+
+def test_a_value_that_was_renamed_is_known_by_its_new_name(
+    composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = composed(*TINY, "reward=true_affect")
+    save_config(config, TINY, tmp_path)
+    kept: Any = OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml"))
+    kept["reward"]["affect"] = "true"
+    assert hash_of(upgraded(kept)) == config_hash(config)
