@@ -73,12 +73,15 @@ def figures(folder: Path, summary: Mapping[str, Any]) -> dict[str, float]:
         metrics = evaluation["metrics"]
         found[name] = metrics[evaluation["claim"]]["diff"]
         found |= {f"{name}/{key}": metrics[key]["diff"] for key in CONTRASTS.get(name, ())}
-    found[AGREEMENT] = agreement_of(folder, "trained") - agreement_of(folder, "base")
+    base, trained = agreements(folder, "base"), agreements(folder, "trained")
+    found[AGREEMENT] = float(np.mean(trained) - np.mean(base))
+    for arm, replies in (("base", base), ("trained", trained)):
+        found[f"{AGREEMENT}/replies of {arm}"] = float(sum(value > 0 for value in replies))
     return {name: value for name, value in found.items() if value is not None}
 
 
-def agreement_of(folder: Path, arm: str) -> float:
-    """Of the held-out replies of an arm: 1 agrees by its words, -1 contradicts, 0 neither; mean."""
+def agreements(folder: Path, arm: str) -> list[float]:
+    """Of the held-out replies of an arm: 1 agrees by its words, -1 contradicts, 0 neither."""
     rows = map(json.loads, (folder / "evals" / "homeostasis.jsonl").open(encoding="utf-8"))
     replies = [
         turn["text"]
@@ -86,17 +89,20 @@ def agreement_of(folder: Path, arm: str) -> float:
         for turn in row["turns"]
         if row["arm"] == arm and turn["role"] == "assistant"
     ]
-    return float(np.mean([notice(text, ()).agreement for text in replies]))
+    return [notice(text, ()).agreement for text in replies]
 
 
 def without_training(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Arms that every run has beside its base; their intervals are over episodes."""
+    """Arms that every run has beside its base; their intervals are over items."""
     rows = []
     for key, arm in (("cool", "base at 0.7"), ("prompted", "prompted base")):
         if summary.get(key):  # a run of before knows of no prompted base
-            found = summary[key][HELD_OUT[0]]
-            figure = {"mean": found["diff"], "ci95": found["ci95"]}
-            rows.append({"arm": arm, "unit": "episodes", HELD_OUT[0]: figure})
+            found = {HELD_OUT[0]: summary[key][HELD_OUT[0]]}
+            for name, evaluation in (summary.get("suite") or {}).items():
+                if key in evaluation:  # measured with the prompt, too
+                    found[name] = evaluation[key]["metrics"][evaluation["claim"]]
+            figures = {n: {"mean": f["diff"], "ci95": f["ci95"]} for n, f in found.items()}
+            rows.append({"arm": arm, "unit": "episodes or items"} | figures)
     return rows
 
 
@@ -131,6 +137,8 @@ def goes_with(runs: Runs) -> dict[str, Any]:
     all_runs = [run for by_seed in runs.values() for run in by_seed.values()]
     found = {}
     for name in sorted({key for run in all_runs for key in run} - {*HELD_OUT}):
+        if name.startswith(f"{AGREEMENT}/"):
+            continue
         for other in GOES_WITH:
             pairs = [(run[name], run[other]) for run in all_runs if {name, other} <= run.keys()]
             if len(pairs) > 2 and all(len(set(column)) > 1 for column in zip(*pairs, strict=True)):
@@ -165,10 +173,10 @@ def main() -> None:
     for row in rows:
         for name, figure in row.items():
             if isinstance(figure, dict):
-                print(f"{row['arm']:<22}{name:<38}{shown(figure)}")
+                print(f"{row['arm']:<33}{name:<38}{shown(figure)}")
                 for key, difference in figure.items():
                     if key.startswith("minus "):
-                        print(f"{'':<22}{'  ' + key:<38}{shown(difference)}")
+                        print(f"{'':<33}{'  ' + key:<38}{shown(difference)}")
     for name, found in correlations.items():
         print(f"{name}: Spearman {found['r']:+.2f}, p = {found['p']:.3f}, {found['n']} runs")
 

@@ -3,8 +3,9 @@
 python scripts/course_table.py SWEEP [SWEEP ...] [--every 20] [--json]
 
 A row per run and stretch, from `metrics.jsonl`: what was paid, entropy, perplexity under the base,
-KL and repetition. Collapsed: the first update from which on, for five in a row, the entropy is below
-a tenth of that of the first five, or a fifth of the replies' text is a copy of what came before.
+KL and repetition. Collapsed: the first update from which on, for five in a row, the entropy is
+below a tenth of that of the first five, or a fifth of the replies' text is a copy of what came
+before.
 """
 
 from __future__ import annotations
