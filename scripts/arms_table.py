@@ -47,7 +47,7 @@ def read_runs(sweeps: Sequence[Path]) -> tuple[dict[str, dict[int, dict[str, flo
     untrained: list[Any] = []
     for path, summary in finished(sweeps):
         runs.setdefault(arm_of(path.parent), {})[summary["seed"]] = figures(path.parent, summary)
-        untrained = untrained or without_training(summary)
+        untrained = max(untrained, without_training(summary), key=len)
     return runs, untrained
 
 
