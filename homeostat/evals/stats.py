@@ -204,7 +204,8 @@ def _are_shares(values: np.ndarray) -> bool:
     return bool(np.isin(values, (0.0, 1.0)).all() and values.any())
 
 
-def _wilson(hits: int, count: int) -> tuple[float, float]:
+def wilson(hits: int, count: int) -> tuple[float, float]:
+    """95% interval of a share."""
     ends = scipy.stats.binomtest(hits, count).proportion_ci(method="wilson")
     return float(ends.low), float(ends.high)
 
@@ -230,7 +231,7 @@ def share_interval(
     if count < 2:
         return None
     p, q = float(after.mean()), float(before.mean())
-    (low_p, high_p), (low_q, high_q) = (_wilson(int(x.sum()), count) for x in (after, before))
+    (low_p, high_p), (low_q, high_q) = (wilson(int(x.sum()), count) for x in (after, before))
     both, neither = float((after * before).sum()), float(((1 - after) * (1 - before)).sum())
     gained, lost = float((after * (1 - before)).sum()), float(((1 - after) * before).sum())
     product = both * neither - gained * lost
@@ -258,7 +259,7 @@ def level(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
             by_stem.setdefault(str(row.get("stem", row["item"])), []).append(row[key])
     values = [float(np.mean(of_stem)) for of_stem in by_stem.values()]
     share = len(values) > 1 and bool(np.isin(values, (0.0, 1.0)).all())
-    interval = _wilson(int(sum(values)), len(values)) if share else mean_interval(np.array(values))
+    interval = wilson(int(sum(values)), len(values)) if share else mean_interval(np.array(values))
     return {
         "mean": float(np.mean(values)) if values else None,
         "ci95": None if interval is None else list(interval),

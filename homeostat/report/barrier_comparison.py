@@ -1,14 +1,15 @@
 """Barriers beside each other: runs of steer and heal that differ in barrier and seed.
 
-Every run is held against its own base on its own items. A figure of an arm is a mean over seeds of
-means over items; its interval comes from resampling seeds, and items within each seed. Arms of one
-seed share their items and random numbers, so that differences between arms are paired.
+Every run is held against its own base on the same items. A figure of an arm is a mean over seeds of
+means over items; its interval counts both, crossed. Arms of one seed share their random numbers,
+too, so that differences between arms are paired. What arms are compared at is how often their
+barriers really fired: unless that is alike, the comparison says that it is none.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from matplotlib.ticker import MaxNLocator
 
 from homeostat.config.resume import read_config
 from homeostat.config.rows import kept_rows
+from homeostat.evals.stats import share_interval, t_interval, wilson
 from homeostat.files import read_json, write_text
+from homeostat.report.compare_stats import Values, differences, estimate, over_seeds, table
 from homeostat.report.console import interval, number
 from homeostat.report.figures import STYLE, save
 
@@ -36,7 +39,14 @@ TITLES = {
 }
 KIND = {"trait_nats": "trait", "coherent": "reply", "log_perplexity": "reply"}
 COLOURS = ("#8a8f98", "#b3402f", "#0b6e99", "#4c9a6a", "#8a6bb1", "#c9a227", "#d1792b", "#24292f")
-Items = Mapping[str, Float[np.ndarray, " N"]]
+PRICE = "kl_nats_per_token"
+ALIKE = 0.05  # between the arms' shares of steps in which the barrier fired
+FIRED = {
+    True: "The barriers fired equally often in every round, within 0.05.",
+    False: "**No comparison of barriers**: they did not fire equally often.",
+    None: "How often the barrier fired:",
+}
+Items = Mapping[str, Mapping[str, float]]  # by metric and item
 
 
 @dataclass(frozen=True)
@@ -50,16 +60,16 @@ class Cell:
     items: Items
 
 
-def write_comparison(folders: Sequence[Path], out: Path, samples: int = 2000) -> dict[str, Any]:
+def write_comparison(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     """Compare runs; writes comparison.json, comparison.md and comparison.png into ``out``.
 
     Args:
         folders: Run folders; one that did not finish is listed, and counts as far as it came.
         out: Where the files go.
-        samples: Bootstrap resamples.
     """
     runs: list[dict[str, Any]] = []
     cells: dict[tuple[str, int], dict[int, Cell]] = {}
+    fired: dict[tuple[str, int], dict[int, float]] = {}
     for folder in sorted(folders):
         config = read_config(folder)
         arm, seed = arm_of(config["trainer"]["barrier"]), int(config["seed"])
@@ -70,14 +80,23 @@ def write_comparison(folders: Sequence[Path], out: Path, samples: int = 2000) ->
         runs.append({"folder": folder.name, "arm": arm, "seed": seed, "status": status})
         for key, cell in read_cells(folder, arm).items():
             cells.setdefault(key, {})[seed] = cell
+        for round_, rate in read_firing(folder).items():
+            fired.setdefault((arm, round_), {})[seed] = rate
+    firing = [
+        {"arm": arm, "round": round_, "rate": float(np.mean(list(by_seed.values())))}
+        | {"by_seed": {str(seed): by_seed[seed] for seed in sorted(by_seed)}}
+        for (arm, round_), by_seed in sorted(fired.items(), key=lambda item: _place(*item[0]))
+    ]
     comparison: dict[str, Any] = {
         "runs": runs,
+        "firing": firing,
+        "equal_firing": equal_firing(firing),
         "arms": [
             {"arm": arm, "round": round_, "seeds": sorted(by_seed)}
-            | {name: seed_mean(list(by_seed.values()), name, samples) for name in METRICS}
+            | {name: seed_mean(by_seed, name) for name in METRICS}
             | {
                 f"{name}_against_{AGAINST}": against(
-                    by_seed, cells.get((AGAINST, round_), {}), name, samples
+                    by_seed, cells.get((AGAINST, round_), {}), name
                 )
                 for name in METRICS
                 if arm != AGAINST
@@ -99,6 +118,27 @@ def arm_of(barrier: Mapping[str, Any]) -> str:
 
 def _place(arm: str, round_: int) -> tuple[int, int]:
     return (ARMS.index(arm) if arm in ARMS else len(ARMS), round_)
+
+
+def read_firing(folder: Path) -> dict[int, float]:
+    """Of each round of a run the share of its optimiser steps in which the barrier fired."""
+    path = folder / "rounds.jsonl"
+    rows = kept_rows(path) if path.is_file() else []
+    rates = {row["round"]: row.get("heal/fired") for row in rows}
+    return {round_: float(rate) for round_, rate in rates.items() if rate is not None}
+
+
+def equal_firing(firing: Sequence[Mapping[str, Any]]) -> bool | None:
+    """Whether in every round the arms' rates lie within 0.05 of each other; None below two arms.
+
+    Arms whose barriers fired unequally often differ in how tight they were, whatever they are made
+    of.
+    """
+    by_round: dict[int, list[float]] = {}
+    for row in firing:
+        by_round.setdefault(row["round"], []).append(row["rate"])
+    spreads = [max(rates) - min(rates) for rates in by_round.values() if len(rates) > 1]
+    return max(spreads) <= ALIKE if spreads else None
 
 
 def read_cells(folder: Path, arm: str) -> dict[tuple[str, int], Cell]:
@@ -124,74 +164,72 @@ def read_cells(folder: Path, arm: str) -> dict[tuple[str, int], Cell]:
 
 
 def _cell(rows: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]]) -> Cell:
-    def column(
-        measured: Sequence[Mapping[str, Any]], kind: str, key: str
-    ) -> Float[np.ndarray, " N"]:
-        return np.array([float(row[key]) for row in measured if row["kind"] == kind])
+    def column(measured: Sequence[Mapping[str, Any]], kind: str, key: str) -> dict[str, float]:
+        return {row["item"]: float(row[key]) for row in measured if row["kind"] == kind}
 
-    items = {
-        name: column(rows, kind, name) - (column(base, kind, name) if name != "coherent" else 0)
-        for name, kind in KIND.items()
-    }
-    return Cell(items | {"kl_nats_per_token": column(rows, "reply", "kl_nats_per_token")})
+    items = {name: column(rows, kind, name) for name, kind in KIND.items()}
+    for name, kind in KIND.items():
+        if name != "coherent":
+            before = column(base, kind, name)
+            items[name] = {item: value - before[item] for item, value in items[name].items()}
+    return Cell(items | {PRICE: column(rows, "reply", PRICE)})
 
 
-def _value(items: Items, metric: str) -> float:
+def _per_nat(items: Items) -> float:
+    """Trait moved per nat of KL; NaN where there is no KL."""
+    trait, cost = (float(np.mean(list(items[n].values()))) for n in ("trait_nats", PRICE))
+    return trait / cost if cost > 1e-6 else float("nan")
+
+
+def seed_mean(cells: Mapping[int, Cell], metric: str) -> dict[str, Any] | None:
+    """Mean over seeds and items and its 95% interval; None where a seed cannot say.
+
+    Seeds and items are crossed (`compare_stats.crossed_interval`), since every seed is measured on
+    the same items. Where none of them differs a share has Wilson's interval over items, or
+    Newcombe's of a difference. The trait per nat is a ratio, and has a t interval over seeds.
+    """
     if metric == "trait_per_nat":
-        cost = items["kl_nats_per_token"].mean()
-        return float(items["trait_nats"].mean() / cost) if cost > 1e-6 else float("nan")
-    return float(items[metric].mean())
-
-
-def seed_mean(cells: Sequence[Cell], metric: str, samples: int) -> dict[str, Any] | None:
-    """Mean over seeds and its 95% interval; None where a seed cannot say."""
-    return _resampled(
-        [(cell,) for cell in cells], lambda single: _value(single[0], metric), samples
-    )
+        return _ratios([_per_nat(cell.items) for cell in cells.values()])
+    values = {seed: cell.items[metric] for seed, cell in cells.items()}
+    found = _crossed(values)
+    if found is not None and found["ci95"] is None and metric == "coherent":
+        shares = _by_item(values)
+        found["ci95"] = list(wilson(int(shares.sum()), len(shares)))
+    return found
 
 
 def against(
-    arm: Mapping[int, Cell], other: Mapping[int, Cell], metric: str, samples: int
+    arm: Mapping[int, Cell], other: Mapping[int, Cell], metric: str
 ) -> dict[str, Any] | None:
     """Paired difference of two arms over the seeds that both have; None without any."""
-    pairs = [(arm[seed], other[seed]) for seed in sorted(arm.keys() & other.keys())]
-    return _resampled(
-        pairs, lambda both: _value(both[0], metric) - _value(both[1], metric), samples
-    )
+    seeds = sorted(arm.keys() & other.keys())
+    if metric == "trait_per_nat":
+        return _ratios([_per_nat(arm[s].items) - _per_nat(other[s].items) for s in seeds])
+    before, after = ({s: one[s].items[metric] for s in seeds} for one in (other, arm))
+    found = _crossed(differences(before, after))
+    if found is not None and found["ci95"] is None and metric == "coherent":
+        ends = share_interval(_by_item(before), _by_item(after))
+        found["ci95"] = None if ends is None else list(ends)
+    return found
 
 
-def _resampled(
-    seeds: Sequence[tuple[Cell, ...]],
-    value: Callable[[Sequence[Items]], float],
-    samples: int,
-) -> dict[str, Any] | None:
-    """Mean of ``value`` over seeds; seeds, and items within each, are resampled together."""
-    if not seeds:
+def _by_item(values: Values) -> Float[np.ndarray, " G"]:
+    """Mean over seeds of every item."""
+    return over_seeds(table(values, {item: item for row in values.values() for item in row}))
+
+
+def _crossed(values: Values) -> dict[str, Any] | None:
+    """Mean over seeds and items, with what it rests on."""
+    return estimate(values, {item: item for by_item in values.values() for item in by_item})
+
+
+def _ratios(values: Sequence[float]) -> dict[str, Any] | None:
+    """Mean over seeds of a figure that is no mean over items."""
+    if not values or not np.isfinite(values).all():
         return None
-    mean = float(np.mean([value([cell.items for cell in cells]) for cells in seeds]))
-    rng = np.random.default_rng(0)
-    draws: list[float] = []
-    for _ in range(samples):
-        chosen = rng.integers(len(seeds), size=len(seeds))
-        draws.append(float(np.mean([value(_draw(seeds[i], rng)) for i in chosen])))
-    if not np.isfinite([mean, *draws]).all():
-        return None
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return {"mean": mean, "ci95": [float(low), float(high)], "n_seeds": len(seeds)}
-
-
-def _draw(cells: Sequence[Cell], rng: np.random.Generator) -> list[Items]:
-    """The items of one seed resampled, the same ones for every arm."""
-    first = cells[0].items
-    replies = rng.integers(len(first["coherent"]), size=len(first["coherent"]))
-    traits = rng.integers(len(first["trait_nats"]), size=len(first["trait_nats"]))
-    return [
-        {
-            name: values[traits if name == "trait_nats" else replies]
-            for name, values in cell.items.items()
-        }
-        for cell in cells
-    ]
+    ends = t_interval(np.array(values))
+    ci95 = None if ends is None else list(ends)
+    return {"mean": float(np.mean(values)), "ci95": ci95, "n_seeds": len(values)}
 
 
 def as_markdown(comparison: Mapping[str, Any]) -> str:
@@ -202,6 +240,15 @@ def as_markdown(comparison: Mapping[str, Any]) -> str:
     if compared:
         lines += ["", f"Less {AGAINST}, seed by seed and item by item:", ""]
         lines += _table(compared, differences)
+    if comparison["firing"]:
+        lines += ["", FIRED[comparison["equal_firing"]], ""]
+        lines += ["| barrier | round | fired, share of steps | by seed |", "| --- " * 4 + "|"]
+        lines += [
+            f"| {row['arm']} | {row['round']} | {row['rate']:.2f} | "
+            + ", ".join(f"{rate:.2f}" for rate in row["by_seed"].values())
+            + " |"
+            for row in comparison["firing"]
+        ]
     lines += ["", "| run | arm | seed | status |", "| --- | --- | --- | --- |"]
     lines += [
         f"| {r['folder']} | {r['arm']} | {r['seed']} | {r['status']} |" for r in comparison["runs"]
@@ -245,7 +292,7 @@ def draw_arms(folder: Path, arms: Sequence[Mapping[str, Any]]) -> Path:
                 x = np.array([row["round"] for row in rows]) + 0.05 * (number_ - 2)
                 left.plot(x, [row["coherent"]["mean"] for row in rows], "-o", color=colour, ms=4)
                 for at, row in zip(x, rows, strict=True):
-                    left.plot([at, at], row["coherent"]["ci95"], color=colour, lw=1, alpha=0.6)
+                    left.plot([at, at], _ends(row["coherent"]), color=colour, lw=1, alpha=0.6)
             _end(right, rows[-1], name, colour)
         left.xaxis.set_major_locator(MaxNLocator(integer=True))
         left.set(xlabel="round", ylabel="coherent share", title="Coherence, healed, by round")
@@ -259,6 +306,12 @@ def draw_arms(folder: Path, arms: Sequence[Mapping[str, Any]]) -> Path:
 
 def _end(axes: Axes, row: Mapping[str, Any], name: str, colour: str) -> None:
     trait, coherent = row["trait_nats"], row["coherent"]
-    axes.plot(trait["ci95"], [coherent["mean"]] * 2, color=colour, lw=1, alpha=0.6)
-    axes.plot([trait["mean"]] * 2, coherent["ci95"], color=colour, lw=1, alpha=0.6)
+    axes.plot(_ends(trait), [coherent["mean"]] * 2, color=colour, lw=1, alpha=0.6)
+    axes.plot([trait["mean"]] * 2, _ends(coherent), color=colour, lw=1, alpha=0.6)
     axes.plot(trait["mean"], coherent["mean"], "o", color=colour, ms=5, label=name)
+
+
+def _ends(found: Mapping[str, Any]) -> Sequence[float]:
+    """Both ends of an interval; of an unknown one, the mean."""
+    ends: Sequence[float] = found["ci95"] or [found["mean"]] * 2
+    return ends

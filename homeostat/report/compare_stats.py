@@ -116,7 +116,7 @@ def draws(
 
 
 def crossed_interval(cells: Float[np.ndarray, "K G"]) -> tuple[float, float] | None:
-    """95% t interval of the mean over seeds and groups; None below two groups.
+    """95% t interval of the mean over seeds and groups; None below two groups, or if all are alike.
 
     Seeds a and groups b are random and independent, x_kg = mu + a_k + b_g + e_kg, so the mean has a
     variance of its own from either:
@@ -141,8 +141,10 @@ def crossed_interval(cells: Float[np.ndarray, "K G"]) -> tuple[float, float] | N
     if seeds > 1:
         parts.append((float(whole.mean(axis=1).var(ddof=1)) / seeds, seeds - 1))
     variance = sum(part for part, _ in parts)
+    if variance <= (1e-9 * float(np.abs(whole).max())) ** 2:
+        return None
     weighed = sum(part * float(scipy.stats.t.ppf(0.975, freedom)) for part, freedom in parts)
-    mean, reach = float(whole.mean()), weighed / np.sqrt(variance) if variance > 0 else 0.0
+    mean, reach = float(whole.mean()), weighed / np.sqrt(variance)
     return mean - float(reach), mean + float(reach)
 
 

@@ -15,7 +15,11 @@ from homeostat.runs.after_sweep import CompareBarriers
 
 
 def make_run(
-    folder: Path, aggregate: str, seed: int, rounds: dict[int, tuple[float, float]]
+    folder: Path,
+    aggregate: str,
+    seed: int,
+    rounds: dict[int, tuple[float, float]],
+    fired: float | None = 0.25,
 ) -> Path:
     """A run whose healed rounds have these (trait, coherent share of four) on four items each."""
     folder.mkdir(parents=True)
@@ -42,6 +46,8 @@ def make_run(
         add(round_, "healed", 0.1 * seed + trait, coherent, 0.5)
     (folder / "evals").mkdir()
     (folder / "evals" / "stages.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    lines = [json.dumps({"round": round_, "heal/fired": fired}) + "\n" for round_ in rounds]
+    (folder / "rounds.jsonl").write_text("".join(lines))
     return folder
 
 
@@ -52,9 +58,9 @@ def found(tmp_path: Path) -> dict[str, Any]:
         make_run(tmp_path / "1", "mean", 1, {1: (0.6, 0.5), 2: (1.0, 0.25)}),
         make_run(tmp_path / "2", "rmse", 0, {1: (0.2, 1.0), 2: (0.3, 0.75)}),
         make_run(tmp_path / "3", "rmse", 1, {1: (0.2, 1.0)}),
-        make_run(tmp_path / "4", "nll", 0, {1: (1.0, 0.0)}),
+        make_run(tmp_path / "4", "nll", 0, {1: (1.0, 0.0)}, fired=None),
     ]
-    return write_comparison(runs, tmp_path / "out", samples=200)
+    return write_comparison(runs, tmp_path / "out")
 
 
 def row(found: dict[str, Any], arm: str, round_: int) -> dict[str, Any]:
@@ -67,8 +73,23 @@ def test_figures_are_means_over_seeds_against_their_own_base(found: dict[str, An
     assert mean["coherent"]["mean"] == pytest.approx(0.5)
     assert mean["log_perplexity"]["mean"] == pytest.approx(0.5)
     assert mean["trait_per_nat"]["mean"] == pytest.approx(1.0)
-    low, high = mean["trait_nats"]["ci95"]
-    assert (low, high) == pytest.approx((0.4, 0.6)), "items do not vary here, seeds do"
+    # Items do not vary here, seeds do: 0.5 -+ t(1 degree) * 0.1.
+    assert mean["trait_nats"]["ci95"] == pytest.approx([0.5 - 1.2706, 0.5 + 1.2706], abs=1e-3)
+    assert mean["trait_per_nat"]["ci95"] == pytest.approx([1 - 2.5412, 1 + 2.5412], abs=1e-3)
+
+
+def test_items_are_crossed_with_seeds(found: dict[str, Any]) -> None:
+    """Half of four items, the same for both seeds: var 1/3 / 4, three degrees; seeds add none."""
+    reach = 3.1824 * (1 / 12) ** 0.5
+    ends = row(found, "mean", 1)["coherent"]["ci95"]
+    assert ends == pytest.approx([0.5 - reach, 0.5 + reach], abs=1e-3)
+
+
+def test_all_of_four_is_no_certainty(found: dict[str, Any]) -> None:
+    """Wilson's interval of 4 of 4 items, whose seeds add no others."""
+    assert row(found, "rmse", 1)["coherent"]["ci95"] == pytest.approx([0.5101, 1.0], abs=1e-3)
+    prompted = row(found, "prompted", 0)["coherent_against_mean"]
+    assert prompted is None
 
 
 def test_differences_are_paired_by_seed(found: dict[str, Any]) -> None:
@@ -86,6 +107,26 @@ def test_a_run_that_stopped_early_is_missing_later_and_listed(found: dict[str, A
     assert not [r for r in found["arms"] if (r["arm"], r["round"]) == ("nll", 2)]
 
 
+def test_barriers_are_compared_only_if_they_fired_alike(
+    found: dict[str, Any], tmp_path: Path
+) -> None:
+    assert found["equal_firing"] is True
+    assert found["firing"][0] == {
+        "arm": "mean",
+        "round": 1,
+        "rate": 0.25,
+        "by_seed": {"0": 0.25, "1": 0.25},
+    }
+    assert not [one for one in found["firing"] if one["arm"] == "nll"], "it has no barrier"
+    folders = [tmp_path / str(number) for number in range(5)]
+    often = make_run(tmp_path / "5", "rmse", 2, {1: (0.2, 1.0)}, fired=0.41)
+    unequal = write_comparison([*folders, often], tmp_path / "unequal")
+    assert unequal["equal_firing"] is False, "0.303 on average, 0.053 more than the mean's"
+    assert "No comparison of barriers" in (tmp_path / "unequal" / "comparison.md").read_text()
+    alone = write_comparison([often], tmp_path / "alone")
+    assert alone["equal_firing"] is None
+
+
 def test_no_heal_and_prompting_are_arms(found: dict[str, Any]) -> None:
     assert row(found, "no heal", 1)["coherent"]["mean"] == pytest.approx(0.5)
     assert row(found, "prompted", 0)["trait_nats"]["mean"] == pytest.approx(0.2)
@@ -96,7 +137,8 @@ def test_table_and_figure_are_written(found: dict[str, Any], tmp_path: Path) -> 
     assert "| rmse | 1 | 2 | +0.200" in text
     less = text.partition("Less mean")[2]
     assert "| rmse | 1 | 2 | -0.300" in less
-    assert "| mean |" not in less.partition("| run |")[0]
+    assert "| mean |" not in less.partition("The barriers fired")[0]
+    assert "| rmse | 1 | 0.25 | 0.25, 0.25 |" in less
     assert "| 3 | rmse | 1 | finished |" in text
     assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == found
     assert plt.imread(tmp_path / "out" / "comparison.png")[..., :3].std() > 0.02
