@@ -36,7 +36,7 @@ HELD_OUT = (
 )
 CONTRASTS = {"false_beliefs": ("sad_minus_neutral", "cheerful_minus_neutral")}
 AGREEMENT = "agreement"
-GOES_WITH = ("relational_true", "signal/entropy")
+GOES_WITH = ("relational_true", "signal/entropy", AGREEMENT)
 NAMES = {"reward.levels=felt": "levels felt", "reward.affect=felt": "affect felt"}
 Runs = Mapping[str, Mapping[int, Mapping[str, float]]]  # figures by arm and seed
 
@@ -133,13 +133,13 @@ def table(runs: Runs, controls: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def goes_with(runs: Runs) -> dict[str, Any]:
-    """Spearman's correlation over all runs of the findings with what was earned, and entropy."""
+    """Spearman's correlation over all runs of the findings with what was earned, entropy, agreement."""
     all_runs = [run for by_seed in runs.values() for run in by_seed.values()]
     found = {}
     for name in sorted({key for run in all_runs for key in run} - {*HELD_OUT}):
         if name.startswith(f"{AGREEMENT}/"):
             continue
-        for other in GOES_WITH:
+        for other in (one for one in GOES_WITH if one != name):
             pairs = [(run[name], run[other]) for run in all_runs if {name, other} <= run.keys()]
             if len(pairs) > 2 and all(len(set(column)) > 1 for column in zip(*pairs, strict=True)):
                 r, p = scipy.stats.spearmanr(pairs)
