@@ -133,7 +133,7 @@ def table(runs: Runs, controls: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def goes_with(runs: Runs) -> dict[str, Any]:
-    """Spearman's correlation over all runs of the findings with what was earned, entropy, agreement."""
+    """Spearman's correlation over all runs of what was found with what may explain it."""
     all_runs = [run for by_seed in runs.values() for run in by_seed.values()]
     found = {}
     for name in sorted({key for run in all_runs for key in run} - {*HELD_OUT}):
