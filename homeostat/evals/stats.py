@@ -191,8 +191,8 @@ def mean_interval(
 
 
 def t_interval(values: Float[np.ndarray, " N"]) -> tuple[float, float] | None:
-    """95% t interval of a mean; None below two values."""
-    if len(values) < 2:
+    """95% t interval of a mean; None below two values, or where they do not vary."""
+    if len(values) < 2 or _constant(values):
         return None
     error = values.std(ddof=1) / np.sqrt(len(values))
     reach = scipy.stats.t.ppf(0.975, len(values) - 1) * error

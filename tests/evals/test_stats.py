@@ -7,7 +7,14 @@ import itertools
 import numpy as np
 import pytest
 
-from homeostat.evals.stats import compare_paired, holm, level, mean_interval, paired_test
+from homeostat.evals.stats import (
+    compare_paired,
+    holm,
+    level,
+    mean_interval,
+    paired_test,
+    t_interval,
+)
 from homeostat.types import Estimate
 
 NAN = float("nan")
@@ -19,6 +26,13 @@ def test_means_and_difference_by_hand() -> None:
     assert found.after == 4.5
     assert found.diff == 1.5  # (1 + 2 + 1.5) / 3
     assert found.n == 3
+
+
+def test_a_t_interval_of_few_by_hand() -> None:
+    """Mean 2, deviation 1, two degrees of freedom: 2 -+ 4.3027 / sqrt(3)."""
+    assert t_interval(np.array([1.0, 2.0, 3.0])) == pytest.approx((-0.4841, 4.4841), abs=1e-4)
+    assert t_interval(np.array([5.0])) is None
+    assert t_interval(np.array([5.0, 5.0])) is None, "no spread says nothing of how much there is"
 
 
 def test_the_difference_is_after_minus_before() -> None:
