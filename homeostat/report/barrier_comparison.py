@@ -124,8 +124,8 @@ def read_firing(folder: Path) -> dict[int, float]:
     """Of each round of a run the share of its optimiser steps in which the barrier fired."""
     path = folder / "rounds.jsonl"
     rows = kept_rows(path) if path.is_file() else []
-    rates = {row["round"]: row.get("heal/fired") for row in rows}
-    return {round_: float(rate) for round_, rate in rates.items() if rate is not None}
+    fired = [row for row in rows if row.get("heal/fired") is not None]  # other stages heal nothing
+    return {row["round"]: float(row["heal/fired"]) for row in fired}
 
 
 def equal_firing(firing: Sequence[Mapping[str, Any]]) -> bool | None:

@@ -46,7 +46,9 @@ def make_run(
         add(round_, "healed", 0.1 * seed + trait, coherent, 0.5)
     (folder / "evals").mkdir()
     (folder / "evals" / "stages.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    lines = [json.dumps({"round": round_, "heal/fired": fired}) + "\n" for round_ in rounds]
+    healed = [{"round": r, "stage": "healed", "heal/fired": fired} for r in rounds]
+    steered = [{"round": r, "stage": "steered", "heal/fired": None} for r in rounds]
+    lines = [json.dumps(one) + "\n" for one in [*healed, *steered]]
     (folder / "rounds.jsonl").write_text("".join(lines))
     return folder
 
