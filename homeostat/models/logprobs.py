@@ -77,7 +77,7 @@ def token_statistics(
 def token_logprobs(
     hidden: Float[Tensor, "R D"], targets: Int[Tensor, " R"], unembed: Unembed
 ) -> Float[Tensor, " R"]:
-    """The ``logprob`` of `token_statistics`, where nothing else is wanted: at half the cost."""
+    """The ``logprob`` of `token_statistics`, where nothing else of it is wanted."""
     return in_chunks(_chunk_token_logprobs, unembed, hidden, targets)[0]
 
 
