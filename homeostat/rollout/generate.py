@@ -23,6 +23,42 @@ BATCH = 48  # rows that share a cache
 LEAVE = 0.5  # share of rows that go on, below which those that have ended leave the batch
 
 
+@dataclass(frozen=True)
+class Nucleus:
+    """Which next tokens may be drawn at all, after the temperature has acted.
+
+    Attributes:
+        top_p: The likeliest tokens that together reach this probability; 1 = all.
+        top_k: At most so many of the likeliest; None = all.
+    """
+
+    top_p: float = 1.0
+    top_k: int | None = None
+
+    def keep(self, probs: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
+        """The probabilities, 0 where a token may not be drawn; not normalised again.
+
+        The token that reaches ``top_p`` is kept, so at least one is. ``top_k`` acts first, and
+        ``top_p`` is a share of what it leaves. Tokens as likely as the last one kept are kept too.
+
+        Source: Holtzman et al. 2020, arXiv 1904.09751, section 3.1; Fan et al. 2018, arXiv
+        1805.04833, section 5.2.
+        """
+        if self.top_k is not None and self.top_k < probs.shape[-1]:
+            least = probs.topk(self.top_k, dim=-1).values[:, -1:]
+            probs = probs * (probs >= least)
+        if self.top_p < 1:
+            ordered = probs.sort(dim=-1, descending=True).values
+            before = ordered.cumsum(dim=-1) - ordered
+            wanted = before < self.top_p * probs.sum(dim=-1, keepdim=True)
+            last = wanted.sum(dim=-1, keepdim=True).clamp(min=1) - 1
+            probs = probs * (probs >= ordered.gather(-1, last))
+        return probs
+
+
+ALL = Nucleus()
+
+
 @dataclass
 class _Replies:
     """What has been drawn so far: tokens, the states that they come from, and how many."""
@@ -121,7 +157,10 @@ class Sampler:
         self._forward(self._tensor(tokens), read, _last_column(read, 0))
 
     def sample(
-        self, uniforms: Float[np.ndarray, "B N"], temperature: float = 1.0
+        self,
+        uniforms: Float[np.ndarray, "B N"],
+        temperature: float = 1.0,
+        nucleus: Nucleus = ALL,
     ) -> list[list[int]]:
         """One reply per row: until the model ends its turn, or N tokens.
 
@@ -140,7 +179,7 @@ class Sampler:
         drawn = _Replies.none(count, limit, self._hidden, self._policy.pad_id)
         with lean_adapters(self._policy.model):
             reserve(self._cache, limit)
-            self._decode(drawn, numbers, temperature)
+            self._decode(drawn, numbers, temperature, nucleus)
         self._hidden = None  # of a token that the rows have passed
         lengths = drawn.length.tolist()
         replies = [ids[:n] for ids, n in zip(drawn.tokens.tolist(), lengths, strict=True)]
@@ -150,7 +189,13 @@ class Sampler:
         return replies
 
     @torch.no_grad()
-    def _decode(self, drawn: _Replies, numbers: Float[Tensor, "B N"], temperature: float) -> None:
+    def _decode(
+        self,
+        drawn: _Replies,
+        numbers: Float[Tensor, "B N"],
+        temperature: float,
+        nucleus: Nucleus,
+    ) -> None:
         """Draw token by token; rows that have ended leave the batch once they are many."""
         eos = torch.tensor(self._policy.eos_ids, device=self._policy.device)
         part, rows = self, torch.arange(len(numbers), device=self._policy.device)
@@ -158,7 +203,7 @@ class Sampler:
         for step in range(numbers.shape[1]):
             assert part._hidden is not None
             logits = self._policy.unembed(part._hidden)
-            chosen = _inverse_cdf(logits, numbers[rows, step], temperature)
+            chosen = _inverse_cdf(logits, numbers[rows, step], temperature, nucleus)
             drawn.put(rows[goes_on], step, chosen[goes_on], part._hidden[goes_on])
             goes_on = goes_on & ~torch.isin(chosen, eos)
             left = int(goes_on.sum())
@@ -269,10 +314,15 @@ def _last_column(mask: Tensor, value: int) -> Tensor:
 
 
 def _inverse_cdf(
-    logits: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"], temperature: float = 1.0
+    logits: Float[Tensor, "B V"],
+    uniforms: Float[Tensor, " B"],
+    temperature: float = 1.0,
+    nucleus: Nucleus = ALL,
 ) -> Tensor:
     """The token at which the cumulative distribution passes each uniform number."""
     scaled = logits if temperature == 1 else logits / temperature
-    cumulative = scaled.softmax(dim=-1).cumsum(dim=-1)
-    chosen = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)
-    return chosen[:, 0].clamp(max=logits.shape[-1] - 1)
+    cumulative = nucleus.keep(scaled.softmax(dim=-1)).cumsum(dim=-1)
+    whole = cumulative[:, -1:]
+    chosen = torch.searchsorted(cumulative, uniforms[:, None] * whole, right=True)
+    # Where the product rounds up to the whole, the last token that may be drawn.
+    return torch.minimum(chosen[:, 0], (cumulative < whole).sum(dim=-1))

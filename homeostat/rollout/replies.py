@@ -21,7 +21,7 @@ from homeostat.models.logprobs import (
     token_logprobs,
     token_statistics,
 )
-from homeostat.rollout.generate import BATCH, Sampler
+from homeostat.rollout.generate import ALL, BATCH, Nucleus, Sampler
 from homeostat.types import Conversation, Progress, TokenStream, Turn, silent
 
 
@@ -32,6 +32,7 @@ class Sampling:
     max_new_tokens: int
     temperature: float
     key: tuple[int, ...]
+    nucleus: Nucleus = ALL
 
     def uniforms(self, number: int) -> Float[np.ndarray, " N"]:
         """The random numbers behind one reply."""
@@ -81,7 +82,7 @@ def sampled(
         rows = None if steering is None else steering.rows(start, start + len(part))
         with nullcontext() if rows is None else policy.steered(rows):
             sampler.append(prompts)
-            ids = sampler.sample(np.stack(numbers), sampling.temperature)
+            ids = sampler.sample(np.stack(numbers), sampling.temperature, sampling.nucleus)
         replied += [
             (_with_reply(policy, talk, new), states)
             for talk, new, states in zip(part, ids, sampler.predicted_from, strict=True)

@@ -12,7 +12,7 @@ import torch
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.rollout import generate
-from homeostat.rollout.generate import Sampler, _inverse_cdf
+from homeostat.rollout.generate import ALL, Nucleus, Sampler, _inverse_cdf
 
 LIMIT = 6
 
@@ -203,6 +203,60 @@ def test_temperature_equals_the_slow_loop(policy: Policy, temperature: float) ->
         for ids, row in zip(prompts, numbers, strict=True)
     ]
     assert sampler.sample(numbers, temperature) == expected
+
+
+def slow_keep(probabilities: list[float], top_p: float, top_k: int | None) -> list[float]:
+    """The probabilities of the tokens that may be drawn, one by one from the likeliest."""
+    order = sorted(range(len(probabilities)), key=lambda token: -probabilities[token])[:top_k]
+    kept, share = [0.0] * len(probabilities), 0.0
+    whole = sum(probabilities[token] for token in order)
+    for token in order:
+        if share >= top_p * whole:
+            break
+        kept[token] = probabilities[token]
+        share += probabilities[token]
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("top_p", "top_k"), [(1.0, None), (0.95, None), (0.3, None), (1.0, 3), (0.7, 10), (0.0, None)]
+)
+def test_only_the_likeliest_are_kept(top_p: float, top_k: int | None) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.dirichlet(np.full(40, 0.3), size=6).astype(np.float32)
+    kept = Nucleus(top_p, top_k).keep(torch.from_numpy(rows))
+    for found, row in zip(kept.tolist(), rows.tolist(), strict=True):
+        expected = slow_keep(row, top_p, top_k) if top_p else slow_keep(row, 1.0, 1)
+        assert found == pytest.approx(expected)
+
+
+def test_tokens_by_hand_and_equals_stay_together() -> None:
+    probs = torch.tensor([[0.1, 0.4, 0.3, 0.2]])
+    assert Nucleus(0.69).keep(probs).tolist()[0] == pytest.approx([0, 0.4, 0.3, 0])
+    assert Nucleus(0.71).keep(probs).tolist()[0] == pytest.approx([0, 0.4, 0.3, 0.2])
+    # The best two are 0.78 of the best three, and without top_k 0.7 of all.
+    assert Nucleus(0.75, 3).keep(probs).tolist()[0] == pytest.approx([0, 0.4, 0.3, 0])
+    assert Nucleus(top_k=1).keep(torch.tensor([[0.4, 0.4, 0.2]])).tolist()[0] == pytest.approx(
+        [0.4, 0.4, 0]
+    )
+
+
+def test_a_number_next_to_one_draws_no_forbidden_token() -> None:
+    logits = torch.tensor([[0.0, 2.0, 1.0, -1.0, 0.5]] * 2)
+    numbers = torch.tensor([1 - 2**-24, 0.0])
+    assert _inverse_cdf(logits, numbers, nucleus=Nucleus(top_k=2)).tolist() == [2, 1]
+
+
+def test_replies_come_from_the_nucleus(policy: Policy) -> None:
+    """A nucleus of one token is greedy; the whole one is what it was without."""
+    prompts, numbers = [some_ids(1, 5)], np.random.default_rng(1).random((1, LIMIT))
+    found = []
+    for nucleus, temperature in ((Nucleus(top_k=1), 1.0), (ALL, 1e-5), (Nucleus(1.0), 1.0)):
+        sampler = Sampler(policy, 1)
+        sampler.append(prompts)
+        found.append(sampler.sample(numbers, temperature, nucleus))
+    assert found[0] == found[1]
+    assert found[2] == [slow_reply(policy, prompts[0], numbers[0].tolist())]
 
 
 def test_a_very_low_temperature_takes_the_most_likely_token(policy: Policy) -> None:
