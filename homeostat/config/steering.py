@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -21,11 +22,15 @@ from homeostat.config.trainers import TrainerConfig
 
 VECTORS = ("mean_diff", "pca", "directional_ablation", "random")
 DOSES = ("grid", "iso_kl", "survival")
+POSITIONS = ("reply", "all")
 DIVERGENCES = ("kl_rev", "kl_fwd", "none")
 AGGREGATES = ("mean", "rmse", "p95", "max", "cvar")
-REFERENCES = ("base", "prev")
-CONTROLS = ("fixed", "dual")
+REFERENCES = ("base", "prev", "last_good")
+CONTROLS = ("fixed", "dual", "rate")
 QUANTILE = "quantile"  # a tau that is read off a pilot
+SCHEDULES = ("constant", "cosine")
+ASKED = ("contexts", "persona")  # what completions answer
+ADOPTED = ("all", "good")  # which healed rounds the student keeps
 
 
 @dataclass
@@ -43,6 +48,9 @@ class PersonaConfig:
 
     ``prompt`` puts either side into a system turn. ``narration`` holds regular expressions of
     talking about the trait instead of showing it, matched against the lower-case reply.
+    ``prompts`` are messages that invite the trait to show, to be steered on with
+    ``trainer.asked=persona``; ``held_out_prompts`` are others that only measure. ``frame`` is a
+    system line that completions are sampled under and that healing leaves away; null for none.
     ``diary`` is the question that every stage is asked.
     """
 
@@ -53,6 +61,9 @@ class PersonaConfig:
     prompt: str = "You are {persona}."
     narration: list[str] = field(default_factory=list)
     probe_pairs: list[ProbePair] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+    held_out_prompts: list[str] = field(default_factory=list)
+    frame: str | None = None
     diary: str
 
     def __post_init__(self) -> None:
@@ -78,6 +89,21 @@ class PersonaConfig:
             f"persona.probe_pairs has {len(self.probe_pairs)} entries, which give no interval; "
             "give at least 2.",
         )
+        require(
+            self.frame is None or bool(self.frame.strip()),
+            "persona.frame is empty; give a system line, or null for none.",
+        )
+        measured = {text.strip().lower() for text in self._measured()}
+        for text in self.prompts:
+            require(
+                bool(text.strip()) and text.strip().lower() not in measured,
+                f"persona.prompts: {text!r} is empty or also measures the trait (as a question of "
+                "probe_pairs, a held-out prompt or the diary); steer on others.",
+            )
+
+    def _measured(self) -> list[str]:
+        questions = [pair.question for pair in self.probe_pairs]
+        return [*questions, *self.held_out_prompts, self.diary]
 
 
 @dataclass(kw_only=True)
@@ -109,14 +135,16 @@ class VectorConfig:
 
 @dataclass(kw_only=True)
 class DoseConfig:
-    """How hard to steer: multiples of the raw vector.
+    """How hard to steer, and where: multiples of the raw vector, below 0 away from the trait.
 
     ``grid`` spreads the completions over ``values``, of which the middle one is measured as the
     steered stage. ``iso_kl`` bisects, on a logarithmic scale
     between ``low`` and ``high``, to the dose whose 95th-percentile KL from the unsteered model is
     ``target_kl`` nats; ``survival`` to the highest dose of which at least ``target_survival`` of
-    the completions pass the filter. Each of ``probes`` steps looks at ``probe_size`` completions.
+    the completions pass the filter. Each of ``probes`` steps looks at ``probe_size`` completions;
+    the others are spread over ``shares`` of the dose that was found.
 
+    ``positions`` are those that predict a token of the ``reply``, or ``all``, the prompt's too.
     ``half_life`` halves the dose every so many tokens of a completion; ``gate`` leaves positions
     alone whose cosine with the vector is above it; ``backtracks`` cuts a completion that fell
     through the filter at its last good position and goes on with half the dose, so many times.
@@ -130,6 +158,8 @@ class DoseConfig:
     probe_size: int
     target_kl: float
     target_survival: float
+    shares: list[float]
+    positions: str
     half_life: float | None
     gate: float | None
     backtracks: int
@@ -137,9 +167,14 @@ class DoseConfig:
     def __post_init__(self) -> None:
         key = "trainer.dose"
         require_one_of(f"{key}.kind", self.kind, DOSES)
-        require(bool(self.values), f"{key}.values is empty; give at least one dose.")
-        for value in self.values:
-            require_positive(key, values=value)
+        require_one_of(f"{key}.positions", self.positions, POSITIONS)
+        for name in ("values", "shares"):
+            doses = getattr(self, name)
+            require(bool(doses), f"{key}.{name} is empty; give at least one dose.")
+            require(
+                all(math.isfinite(dose) and dose for dose in doses),
+                f"{key}.{name}={doses} must be numbers other than 0, which would not steer.",
+            )
         require_positive(
             key,
             low=self.low,
@@ -169,7 +204,11 @@ class BarrierConfig:
     ``tau: quantile`` reads tau off a pilot epoch without a barrier in the first round, so that the
     barrier would have fired in ``firing_rate`` of its steps, whatever the aggregate's scale.
     ``dual`` moves the coefficient by ``dual_lr`` times (D - tau) after every step, never below 0:
-    D is then held at tau as at a set point.
+    D is then held at tau as at a set point. ``rate`` moves log tau by ``rate_lr`` times (fired -
+    firing_rate), over all rounds: the barrier then does fire in ``firing_rate`` of the steps.
+
+    ``reference`` is the ``base``, ``prev``, the student before this round, or ``last_good``, the
+    student after the last round that was good (see `SteerHealConfig`).
     """
 
     divergence: str
@@ -181,6 +220,7 @@ class BarrierConfig:
     coef_power: float
     control: str
     dual_lr: float
+    rate_lr: float
 
     def __post_init__(self) -> None:
         key = "trainer.barrier"
@@ -194,17 +234,31 @@ class BarrierConfig:
             f"{key}.tau={self.tau} must be 0 or above (nats), or quantile to read it off a pilot.",
         )
         require_fraction(key, firing_rate=self.firing_rate)
-        require_positive(key, dual_lr=self.dual_lr)
-        for name in ("coef", "coef_power"):
-            value = getattr(self, name)
-            require(value >= 0, f"{key}.{name}={value} must be 0 or above.")
+        require_positive(key, dual_lr=self.dual_lr, rate_lr=self.rate_lr)
+        require(self.coef >= 0, f"{key}.coef={self.coef} must be 0 or above.")
+        require(
+            math.isfinite(self.coef_power),
+            f"{key}.coef_power={self.coef_power} must be a number; below 0 the barrier loosens "
+            "from round to round.",
+        )
+        require(
+            self.control != "rate" or self.tau == QUANTILE or self.tau > 0,
+            f"{key}.control=rate moves the logarithm of tau, so {key}.tau={self.tau} must be "
+            "above 0, or quantile.",
+        )
 
 
 @dataclass(kw_only=True)
 class HealConfig:
-    """Distilling the kept completions into a fresh adapter."""
+    """Distilling the kept completions into a fresh adapter.
+
+    The learning rate rises from 0 over the share ``warmup`` of a round's steps and then stays
+    (``constant``) or falls to 0 along half a ``cosine``.
+    """
 
     epochs: int
+    schedule: str
+    warmup: float
     minibatch: int
     micro_batch_tokens: int
     weight_decay: float
@@ -215,6 +269,11 @@ class HealConfig:
 
     def __post_init__(self) -> None:
         key = "trainer.heal"
+        require_one_of(f"{key}.schedule", self.schedule, SCHEDULES)
+        require(
+            0 <= self.warmup < 1,
+            f"{key}.warmup={self.warmup} is a share of the steps; use 0 or above and below 1.",
+        )
         require_positive(
             key,
             epochs=self.epochs,
@@ -239,9 +298,11 @@ class StagesConfig:
     A model below ``coherence_floor``, the share of its replies that pass the ``gates`` of
     coherence, is broken: the loop stops, and no verdict may call it a success. The gates are apart
     from the trainer's filter, so that a looser filter makes no model look more coherent.
+    ``prompts`` of the persona's held-out prompts are answered, to see whether the trait shows.
     """
 
     contexts: int
+    prompts: int
     max_new_tokens: int
     vignettes: int
     coherence_floor: float
@@ -256,7 +317,9 @@ class StagesConfig:
         require_at_most(key, MOST_SAMPLES, bootstrap_samples=self.bootstrap_samples)
         require_at_most(key, MOST_TOKENS, max_new_tokens=self.max_new_tokens)
         require(self.contexts >= 4, f"{key}.contexts={self.contexts} is too few; use at least 4.")
-        require(self.vignettes >= 0, f"{key}.vignettes={self.vignettes} must be 0 or above.")
+        for name in ("vignettes", "prompts"):
+            value = getattr(self, name)
+            require(value >= 0, f"{key}.{name}={value} must be 0 or above.")
         require_fraction(key, coherence_floor=self.coherence_floor)
 
 
@@ -264,8 +327,15 @@ class StagesConfig:
 class SteerHealConfig(TrainerConfig):
     """Steer, filter, heal, bake, repeat; see `homeostat.steering.loop`.
 
-    A step is one round, a batch that many steered completions. A round of which less than
-    ``min_kept`` of a batch passes the filter is not trained on: the run ends as starved.
+    A step is one round, a batch that many steered completions. With a ``target`` further batches
+    are sampled until so many have passed the filter, ``most_batches`` at most. A round of which
+    less than ``min_kept`` of the target, or without one of a batch, passes is not trained on: the
+    run ends as starved. Completions answer neutral ``contexts``, or the ``persona``'s prompts
+    (``asked``), and are drawn from the ``top_k`` likeliest tokens and of these from the likeliest
+    that reach ``top_p``.
+
+    A healed round is good if the share of its replies that are coherent is at least ``good`` of the
+    base's. With ``adopt: good`` any other is dropped, and the loop goes on from the last good one.
     """
 
     schema: ClassVar[str] = "trainer/steer_heal"
@@ -276,7 +346,14 @@ class SteerHealConfig(TrainerConfig):
     _target_: str = "homeostat.steering.loop.SteerHeal"
     max_new_tokens: int
     temperature: float
+    top_p: float
+    top_k: int | None
+    asked: str
+    target: int | None
+    most_batches: int
     min_kept: float
+    good: float
+    adopt: str
     vector: VectorConfig
     dose: DoseConfig
     filter: FilterConfig
@@ -292,4 +369,18 @@ class SteerHealConfig(TrainerConfig):
             temperature=self.temperature,
         )
         require_at_most("trainer", MOST_TOKENS, max_new_tokens=self.max_new_tokens)
-        require_fraction("trainer", min_kept=self.min_kept)
+        require_fraction("trainer", min_kept=self.min_kept, good=self.good)
+        require_one_of("trainer.asked", self.asked, ASKED)
+        require_one_of("trainer.adopt", self.adopt, ADOPTED)
+        require(
+            0 < self.top_p <= 1,
+            f"trainer.top_p={self.top_p} must be above 0 and at most 1, where 1 keeps all tokens.",
+        )
+        for name in ("top_k", "target"):
+            value = getattr(self, name)
+            require(
+                value is None or value >= 1,
+                f"trainer.{name}={value} must be at least 1, or null to do without.",
+            )
+        require_positive("trainer", most_batches=self.most_batches)
+        require_at_most("trainer", MOST, most_batches=self.most_batches)

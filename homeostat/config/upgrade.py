@@ -58,6 +58,19 @@ ADDED: dict[str, Callable[[Values], Any]] = {
     "trainer.entropy_target": lambda _: None,
     "trainer.kl_cov_share": lambda _: 0.0,
     "trainer.mask_truncated": lambda _: False,
+    "trainer.top_p": lambda _: 1.0,
+    "trainer.top_k": lambda _: None,
+    "trainer.asked": lambda _: "contexts",
+    "trainer.target": lambda _: None,
+    "trainer.most_batches": lambda _: 4,
+    "trainer.good": lambda _: 0.99,
+    "trainer.adopt": lambda _: "all",
+    "trainer.dose.shares": lambda _: [1.0],
+    "trainer.dose.positions": lambda _: "reply",
+    "trainer.heal.schedule": lambda _: "constant",
+    "trainer.heal.warmup": lambda _: 0.0,
+    "trainer.stages.prompts": lambda _: 0,
+    "trainer.barrier.rate_lr": lambda _: 0.3,
 }
 
 

@@ -1,13 +1,15 @@
 """Where a stage of steering or healing stands: the trait, coherence, distance, foundations.
 
 Every arm answers the same items: base, steered, healed, and the base that is merely told to be the
-persona. Three kinds of rows:
+persona. Five kinds of rows:
 
     trait      a question with two given replies of equal length, one of either side of the trait:
                mean log-probability per token of the one less that of the other, nats per token
     reply      a context that is never steered or trained on, with a sampled reply: its perplexity
                under the plain base, whether it passes the gates of coherence, KL from the base per
                token
+    shown      a message that invites the trait, with a sampled reply: how much of it shows there
+               (`homeostat.evals.shown`), nats per token
     vignette   the forced choice over moral foundations
     diary      the persona's own question with a sampled reply, to be read and not to be counted
 
@@ -26,6 +28,7 @@ import scipy
 
 from homeostat.config.steering import PersonaConfig, StagesConfig
 from homeostat.evals.foundations import FOUNDATIONS, Vignette, choose_foundations, informedness
+from homeostat.evals.shown import shown_nats
 from homeostat.evals.stats import compare_paired
 from homeostat.evals.subject import PolicySubject
 from homeostat.models.adapters import Policy
@@ -73,7 +76,7 @@ class Stages:
         prompted: bool = False,
         progress: Progress = silent,
     ) -> list[Row]:
-        """Rows of all three kinds.
+        """Rows of all kinds.
 
         Args:
             policy: As it is: within `Policy.reference` the base, within `Policy.steered` steered.
@@ -112,8 +115,10 @@ class Stages:
 
     def _replies(self, policy: Policy, prompted: bool, progress: Progress) -> list[Row]:
         questions = [*(context.text for context in self.contexts), self.persona.diary]
-        asked = [self._ask(text, prompted) for text in questions]
-        *said, diary = sampled(policy, asked, self.sampling, progress=progress)
+        asked = [self._ask(text, prompted) for text in [*questions, *self.prompts]]
+        replied = sampled(policy, asked, self.sampling, progress=progress)
+        said, diary = replied[: len(self.contexts)], replied[len(self.contexts)]
+        invited = [talk for talk, _ in replied[len(questions) :]]
         talks, states = [talk for talk, _ in said], [state for _, state in said]
         is_base = not (policy.adapter_on or policy.is_steered or prompted)
         refs = None if is_base else [talk.unprompted for talk in talks]
@@ -123,7 +128,26 @@ class Stages:
             for context, talk, s in zip(self.contexts, talks, statistics, strict=True)
         ]
         entry = {"question": self.persona.diary, "reply": diary[0].turns[-1].text}
-        return [*rows, {"kind": DIARY, **entry}]
+        return [*rows, *self._shown(policy, invited), {"kind": DIARY, **entry}]
+
+    @property
+    def prompts(self) -> list[str]:
+        """Messages that invite the trait and only measure."""
+        return self.persona.held_out_prompts[: self.config.prompts]
+
+    def _shown(self, policy: Policy, talks: Sequence[Conversation]) -> list[Row]:
+        return [
+            {
+                "kind": "shown",
+                "item": f"prompt-{number:02d}",
+                "shown_nats": nats,
+                "tokens": len(reply_ids(talk)),
+                "text": talk.turns[-1].text,
+            }
+            for number, (talk, nats) in enumerate(
+                zip(talks, shown_nats(policy, self.persona, talks), strict=True)
+            )
+        ]
 
     def _reply_row(self, context: Context, talk: Conversation, nll_R: np.ndarray, kl: float) -> Row:
         text = talk.turns[-1].text
@@ -147,8 +171,9 @@ class Stages:
 
 
 def values(rows: Sequence[Mapping[str, Any]], kind: str, name: str) -> list[float]:
-    """One number of every row of a kind, in the order of the items."""
-    return [float(row[name]) for row in rows if row["kind"] == kind]
+    """One number of every row of a kind, in the order of the items; NaN where it is missing."""
+    numbers = (row[name] for row in rows if row["kind"] == kind)
+    return [float("nan") if number is None else float(number) for number in numbers]
 
 
 def stage_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
@@ -156,6 +181,7 @@ def stage_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     vignettes = [row for row in rows if row["kind"] == "vignette" and row["p"] is not None]
     figures: dict[str, float | None] = {
         "trait_nats": _mean(values(rows, "trait", "trait_nats")),
+        "shown_nats": _mean(values(rows, "shown", "shown_nats")),
         "coherence": _mean(values(rows, "reply", "coherent")),
         "median_perplexity": _median(values(rows, "reply", "base_perplexity")),
         "kl_nats_per_token": _mean(values(rows, "reply", "kl_nats_per_token")),
@@ -180,6 +206,7 @@ def compare_arms(
     """Paired differences after - before, over the items that both arms answered."""
     compared = (
         ("trait_nats", "trait", "trait_nats"),
+        ("shown_nats", "shown", "shown_nats"),
         ("coherence", "reply", "coherent"),
         ("log_perplexity", "reply", "log_perplexity"),
         ("kl_nats_per_token", "reply", "kl_nats_per_token"),
@@ -219,7 +246,8 @@ def trait_per_nat(
 
 
 def _mean(numbers: Sequence[float]) -> float | None:
-    return float(np.mean(numbers)) if numbers else None
+    known = [number for number in numbers if not np.isnan(number)]
+    return float(np.mean(known)) if known else None
 
 
 def _median(numbers: Sequence[float]) -> float | None:

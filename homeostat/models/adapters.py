@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from peft import get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -75,10 +76,11 @@ class Policy:
             block: The tokens after those in the cache.
             cache: Keys and values of what came before; takes in the block unless it is frozen.
             predicts: Which token of its reply each position predicts, from 0, and -1 where it
-                predicts none: where a steering acts. None: it acts nowhere in this pass.
+                predicts none: where a steering acts. None: nowhere in this pass, unless the
+                steering acts everywhere.
         """
         if self._steering is not None:
-            self._steering.index_BT = predicts
+            self._steering.enter(block.ids, predicts)
         output = self.trunk(
             input_ids=block.ids,
             attention_mask=block.mask,
@@ -104,13 +106,13 @@ class Policy:
             self.adapter_on = before
 
     @contextmanager
-    def previous(self) -> Iterator[None]:
-        """Within this context the policy is what it was before its newest round."""
-        if len(self.rounds) == 1:
+    def as_of(self, rounds: int) -> Iterator[None]:
+        """Within this context the policy is what it was after so many rounds; 0 is the base."""
+        if not rounds:
             with self.reference():
                 yield
             return
-        self.activate(self.rounds[:-1])
+        self.activate(self.rounds[:rounds])
         try:
             with self._unsteered():
                 yield
@@ -128,7 +130,7 @@ class Policy:
     def steered(self, steering: Steering) -> Iterator[None]:
         """Within this context ``steering`` acts wherever replies are decoded or read.
 
-        Not within `reference` and `previous`.
+        Not within `reference` and `as_of`.
         """
         self._steering = steering
         try:
@@ -204,6 +206,14 @@ class Policy:
             self.model.add_adapter(name, self.model.peft_config[POLICY])
         self.rounds.append(name)
         self.activate(self.rounds)
+
+    def redraw_round(self, seed: int) -> None:
+        """Drop what the newest round has learnt: its adapter is fresh again."""
+        name = self.rounds[-1]
+        with _drawn_from(seed), torch.no_grad():
+            for module in self.model.modules():
+                if isinstance(module, LoraLayer) and name in module.lora_A:
+                    module.reset_lora_parameters(name, True)
 
     def add_critic(self, seed: int) -> list[nn.Parameter]:
         """A second adapter of the same shape, which is on only within `critic`; its parameters."""

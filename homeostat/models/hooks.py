@@ -139,8 +139,8 @@ class Steering:
     """What is added to the residual stream where replies are decoded.
 
     A position is steered if a reply's token is predicted there, which begins with the last token
-    of the prompt. Whoever runs a forward pass sets ``index_BT`` first: for each position the number
-    of the reply's token that it predicts, from 0, and -1 where nothing is steered, such as in
+    of the prompt, or wherever it is (``everywhere``). `enter` says before each forward pass which
+    token of its reply each position predicts, from 0; -1 where nothing is steered, such as in
     prompts and padding.
 
     Attributes:
@@ -149,6 +149,7 @@ class Steering:
         ablate: Remove ``dose`` times the component along the vector instead of adding it.
         half_life: Tokens of a reply after which the dose has halved; None = steady.
         gate: Leave a position alone whose cosine with the vector is above this; None = never.
+        everywhere: Steer positions that predict no reply, too, as the first of a reply.
         index_BT: Of the forward pass to come; None = nothing is steered in it.
     """
 
@@ -157,12 +158,19 @@ class Steering:
     ablate: bool = False
     half_life: float | None = None
     gate: float | None = None
+    everywhere: bool = False
     index_BT: Int[Tensor, "B T"] | None = None
 
     def rows(self, start: int, stop: int) -> Steering:
         """The same for some of the rows."""
         shared = len(self.dose_B) == 1
         return self if shared else replace(self, dose_B=self.dose_B[start:stop])
+
+    def enter(self, ids: Int[Tensor, "B T"], predicts: Int[Tensor, "B T"] | None) -> None:
+        """Take in which tokens the forward pass to come reads, and what they predict."""
+        if self.everywhere:
+            predicts = (torch.zeros_like(ids) if predicts is None else predicts).clamp(min=0)
+        self.index_BT = predicts
 
     def shift(self, hidden: Float[Tensor, "B T D"], layer: int) -> Float[Tensor, "B T D"]:
         """What is added to the output of a block."""

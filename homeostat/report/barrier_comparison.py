@@ -30,14 +30,21 @@ from homeostat.report.figures import STYLE, save
 
 ARMS = ("nll", "mean", "rmse", "p95", "max", "cvar", "no heal", "prompted")
 AGAINST = "mean"
-METRICS = ("trait_nats", "coherent", "log_perplexity", "trait_per_nat")
+APART = ("reference", "tau", "coef", "control")  # what may tell arms of one aggregate apart
+METRICS = ("trait_nats", "shown_nats", "coherent", "log_perplexity", "trait_per_nat")
 TITLES = {
     "trait_nats": "trait moved, nats/token",
+    "shown_nats": "shows more in replies, nats/token",
     "coherent": "coherent share",
     "log_perplexity": "log perplexity, change",
     "trait_per_nat": "trait per nat of KL",
 }
-KIND = {"trait_nats": "trait", "coherent": "reply", "log_perplexity": "reply"}
+KIND = {
+    "trait_nats": "trait",
+    "shown_nats": "shown",
+    "coherent": "reply",
+    "log_perplexity": "reply",
+}
 COLOURS = ("#8a8f98", "#b3402f", "#0b6e99", "#4c9a6a", "#8a6bb1", "#c9a227", "#d1792b", "#24292f")
 PRICE = "kl_nats_per_token"
 ALIKE = 0.05  # between the arms' shares of steps in which the barrier fired
@@ -70,9 +77,10 @@ def write_comparison(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     runs: list[dict[str, Any]] = []
     cells: dict[tuple[str, int], dict[int, Cell]] = {}
     fired: dict[tuple[str, int], dict[int, float]] = {}
-    for folder in sorted(folders):
-        config = read_config(folder)
-        arm, seed = arm_of(config["trainer"]["barrier"]), int(config["seed"])
+    configs = {folder: read_config(folder) for folder in sorted(folders)}
+    names = arm_names([config["trainer"]["barrier"] for config in configs.values()])
+    for arm, (folder, config) in zip(names, configs.items(), strict=True):
+        seed = int(config["seed"])
         summary = folder / "summary.json"
         status = "not finished"
         if summary.is_file():
@@ -111,13 +119,21 @@ def write_comparison(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     return comparison
 
 
-def arm_of(barrier: Mapping[str, Any]) -> str:
-    """Name of the arm that a barrier's config belongs to."""
-    return "nll" if barrier["divergence"] == "none" else str(barrier["aggregate"])
+def arm_names(barriers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each barrier's arm: its aggregate, and what else tells arms of that aggregate apart."""
+    kinds = ["nll" if b["divergence"] == "none" else str(b["aggregate"]) for b in barriers]
+    names = []
+    for kind, barrier in zip(kinds, barriers, strict=True):
+        alike = [other for name, other in zip(kinds, barriers, strict=True) if name == kind]
+        apart = [key for key in APART if len({str(other.get(key)) for other in alike}) > 1]
+        words = [f"{key} {barrier.get(key)}" for key in apart if kind != "nll"]
+        names.append(", ".join([kind, *words]))
+    return names
 
 
-def _place(arm: str, round_: int) -> tuple[int, int]:
-    return (ARMS.index(arm) if arm in ARMS else len(ARMS), round_)
+def _place(arm: str, round_: int) -> tuple[int, str, int]:
+    kind = arm.partition(", ")[0]
+    return (ARMS.index(kind) if kind in ARMS else len(ARMS), arm, round_)
 
 
 def read_firing(folder: Path) -> dict[int, float]:
@@ -165,13 +181,17 @@ def read_cells(folder: Path, arm: str) -> dict[tuple[str, int], Cell]:
 
 def _cell(rows: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]]) -> Cell:
     def column(measured: Sequence[Mapping[str, Any]], kind: str, key: str) -> dict[str, float]:
-        return {row["item"]: float(row[key]) for row in measured if row["kind"] == kind}
+        rows = [row for row in measured if row["kind"] == kind and row[key] is not None]
+        return {row["item"]: float(row[key]) for row in rows}
 
     items = {name: column(rows, kind, name) for name, kind in KIND.items()}
     for name, kind in KIND.items():
         if name != "coherent":
             before = column(base, kind, name)
-            items[name] = {item: value - before[item] for item, value in items[name].items()}
+            both = items[name].keys() & before.keys()
+            items[name] = {
+                item: value - before[item] for item, value in items[name].items() if item in both
+            }
     return Cell(items | {PRICE: column(rows, "reply", PRICE)})
 
 
@@ -280,12 +300,12 @@ def _show(estimate: Mapping[str, Any] | None) -> str:
 
 def draw_arms(folder: Path, arms: Sequence[Mapping[str, Any]]) -> Path:
     """Coherence by round, and where every arm ends: trait against coherence."""
-    names = [name for name in ARMS if any(row["arm"] == name for row in arms)]
+    names = list(dict.fromkeys(row["arm"] for row in arms))
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(9.0, 3.4))
         for number_, name in enumerate(names):
             rows = [row for row in arms if row["arm"] == name]
-            colour = COLOURS[ARMS.index(name)]
+            colour = COLOURS[number_ % len(COLOURS)]
             if name in ("no heal", "prompted"):
                 left.axhline(rows[-1]["coherent"]["mean"], color=colour, lw=1, ls=":")
             else:

@@ -69,6 +69,7 @@ def write_report(folder: Path) -> Path:
         failures=failures,
         rounds=rounds,
         diary=_rows(folder / "evals" / "diary.jsonl"),
+        shown=_json(folder / "evals" / "shown.json", None),
         figures={path.stem: data_uri(path) for path in drawn},
         pairs=side_by_side(episodes),
         units=UNITS,

@@ -14,8 +14,16 @@ from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from homeostat.report.figures import BASE, INK, STYLE, TRAINED, save
 
 STEERED = "#d1792b"
-COLOURS = {"base": BASE, "prompted": "#8a6bb1", "steered": STEERED, "healed": TRAINED}
-MARKERS = {"base": "s", "prompted": "D", "steered": "^", "healed": "o"}
+DROPPED = "#b3402f"
+COLOURS = {
+    "base": BASE,
+    "prompted": "#8a6bb1",
+    "steered": STEERED,
+    "healed": TRAINED,
+    "dropped": DROPPED,
+}
+MARKERS = {"base": "s", "prompted": "D", "steered": "^", "healed": "o", "dropped": "x"}
+ASIDE = ("prompted", "dropped")  # not on the student's way
 GATE_COLOURS = ("#b3402f", "#d1792b", "#c9a227", "#4c9a6a", "#5f9ea0", "#0b6e99", "#8a6bb1", BASE)
 LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 7, "ncols": 4}
 Rows = Sequence[Mapping[str, Any]]
@@ -28,14 +36,15 @@ def draw_trajectory(folder: Path, rounds: Rows, floor: float) -> Path:
             1, 2, figsize=(8.4, 3.2), gridspec_kw={"width_ratios": [1.5, 1]}
         )
         points = [(row, _movement(row)) for row in rounds if row["coherence"] is not None]
-        path = [(x, row["coherence"]) for row, (x, _) in points if row["stage"] != "prompted"]
+        path = [(x, row["coherence"]) for row, (x, _) in points if row["stage"] not in ASIDE]
         left.plot(*zip(*path, strict=True), color="#c9ced4", lw=1, zorder=1)
+        named: set[str] = set()
         for row, (x, ends) in points:
             colour, marker = COLOURS[row["stage"]], MARKERS[row["stage"]]
             if ends is not None:
                 left.plot(ends, [row["coherence"]] * 2, color=colour, lw=1.2, alpha=0.5, zorder=2)
-            first = row["round"] <= 1
-            name = row["stage"] if first else None
+            name = None if row["stage"] in named else row["stage"]
+            named.add(row["stage"])
             left.plot(x, row["coherence"], marker, color=colour, ms=6, label=name, zorder=3)
             if row["round"]:
                 left.annotate(
@@ -69,11 +78,12 @@ def _movement(row: Mapping[str, Any]) -> tuple[float, Sequence[float] | None]:
 
 
 def _perplexity(axes: Axes, rounds: Rows) -> None:
-    for stage in ("steered", "healed"):
+    for stage in ("steered", "healed", "dropped"):
         rows = [r for r in rounds if r["stage"] == stage and r["median_perplexity"] is not None]
         if rows:
             x, y = [r["round"] for r in rows], [r["median_perplexity"] for r in rows]
-            axes.plot(x, y, "-" + MARKERS[stage], color=COLOURS[stage], ms=5, label=stage)
+            line = "" if stage in ASIDE else "-"
+            axes.plot(x, y, line + MARKERS[stage], color=COLOURS[stage], ms=5, label=stage)
     base = next((r for r in rounds if r["stage"] == "base"), None)
     if base is not None and base["median_perplexity"] is not None:
         axes.axhline(base["median_perplexity"], color=BASE, lw=1, label="base")

@@ -6,9 +6,10 @@ steering and after each healing.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from homeostat.config.rows import kept_rows
 from homeostat.config.run import RunConfig
 from homeostat.config.steering import PersonaConfig, SteerHealConfig
 from homeostat.evals.foundations import read_vignettes
+from homeostat.evals.shown import validate_shown
 from homeostat.evals.stages import (
     BASE,
     DIARY,
@@ -28,18 +30,19 @@ from homeostat.evals.stages import (
     trait_per_nat,
 )
 from homeostat.evals.verdicts import Verdict, run_verdicts
-from homeostat.files import LOST
+from homeostat.files import LOST, write_text
 from homeostat.models.adapters import Policy
 from homeostat.models.cache import file_sha256, identity, remembered
+from homeostat.report.console import interval, number
 from homeostat.report.metrics import write_rows
-from homeostat.rollout.replies import Sampling
 from homeostat.runs.context import Run
 from homeostat.runs.memory import PROMPT_TOKENS
 from homeostat.steering.bank import fallen_by_gate
-from homeostat.steering.loop import HEALED, STEERED, SteerHeal, share_contexts
+from homeostat.steering.loop import DROPPED, HEALED, STEERED, SteerHeal, share_contexts
 from homeostat.types import StepResult, Trainer
 
-EVALUATION = 13  # key of the random numbers behind the replies that measure an arm
+EVALUATION, POLES = 13, 19  # keys of the random numbers behind the replies that measure an arm
+SHOWN = "shown.json"
 
 
 class SteeringWing:
@@ -48,7 +51,7 @@ class SteeringWing:
     @staticmethod
     def check_files(config: RunConfig) -> None:
         """See `Wing.check_files`: the contexts of the persona's vector."""
-        share_contexts(config.trainer)  # type: ignore[arg-type]
+        share_contexts(config.trainer, config.persona)  # type: ignore[arg-type]
 
     def __init__(self, run: Run, policy: Policy) -> None:
         self.run = run
@@ -83,11 +86,12 @@ class SteeringWing:
         measured = run.config.resume is not None and self.kept.resume(trainer.done)
         if trainer.base_perplexity is None:
             trainer.base_perplexity = self._base_perplexity()
-        self.stages = make_stages(trainer, self.persona, run.config.seed)
+        self.stages = make_stages(trainer, self.persona)
         if not measured:
             for name in (BASE, PROMPTED):
                 self._measure_fixed(name)
             self.kept.save()
+            self._validate_shown()
 
     def _base_perplexity(self) -> float:
         """Median perplexity of the base's own replies."""
@@ -108,6 +112,26 @@ class SteeringWing:
         rows = before_healing(self.run.config, self.policy, name, compute)
         keep_arm(self.kept, rows, 0, name, {}, self._stages)
 
+    def _validate_shown(self) -> None:
+        """Keep whether the trait in a model's own replies can be read at all."""
+        run, stages = self.run, self._stages
+        if not stages.prompts:
+            return
+
+        def compute() -> dict[str, Any]:
+            with run.section("measure: whether the trait shows", "evaluate") as progress:
+                sampling = replace(stages.sampling, key=(run.config.seed, POLES))
+                return validate_shown(self.policy, self.persona, stages.prompts, sampling, progress)
+
+        found = before_healing(run.config, self.policy, "shown", compute)
+        write_text(run.folder / "evals" / SHOWN, json.dumps(found, indent=1) + "\n")
+        area, ends = found["shown"]["auroc"], found["shown"]["ci95"]
+        if ends is None or ends[0] <= 0.5:
+            run.console.say(
+                "whether the trait shows in a reply cannot be read on this model: replies of "
+                f"either side are told apart with AUROC {number(area)} {interval(ends)}"
+            )
+
     def after_step(self, result: StepResult) -> None:
         """Measure a steered or healed student, and keep what was measured."""
         trainer, stage, round_ = self._trainer, str(result.stage), (result.step + 1) // 2
@@ -119,8 +143,17 @@ class SteeringWing:
             self.kept.add("heal.jsonl", result.details, round_, stage)
         if not (stage == STEERED and trainer.starved):
             rows = self._measure(result, round_, stage)
-            keep_arm(self.kept, rows, round_, stage, result.metrics, self._stages)
+            keep_arm(
+                self.kept, rows, round_, self._judged(stage, rows), result.metrics, self._stages
+            )
         self.kept.save()
+
+    def _judged(self, stage: str, rows: Sequence[Row]) -> str:
+        """What the arm is called: a healed round that the trainer does not keep was dropped."""
+        if stage == STEERED:
+            return stage
+        own, base = (stage_figures(arm)["coherence"] for arm in (rows, self.kept.arm(0, BASE)))
+        return stage if self._trainer.judge(own, base) else DROPPED
 
     def _measure(self, result: StepResult, round_: int, stage: str) -> list[Row]:
         def compute() -> list[Row]:
@@ -146,10 +179,9 @@ class SteeringWing:
     def report_step(self, result: StepResult, seconds: float) -> None:
         """One line about a stage."""
         del seconds
-        round_, stage = (result.step + 1) // 2, str(result.stage)
-        rows = self.kept.rows["rounds.jsonl"]
-        if rows and (rows[-1]["round"], rows[-1]["stage"]) == (round_, stage):
-            self.run.console.say(describe_stage(round_, stage, rows[-1]))
+        arms = self.kept.rows["rounds.jsonl"]
+        if arms and _stage_number(arms[-1]) == result.step:
+            self.run.console.say(describe_stage(arms[-1]))
 
     @property
     def ended(self) -> str | None:
@@ -199,7 +231,7 @@ class SteeringWing:
         return self.stages
 
 
-def make_stages(trainer: SteerHeal, persona: PersonaConfig, seed: int) -> Stages:
+def make_stages(trainer: SteerHeal, persona: PersonaConfig) -> Stages:
     """The measurement of every arm."""
     config = trainer.config
     assert trainer.base_perplexity is not None
@@ -208,7 +240,7 @@ def make_stages(trainer: SteerHeal, persona: PersonaConfig, seed: int) -> Stages
         persona,
         trainer.held_out,
         read_vignettes(per_foundation=config.stages.vignettes) if config.stages.vignettes else [],
-        Sampling(config.stages.max_new_tokens, config.temperature, (seed, EVALUATION)),
+        replace(trainer.source.sampling(EVALUATION), max_new_tokens=config.stages.max_new_tokens),
         trainer.base_perplexity,
     )
 
@@ -220,7 +252,7 @@ def before_healing(config: RunConfig, policy: Policy, what: str, compute: Callab
     """
     if not config.signals.cache:
         return compute()
-    later = ("lr", "max_steps", "gradient_checkpointing", "heal", "barrier")
+    later = ("lr", "max_steps", "gradient_checkpointing", "heal", "barrier", "good", "adopt")
     acting = {name: value for name, value in asdict(config.trainer).items() if name not in later}
     path = acting["vector"]["contexts_path"]
     contexts = None if path is None else file_sha256(Path(path).expanduser())
@@ -268,14 +300,15 @@ def lost_coherence(kept: ArmLog, stages: Stages, done: int) -> str | None:
     )
 
 
-def describe_stage(round_: int, stage: str, row: Mapping[str, Any]) -> str:
-    """One line about a stage."""
+def describe_stage(row: Mapping[str, Any]) -> str:
+    """One line about a stage, from its row in rounds.jsonl."""
     trait = row["moved"]["trait_nats"]
     low, high = trait["ci95"] or (float("nan"), float("nan"))
     return (
-        f"round {round_} {stage}: trait {trait['diff']:+.3f} [{low:+.3f}, {high:+.3f}] nats/token, "
-        f"coherent {row['coherence']:.2f}, perplexity {row['median_perplexity']:.1f}, "
-        f"KL {row['kl_nats_per_token']:.2f}"
+        f"round {row['round']} {row['stage']}: trait {trait['diff']:+.3f} "
+        f"[{low:+.3f}, {high:+.3f}] nats/token, "
+        f"coherent {row['coherence']:.2f}, perplexity {row['median_perplexity']:.1f}, KL "
+        f"{row['kl_nats_per_token']:.2f}"
     )
 
 

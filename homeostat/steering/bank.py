@@ -14,6 +14,7 @@ from homeostat.config.steering import PersonaConfig, SteerHealConfig
 from homeostat.models.adapters import Policy
 from homeostat.models.hooks import Steering
 from homeostat.models.logprobs import token_statistics
+from homeostat.rollout.generate import Nucleus
 from homeostat.rollout.replies import (
     Sampling,
     base_nll,
@@ -59,10 +60,18 @@ class Source:
         places = (order[(first + i) % len(order)] for i in range(count))
         return [as_message(self.contexts[place].text) for place in places]
 
+    def framed(self, talks: Sequence[Conversation]) -> list[Conversation]:
+        """The messages under the persona's frame, if it has one."""
+        frame = self.persona.frame
+        if frame is None:
+            return list(talks)
+        return [Conversation((Turn("system", frame), *talk.turns)) for talk in talks]
+
     def sampling(self, *key: int) -> Sampling:
         """How completions are drawn, from random numbers of this key."""
         config = self.config
-        return Sampling(config.max_new_tokens, config.temperature, (self.seed, *key))
+        nucleus = Nucleus(config.top_p, config.top_k)
+        return Sampling(config.max_new_tokens, config.temperature, (self.seed, *key), nucleus)
 
     def base_perplexity(self, progress: Progress) -> float:
         """Median perplexity of the base's own replies to messages that may be steered on."""
@@ -104,7 +113,7 @@ class Bank:
     def fill(self, doses: Sequence[float]) -> None:
         """Sample one completion per dose, read by the base."""
         source, first = self.source, len(self)
-        asked = source.ask(self.round, first, len(doses))
+        asked = source.framed(source.ask(self.round, first, len(doses)))
         with source.watch("generate"):
             talks = with_sampled_replies(
                 source.policy,
@@ -127,6 +136,10 @@ class Bank:
         source = self.source
         patterns = [re.compile(pattern) for pattern in source.persona.narration]
         return failed_gates(completion, source.config.filter, self.base_perplexity, patterns)
+
+    def passed(self) -> list[int]:
+        """Numbers of the completions that pass the filter."""
+        return [i for i, one in enumerate(self.completions) if not self.failed_gates(one)]
 
     def survival(self, dose: float) -> float:
         """Share of some new completions at a dose that pass the filter."""

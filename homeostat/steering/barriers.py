@@ -9,6 +9,7 @@ A loop of a few tokens in an otherwise sound text hardly moves the mean, but mov
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -150,11 +151,11 @@ class FixedControl:
 
     def state_dict(self) -> dict[str, Any]:
         """Every number that `update` has moved."""
-        return {"coef": self.coef}
+        return {"coef": self.coef, "tau": self.tau}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where `state_dict` was taken."""
-        self.coef = float(state["coef"])
+        self.coef, self.tau = float(state["coef"]), float(state["tau"])
 
 
 class DualControl(FixedControl):
@@ -176,9 +177,29 @@ class DualControl(FixedControl):
         self.coef = max(0.0, self.coef + self.config.dual_lr * (value - self.tau))
 
 
+class RateControl(FixedControl):
+    """A barrier whose tau moves until it fires in ``firing_rate`` of the steps.
+
+        log tau <- log tau + rate_lr ([D > tau] - firing_rate)
+
+    Over n steps, that share is off by log(last tau / first tau) / (rate_lr n), whatever D does, so
+    that barriers of different aggregates, each with a tau of its own, are compared at equal firing.
+    Tau is handed on from round to round.
+
+    Source: quantile tracking by stochastic approximation, Robbins & Monro 1951. **Differs:** on the
+    logarithm, so that aggregates of different scale are followed alike.
+    """
+
+    def update(self, value: float) -> None:
+        """Raise tau where it fired, lower it where it did not."""
+        error = float(value > self.tau) - self.config.firing_rate
+        self.tau *= math.exp(self.config.rate_lr * error)
+
+
 def make_control(config: BarrierConfig, tau: float, round: int) -> FixedControl:
     """The control that the config names, as it is at the start of a round."""
-    return {"fixed": FixedControl, "dual": DualControl}[config.control](config, tau, round)
+    kinds = {"fixed": FixedControl, "dual": DualControl, "rate": RateControl}
+    return kinds[config.control](config, tau, round)
 
 
 def quantile_tau(pilot_values: Sequence[float], firing_rate: float) -> float:

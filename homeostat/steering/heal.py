@@ -13,14 +13,17 @@ split. One that has more padded tokens than micro_batch_tokens keeps only the in
 and computes the rest again in the backward pass.
 
 Source: the founding document, steer-heal-love (wassname). **Differs:** the reference is read once
-and not in every epoch; tau may be read off a pilot; the barrier's weight may follow D.
+and not in every epoch; tau may be read off a pilot, or move until the barrier fires in a given
+share of the steps; its weight may follow D.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -74,6 +77,7 @@ class HealRound:
         seed: Of the run; which completions are held out and their order follow from both.
         lr: Learning rate.
         tau: Threshold of the barrier, nats; None where `Heal.read_tau` is to find it.
+        reference: How many of the student's rounds the reference has; 0 is the base.
         recompute: Whether every minibatch keeps only the inputs of each block.
     """
 
@@ -81,6 +85,7 @@ class HealRound:
     seed: int
     lr: float
     tau: float | None
+    reference: int = 0
     recompute: bool = False
 
 
@@ -91,6 +96,7 @@ class _Lesson:
     streams: Sequence[TokenStream]
     references: Sequence[Tensor] | None
     optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
     control: FixedControl | None
 
 
@@ -98,7 +104,8 @@ class Heal:
     """Trains the policy's newest adapter on completions.
 
     Attributes:
-        tau: Threshold of the barrier, nats; None until `read_tau`.
+        tau: Threshold of the barrier, nats; None until `read_tau`, and after `run` as the barrier's
+            control has left it.
     """
 
     def __init__(
@@ -146,7 +153,9 @@ class Heal:
         self.policy.model.zero_grad(set_to_none=True)
         with torch.no_grad():
             spectral_norm = float(spectral_penalty(lora_pairs(self.policy)))
-        metrics = round_metrics(rows, validation, control, spectral_norm, self.round.lr)
+        if control is not None:
+            self.tau = control.tau
+        metrics = round_metrics(rows, validation, control, spectral_norm)
         notice = silent_barrier_notice(rows, self.barrier, control)
         return HealResult(metrics, rows, validation, notice)
 
@@ -219,7 +228,15 @@ class Heal:
             betas=(0.9, self.config.beta2),
             weight_decay=self.config.weight_decay,
         )
-        return _Lesson(streams, self._references(streams), optimizer, control)
+        steps = self.config.epochs * self._parts(len(streams))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, partial(rate_at, self.config, steps)
+        )
+        return _Lesson(streams, self._references(streams), optimizer, schedule, control)
+
+    def _parts(self, completions: int) -> int:
+        """Minibatches of an epoch."""
+        return -(-completions // self.config.minibatch)
 
     @torch.no_grad()
     def _references(self, streams: Sequence[TokenStream]) -> list[Tensor] | None:
@@ -232,7 +249,7 @@ class Heal:
             hidden, _ = self._hidden(part)
             return torch.split(hidden, [sum(stream.response) for stream in part])
 
-        with policy.previous() if self.barrier.reference == "prev" else policy.reference():
+        with policy.as_of(self.round.reference):
             return read_in_batches(streams, read)
 
     def _epoch(self, lesson: _Lesson, epoch: int) -> list[dict[str, Any]]:
@@ -240,7 +257,7 @@ class Heal:
         count = len(lesson.streams)
         rng = np.random.default_rng([self.round.seed, ORDER, self.round.number, epoch])
         order = rng.permutation(count)
-        parts = np.array_split(order, -(-count // self.config.minibatch))
+        parts = np.array_split(order, self._parts(count))
         rows = []
         for number, part in enumerate(parts, start=1):
             measured = number == len(parts)
@@ -268,7 +285,9 @@ class Heal:
             loss = nll + barrier
             if self.config.spectral_coef:
                 loss = loss + self.config.spectral_coef * spectral_penalty(lora_pairs(self.policy))
+            row |= {"lr": lesson.schedule.get_last_lr()[0]}
             row |= self._descend(lesson.optimizer, loss)
+            lesson.schedule.step()
         if control is not None:
             control.update(row["divergence"])
         return row
@@ -328,6 +347,25 @@ class Heal:
         final = forward(self.policy, batch, read_prefix(self.policy, batch))
         mask = batch.response_mask
         return predicting_hidden(final, mask), batch.input_ids[mask]
+
+
+def rate_at(config: HealConfig, steps: int, step: int) -> float:
+    """What the learning rate of a round is multiplied by.
+
+        (step + 1) / W                                   while step < W = warmup steps
+        1, or (1 + cos(pi (step - W) / (steps - W))) / 2 afterwards
+
+    Args:
+        config: Warm-up and kind.
+        steps: Of the round.
+        step: From 0.
+    """
+    warm = math.ceil(config.warmup * steps)
+    if step < warm:
+        return (step + 1) / warm
+    if config.schedule == "constant":
+        return 1.0
+    return (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))) / 2
 
 
 def lora_pairs(policy: Policy) -> list[LoraPair]:

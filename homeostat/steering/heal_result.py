@@ -47,13 +47,14 @@ def divergence_row(
         control: Of the barrier; None where there is none in the loss.
     """
     if divergence_R is None:
-        return {"divergence": None, "aggregates": {}, "fired": False, "coef": None}
+        return {"divergence": None, "aggregates": {}, "fired": False, "coef": None, "tau": None}
     by_kind = aggregates(divergence_R)
     return {
         "divergence": by_kind[kind],
         "aggregates": by_kind,
         "fired": control is not None and by_kind[kind] > control.tau,
         "coef": None if control is None else control.coef,
+        "tau": None if control is None else control.tau,
     }
 
 
@@ -62,7 +63,6 @@ def round_metrics(
     validation_nll: Sequence[float],
     control: FixedControl | None,
     spectral_norm: float,
-    lr: float,
 ) -> Metrics:
     """Figures of a round by ``area/name``; what was learnt is read off the last epoch's rows.
 
@@ -71,7 +71,6 @@ def round_metrics(
         validation_nll: As in `HealResult`.
         control: Of the barrier as it is at the end; None without one.
         spectral_norm: Mean over the adapted layers at the end.
-        lr: Learning rate.
     """
     last = [row for row in rows if row["epoch"] == rows[-1]["epoch"]]
     return {
@@ -85,7 +84,7 @@ def round_metrics(
         "heal/gradient_ratio": NAN if control is None else _column_mean(rows, "gradient_ratio"),
         "heal/spectral_norm": spectral_norm,
         "heal/steps": float(len(rows)),
-        "optim/lr": lr,
+        "optim/lr": max(row["lr"] for row in rows),
         "optim/grad_norm": _column_mean(rows, "grad_norm"),
     }
 

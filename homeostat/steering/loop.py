@@ -5,7 +5,7 @@
         find a dose, sample steered completions, keep what passes       steering/dose.py, filters.py
         yield the steered student                                       to be measured
         train a fresh adapter on what was kept, under a barrier         heal.py, barriers.py
-        yield the healed student                                        to be measured
+        yield the healed student                                        to be measured, and judged
 
 Source: the founding document, steer-heal-love (wassname). **Differs:** the dose is searched for per
 round rather than set; completions are judged by perplexity relative to the base's own replies; tau
@@ -35,21 +35,35 @@ from homeostat.timing import Stopwatch
 from homeostat.types import Conversation, Footprint, Metrics, Progress, StepResult, silent
 
 STEERED, HEALED = "steered", "healed"
+DROPPED = "dropped"  # a healed round that was not good enough to be kept
 # Of a chunk of logits in the backward pass: those of a loss, the reference's log-probabilities and
 # the difference of the two.
 DIVERGENCE_COPIES = 7
 
 
-def share_contexts(config: SteerHealConfig) -> tuple[list[Context], list[Context], list[Context]]:
+def share_contexts(
+    config: SteerHealConfig, persona: PersonaConfig
+) -> tuple[list[Context], list[Context], list[Context]]:
     """The contexts that measure, those that the vector is read from, and those to be steered on.
 
     Raises:
-        HomeostatError: There are too few of them.
+        HomeostatError: There are too few of them, or of the persona's prompts.
     """
     contexts = spread(read_contexts(config.vector.contexts_path), seed=0)
     measured, read = config.stages.contexts, config.vector.contexts
     steered_on = contexts[measured + read :]
-    if len(steered_on) < min(config.batch_size, 8):
+    invited = config.asked == "persona"
+    if invited:
+        steered_on = [
+            Context(f"{persona.name}-{number:02d}", "persona", text)
+            for number, text in enumerate(persona.prompts)
+        ]
+    if invited and len(steered_on) < 8:
+        raise HomeostatError(
+            f"persona {persona.name} has {len(steered_on)} prompts and trainer.asked=persona needs "
+            "8 at least; give more by persona.prompts, or use trainer.asked=contexts."
+        )
+    if len(contexts) < measured + read or len(steered_on) < min(config.batch_size, 8):
         raise HomeostatError(
             f"{len(contexts)} contexts are too few: trainer.stages.contexts={measured} are for "
             f"measuring and trainer.vector.contexts={read} for the vector; lower these, or give "
@@ -64,6 +78,7 @@ class SteerHeal:
     Attributes:
         held_out: Contexts that are never steered or trained on.
         base_perplexity: Median perplexity of the base's own replies; None before the first round.
+        good_rounds: Rounds of the student after the last one that was good; 0 is the base.
         starved: Why the loop ended early, if it did.
         notices: What the user should know about the rounds so far.
     """
@@ -84,15 +99,17 @@ class SteerHeal:
         self.seed = seed
         self.watch = watch
         self.progress = progress
-        self.held_out, self.read_from, steered_on = share_contexts(config)
+        self.held_out, self.read_from, steered_on = share_contexts(config, persona)
         self.source = Source(config, policy, persona, steered_on, seed, watch)
         self.done = 0
         self.base_perplexity: float | None = None
         self.first_vector: PersonaVector | None = None
         self.vector: PersonaVector | None = None
         self.dose = 0.0
-        self.tau: float | None = None
+        self.tau = None if config.barrier.tau == QUANTILE else float(config.barrier.tau)
         self.kept: list[Completion] = []
+        self.good_rounds = 0
+        self.is_fresh = True  # the newest adapter has learnt nothing
         self.starved: str | None = None
         self.notices: list[str] = []
 
@@ -163,12 +180,21 @@ class SteerHeal:
         else:
             self.dose = search.dose
             bank.fill(self._doses(len(bank)))
-        verdicts = [bank.failed_gates(completion) for completion in bank.completions]
-        passed = [i for i, failed in enumerate(verdicts) if not failed]
-        self.kept = [self._completion(bank.talks[i]) for i in passed[-config.batch_size :]]
-        if self.starved is None and len(passed) < max(2, config.min_kept * config.batch_size):
+            for _ in range(config.most_batches - 1):
+                if config.target is None or len(bank.passed()) >= config.target:
+                    break
+                bank.fill(self._doses(0))
+        passed, wanted = bank.passed(), self.wanted
+        self.kept = [self._completion(bank.talks[i]) for i in passed[-wanted:]]
+        if self.starved is None and len(passed) < max(2, config.min_kept * wanted):
             self._starve(bank, f"{len(passed)} of {len(bank)} completions passed the filter")
+        verdicts = [bank.failed_gates(completion) for completion in bank.completions]
         return self._steer_metrics(bank, len(passed), search), self._records(bank, verdicts)
+
+    @property
+    def wanted(self) -> int:
+        """Completions that a round trains on at most."""
+        return self.config.target or self.config.batch_size
 
     def _records(self, bank: Bank, verdicts: Sequence[tuple[str, ...]]) -> list[dict[str, Any]]:
         """The completions as they go to episodes.jsonl."""
@@ -178,7 +204,7 @@ class SteerHeal:
                 "stage": STEERED,
                 "dose": completion.dose,
                 "failed": list(failed),
-                "prompt": talk.turns[0].text,
+                "prompt": talk.unprompted.turns[0].text,
                 "text": completion.text,
             }
             for completion, failed, talk in zip(bank.completions, verdicts, bank.talks, strict=True)
@@ -212,23 +238,23 @@ class SteerHeal:
 
     def _doses(self, banked: int) -> list[float]:
         """Doses of the completions that are still to be sampled."""
-        left = max(0, self.config.batch_size - banked)
-        if self.config.dose.kind != "grid":
-            return [self.dose] * max(left, self.config.batch_size // 2)
-        values = self.config.dose.values
-        return [values[i % len(values)] for i in range(self.config.batch_size)]
+        left, dose = max(0, self.config.batch_size - banked), self.config.dose
+        if dose.kind != "grid":
+            count = max(left, self.config.batch_size // 2)
+            return [self.dose * dose.shares[i % len(dose.shares)] for i in range(count)]
+        return [dose.values[i % len(dose.values)] for i in range(self.config.batch_size)]
 
     def _completion(self, talk: Conversation) -> Completion:
-        prompt = self.policy.encode(Conversation(talk.turns[:-1])).ids
+        prompt = self.policy.encode(Conversation(talk.unprompted.turns[:-1])).ids
         return Completion(tuple(prompt), reply_ids(talk))
 
     def _starve(self, bank: Bank, why: str) -> None:
         """End the loop: there is too little to train on."""
         self.starved = (
             f"{why}; trainer.min_kept={self.config.min_kept:g} of "
-            f"trainer.batch_size={self.config.batch_size} are needed. By gate: {bank.fell()}. "
-            "Lower the dose (trainer.dose.low, trainer.dose.target_survival), or loosen "
-            "trainer.filter."
+            f"trainer.{'target' if self.config.target else 'batch_size'}={self.wanted} are needed. "
+            f"By gate: {bank.fell()}. Lower the dose (trainer.dose.low, "
+            "trainer.dose.target_survival), or loosen trainer.filter."
         )
 
     # --- heal -----------------------------------------------------------------------------------
@@ -236,8 +262,11 @@ class SteerHeal:
     def _heal(self, round_: int) -> tuple[Metrics, list[dict[str, Any]]]:
         """A fresh adapter on the kept completions."""
         config, policy = self.config, self.policy
-        if round_:
+        if not self.is_fresh:
             policy.add_round(seed=self.seed * 1000 + round_)
+        self.is_fresh = False
+        before = len(policy.rounds) - 1
+        reference = {"base": 0, "prev": before, "last_good": self.good_rounds}
         heal = Heal(
             config.heal,
             config.barrier,
@@ -246,18 +275,40 @@ class SteerHeal:
                 number=round_,
                 seed=self.seed,
                 lr=config.lr,
-                tau=self.tau if config.barrier.tau == QUANTILE else float(config.barrier.tau),
+                tau=self.tau,
+                reference=reference[config.barrier.reference],
                 recompute=config.gradient_checkpointing,
             ),
             progress=self.progress,
         )
         with self.watch("heal"):
-            if config.barrier.tau == QUANTILE and self.tau is None:
-                self.tau = heal.read_tau(self.kept)
+            if self.tau is None:
+                heal.read_tau(self.kept)
             result = heal.run(self.kept)
+            self.tau = heal.tau
         if result.notice is not None:
             self.notices.append(f"round {round_ + 1}: {result.notice}")
         return dict(result.metrics), [dict(row) for row in result.steps]
+
+    def judge(self, coherence: float | None, of_base: float | None) -> bool:
+        """Take in how coherent the healed student is; whether its newest round is kept.
+
+        Args:
+            coherence: Share of its replies that are; None if that is not known.
+            of_base: The same share of the base's.
+        """
+        good = (
+            coherence is not None
+            and of_base is not None
+            and coherence >= self.config.good * of_base
+        )
+        if good:
+            self.good_rounds = len(self.policy.rounds)
+        kept = good or self.config.adopt == "all"
+        if not kept:
+            self.policy.redraw_round(seed=self.seed * 1000 + self.done)
+            self.is_fresh = True
+        return kept
 
     # --- state ----------------------------------------------------------------------------------
 
@@ -268,6 +319,8 @@ class SteerHeal:
             "base_perplexity": self.base_perplexity,
             "dose": self.dose,
             "tau": self.tau,
+            "good_rounds": self.good_rounds,
+            "is_fresh": self.is_fresh,
             "starved": self.starved,
             "notices": self.notices,
             "kept": [asdict(completion) for completion in self.kept],
@@ -289,6 +342,8 @@ class SteerHeal:
         self.base_perplexity = state["base_perplexity"]
         self.dose = float(state["dose"])
         self.tau = state["tau"]
+        self.good_rounds = int(state["good_rounds"])
+        self.is_fresh = bool(state["is_fresh"])
         self.starved = state["starved"]
         self.notices = list(state["notices"])
         self.kept = [Completion(tuple(c["prompt"]), tuple(c["ids"])) for c in state["kept"]]

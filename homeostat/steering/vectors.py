@@ -137,6 +137,7 @@ class PersonaVector:
             ablate=self.kind == "directional_ablation",
             half_life=config.half_life,
             gate=config.gate,
+            everywhere=config.positions == "all",
         )
 
     def cosine(self, other: PersonaVector) -> float:

@@ -67,25 +67,43 @@ def test_rounds_add_up(make_policy: Callable[..., Policy], stir: Stir) -> None:
     assert torch.allclose(layer(x), expected, atol=1e-5)
 
 
-def test_previous_is_the_policy_before_its_newest_round(stacked: Policy, stir: Stir) -> None:
-    before = logits(stacked)
-    stacked.add_round(seed=9)
-    stir(stacked, seed=9)
-    now = logits(stacked)
-    with stacked.previous():
-        assert torch.equal(logits(stacked), before)
-    assert torch.equal(logits(stacked), now)
-    assert all(p.requires_grad for p in stacked.adapter_parameters())
+@pytest.mark.parametrize("rounds", [0, 1, 2, 3])
+def test_the_policy_as_of_earlier_rounds(
+    make_policy: Callable[..., Policy], stir: Stir, rounds: int
+) -> None:
+    policy, seen = make_policy(), []
+    for seed in (1, 2, 3):
+        if seed > 1:
+            policy.add_round(seed)
+        seen.append(logits(policy))
+        stir(policy, seed=seed)
+    now = logits(policy)
+    with policy.as_of(rounds):
+        assert torch.equal(logits(policy), [*seen, now][rounds])
+    assert torch.equal(logits(policy), now)
+    assert all(p.requires_grad for p in policy.adapter_parameters())
 
 
-def test_previous_to_the_first_round_is_the_base(
+def test_a_round_that_is_dropped_is_fresh_again(
     make_policy: Callable[..., Policy], stir: Stir
 ) -> None:
     policy = make_policy()
-    base = logits(policy)
-    stir(policy)
-    with policy.previous():
-        assert torch.equal(logits(policy), base)
+    stir(policy, seed=1)
+    before = logits(policy)
+    policy.add_round(seed=2)
+    fresh = [float(p.detach().std()) for p in policy.adapter_parameters()]
+    drawn = []
+    for seed in (7, 7, 8):
+        stir(policy, seed=2)
+        assert not torch.equal(logits(policy), before)
+        policy.redraw_round(seed)
+        assert torch.equal(logits(policy), before)
+        drawn.append([p.detach().clone() for p in policy.adapter_parameters()])
+    assert [float(p.std()) for p in drawn[0]] == pytest.approx(fresh, rel=0.3)
+    assert all(p.requires_grad for p in policy.adapter_parameters())
+    for again, other in ((1, True), (2, False)):
+        same = [torch.equal(a, b) for a, b in zip(drawn[0], drawn[again], strict=True)]
+        assert all(same) == other
 
 
 def test_the_reference_of_a_stack_is_the_base_to_the_bit(

@@ -70,6 +70,57 @@ def test_the_vector_is_added_where_tokens_are_decoded_and_never_on_padding(
     assert int((index >= 0).sum()) == 4
 
 
+@pytest.mark.parametrize("prefix", [False, True])
+def test_everywhere_means_in_prompts_too(make_policy: Callable[..., Policy], prefix: bool) -> None:
+    """Also in what rows share and is read once; a reply then depends on a steered prompt."""
+    policy = make_policy()
+    head = stream(20 if prefix else 0, 0).ids
+    streams = [
+        TokenStream([*head, *r.ids], [-1] * len(head) + r.turn, [False] * len(head) + r.response)
+        for r in (stream(4, 3, start=60), stream(2, 1, start=90))
+    ]
+    own = steering(policy, 2.0, everywhere=True)
+    batch = make_batch(policy, streams)
+    assert bool(batch.prefix) == prefix
+
+    @torch.no_grad()
+    def hand(layer_input: Sequence[TokenStream]) -> list[Tensor]:
+        """One row at a time, the vector added to the block's output by a hook of the test."""
+        found = []
+        block = decoder_layers(policy.trunk)[LAYER]
+        for one in layer_input:
+            handle = block.register_forward_hook(
+                lambda _m, _i, out: (
+                    (out[0] if isinstance(out, tuple) else out) + 2.0 * own.vectors[LAYER]
+                )
+            )
+            hidden = policy.trunk(input_ids=torch.tensor([one.ids])).last_hidden_state[0]
+            handle.remove()
+            found.append(hidden[len(head) :])
+        return found
+
+    with torch.no_grad(), policy.steered(own):
+        found = forward(policy, batch, read_prefix(policy, batch))
+    for row, expected in enumerate(hand(streams)):
+        assert torch.allclose(found[row, : len(expected)], expected, atol=1e-4)
+
+
+def test_sampling_everywhere_reads_the_prompt_steered(make_policy: Callable[..., Policy]) -> None:
+    policy = make_policy()
+    prompts = [stream(20, 0).ids + stream(3, 0, start=s).ids for s in (40, 80)]
+    with policy.steered(steering(policy, 3.0, everywhere=True)):
+        sampler = Sampler(policy, 2)
+        sampler.append(prompts)
+        replies = sampler.sample(np.full((2, 5), 0.5), temperature=1e-3)
+        for prompt, reply in zip(prompts, replies, strict=True):
+            ids = [*prompt, *reply]
+            whole = TokenStream(ids, [-1] * len(ids), [False] * len(ids))
+            with torch.no_grad():
+                hidden = forward(policy, pad([whole], policy.pad_id, policy.device))[0]
+            chosen = policy.unembed(hidden).argmax(dim=-1)[len(prompt) - 1 : -1].tolist()
+            assert reply == chosen
+
+
 def test_the_dose_halves_over_the_reply(make_policy: Callable[..., Policy]) -> None:
     policy = make_policy()
     own = steering(policy, 4.0, half_life=2.0)

@@ -10,7 +10,7 @@ import pytest
 from matplotlib import pyplot as plt
 from omegaconf import OmegaConf
 
-from homeostat.report.barrier_comparison import arm_of, write_comparison
+from homeostat.report.barrier_comparison import arm_names, write_comparison
 from homeostat.runs.after_sweep import CompareBarriers
 
 
@@ -147,8 +147,20 @@ def test_table_and_figure_are_written(found: dict[str, Any], tmp_path: Path) -> 
 
 
 def test_without_a_barrier_the_arm_is_nll() -> None:
-    assert arm_of({"divergence": "none", "aggregate": "rmse"}) == "nll"
-    assert arm_of({"divergence": "kl_fwd", "aggregate": "cvar"}) == "cvar"
+    barriers = [
+        {"divergence": "none", "aggregate": "rmse"},
+        {"divergence": "kl_fwd", "aggregate": "cvar"},
+    ]
+    assert arm_names(barriers) == ["nll", "cvar"]
+
+
+def test_arms_of_one_aggregate_are_told_apart_by_what_differs() -> None:
+    common = {"divergence": "kl_rev", "reference": "prev", "coef": 0.3, "control": "fixed"}
+    barriers = [
+        common | {"aggregate": aggregate, "tau": tau}
+        for aggregate, tau in (("mean", 0.5), ("rmse", 0.5), ("rmse", 2.0), ("rmse", 0.5))
+    ]
+    assert arm_names(barriers) == ["mean", "rmse, tau 0.5", "rmse, tau 2.0", "rmse, tau 0.5"]
 
 
 def test_the_end_of_a_sweep_compares_what_it_has_measured(tmp_path: Path) -> None:

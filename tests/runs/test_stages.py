@@ -48,6 +48,7 @@ OVERRIDES = (
     "trainer.stages.contexts=4",
     "trainer.stages.max_new_tokens=8",
     "trainer.stages.vignettes=0",
+    "trainer.stages.prompts=2",
     "trainer.stages.coherence_floor=0",
     "trainer.stages.bootstrap_samples=50",
     # A random model says nothing that words could be judged by.
@@ -275,6 +276,48 @@ def test_a_broken_model_stops_the_loop(composed: Callable[..., RunConfig], tmp_p
     assert found["steps"] == 2
     assert all(r["foundations/care_nats"] < 0 for r in rows(tmp_path / "run" / "rounds.jsonl"))
     assert "yes" not in [v["answer"] for v in found["verdicts"][1:]]
+
+
+@pytest.mark.parametrize("good_again", [True, False])
+def test_a_round_that_is_not_good_is_dropped_and_the_loop_goes_on(
+    composed: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    good_again: bool,
+) -> None:
+    overrides = (*OVERRIDES, "trainer.adopt=good", "trainer.stages.coherence_floor=0.9")
+    monkeypatch.setenv("HOMEOSTAT_CACHE", str(tmp_path / "cache"))
+    judged = 0
+
+    def coherent(_failed: Any) -> bool:
+        """All four replies of base, prompted and steered are; none of the first healed student."""
+        nonlocal judged
+        judged += 1
+        return judged <= 12 or (good_again and judged > 16)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("homeostat.evals.stages.is_coherent", coherent)
+        folder = tmp_path / "run"
+        assert run(composed(*overrides), folder, Console(), overrides) == "finished"
+    last = "healed" if good_again else "dropped"
+    places = [(row["round"], row["stage"]) for row in rows(folder / "rounds.jsonl")]
+    assert places[2:] == [(1, "steered"), (1, "dropped"), (2, "steered"), (2, last)]
+    assert not (folder / "adapters" / "round_2").exists(), "the second learnt in its place"
+    weights = load_file(folder / "adapters" / "adapter_model.safetensors")
+    learnt = [bool(w.any()) for name, w in weights.items() if "lora_B" in name]
+    assert all(learnt) if good_again else not any(learnt)
+    answers = {v["answer"] for v in summary(folder)["verdicts"][1:]}
+    assert good_again or answers == {"cannot tell"}
+    assert (folder / "figures" / "trajectory.png").is_file()
+
+
+def test_whether_the_trait_shows_is_validated_before_anything_is_trained(whole: Path) -> None:
+    found = json.loads((whole / "evals" / "shown.json").read_text())
+    assert found["n"] == 4
+    for name in ("shown", "tokens", "first_person"):
+        assert 0 <= found[name]["auroc"] <= 1
+    by_arm = [row["shown_nats"] for row in rows(whole / "rounds.jsonl")]
+    assert len({round(value, 6) for value in by_arm}) == 6, "every arm says something else"
 
 
 def test_a_run_without_a_persona_is_refused(composed: Callable[..., RunConfig]) -> None:

@@ -15,6 +15,7 @@ from homeostat.models import logprobs
 from homeostat.steering.barriers import (
     DualControl,
     FixedControl,
+    RateControl,
     aggregate_divergence,
     aggregates,
     barrier_loss,
@@ -241,7 +242,8 @@ def test_barrier_by_hand(value: float, expected: float, slope: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("power", "round_", "expected"), [(0.0, 7, 0.4), (1.0, 0, 0.4), (1.0, 2, 1.2), (2.0, 2, 3.6)]
+    ("power", "round_", "expected"),
+    [(0.0, 7, 0.4), (1.0, 0, 0.4), (1.0, 2, 1.2), (2.0, 2, 3.6), (-1.0, 3, 0.1)],
 )
 def test_weight_over_rounds(power: float, round_: int, expected: float) -> None:
     config = barrier_config(coef=0.4, coef_power=power)
@@ -270,14 +272,42 @@ def test_dual_weight_by_hand() -> None:
     assert control.coef == 0
 
 
-def test_control_goes_on_from_its_state() -> None:
-    config = barrier_config(control="dual", coef=1.0)
-    control = make_control(config, 0.5, 0)
+def test_tau_follows_the_firing_by_hand() -> None:
+    config = barrier_config(control="rate", firing_rate=0.25, rate_lr=0.4, tau=1.0, coef=0.3)
+    control = make_control(config, 1.0, 0)
+    assert type(control) is RateControl
+    control.update(1.5)  # above tau: it fired, a quarter was wanted
+    assert control.tau == pytest.approx(math.exp(0.3))
+    control.update(1.2)  # below the new tau
+    assert control.tau == pytest.approx(math.exp(0.2))
+    assert control.loss(torch.tensor(2.0)).item() == pytest.approx(0.3 * (2 - math.exp(0.2)))
+    assert control.coef == 0.3
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
+def test_a_barrier_fires_as_often_as_it_is_asked_to_on_any_scale(scale: float) -> None:
+    """A divergence that grows fourfold all along; a fixed tau would fire in every late step."""
+    rng, steps = np.random.default_rng(0), 400
+    values = scale * rng.lognormal(0, 0.7, steps) * 4 ** (np.arange(steps) / steps)
+    config = barrier_config(control="rate", firing_rate=0.25, rate_lr=0.3, tau=1.0)
+    control = make_control(config, float(np.quantile(values[:20], 0.75)), 0)
+    first, fired = control.tau, []
+    for value in values.tolist():
+        fired.append(value > control.tau)
+        control.update(value)
+    off = math.log(control.tau / first) / (0.3 * steps)
+    assert float(np.mean(fired)) - 0.25 == pytest.approx(off)
+    assert abs(off) < 0.03
+    assert float(np.mean(values[-100:] > first)) > 0.6
+
+
+@pytest.mark.parametrize("kind", ["dual", "rate"])
+def test_control_goes_on_from_its_state(kind: str) -> None:
+    config = barrier_config(control=kind, coef=1.0)
+    control, other = make_control(config, 0.5, 0), make_control(config, 0.5, 0)
     control.update(2.5)
-    other = make_control(config, 0.5, 0)
     other.load_state_dict(control.state_dict())
-    assert other.coef == control.coef == pytest.approx(1.2)
-    assert control.state_dict() == {"coef": control.coef}
+    assert (other.coef, other.tau) == (control.coef, control.tau) != (1.0, 0.5)
 
 
 def settled(control: FixedControl) -> float:

@@ -21,7 +21,7 @@ from homeostat.models import logprobs
 from homeostat.models.adapters import Policy
 from homeostat.steering.barriers import quantile_tau
 from homeostat.steering.completions import Completion
-from homeostat.steering.heal import Heal, HealRound, lora_pairs
+from homeostat.steering.heal import Heal, HealRound, lora_pairs, rate_at
 from homeostat.steering.heal_result import HealResult
 from homeostat.types import Conversation, Turn
 
@@ -68,8 +68,10 @@ def healing(
     seed: int = 0,
     round: int = 0,
     tau: float | None = 0.5,
+    reference: int = 0,
 ) -> Heal:
-    return Heal(config, barrier, policy=policy, round=HealRound(round, seed, lr, tau))
+    of_round = HealRound(round, seed, lr, tau, reference)
+    return Heal(config, barrier, policy=policy, round=of_round)
 
 
 def weights(policy: Policy) -> list[Tensor]:
@@ -370,9 +372,9 @@ def test_weight_of_the_barrier_follows_the_round(make_policy: MakePolicy) -> Non
 # --- reference ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reference", ["base", "prev"])
+@pytest.mark.parametrize("reference", [0, 1])
 def test_divergence_is_measured_from_the_reference(
-    reference: str, make_policy: MakePolicy, stir: Stir
+    reference: int, make_policy: MakePolicy, stir: Stir
 ) -> None:
     """A fresh second round is what the first one left, which is far from the base."""
     policy = make_policy()
@@ -380,26 +382,49 @@ def test_divergence_is_measured_from_the_reference(
     policy.add_round(seed=5)
     given = completions(policy)
     _, from_base = slow_parts(policy, given)
-    barrier = barrier_config(aggregate="mean", reference=reference)
-    config = replace(SMALL, minibatch=8)
-    (row,) = healing(policy, config, barrier, round=1).run(given).steps
-    expected = 0.0 if reference == "prev" else float(from_base.detach())
+    config, barrier = replace(SMALL, minibatch=8), barrier_config(aggregate="mean")
+    (row,) = healing(policy, config, barrier, round=1, reference=reference).run(given).steps
+    expected = 0.0 if reference else float(from_base.detach())
     assert float(from_base.detach()) > 0.05
     assert row["divergence"] == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-def test_in_the_first_round_the_previous_student_is_the_base(
-    make_policy: MakePolicy, stir: Stir
+# --- learning rate ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "expected"),
+    [
+        ("constant", 0.0, [1, 1, 1, 1, 1, 1]),
+        ("constant", 0.5, [1 / 3, 2 / 3, 1, 1, 1, 1]),
+        # Half a cosine over the four steps that are left: 0, 45, 90 and 135 degrees.
+        ("cosine", 1 / 3, [0.5, 1, 1, 0.853553, 0.5, 0.146447]),
+        ("cosine", 0.0, [1, 0.933013, 0.75, 0.5, 0.25, 0.066987]),
+    ],
+)
+def test_the_rate_over_a_round_by_hand(
+    schedule: str, warmup: float, expected: list[float], make_policy: MakePolicy
 ) -> None:
-    found = []
-    for reference in ("base", "prev"):
-        policy = make_policy()
-        stir(policy)
-        barrier = barrier_config(reference=reference)
-        result = healing(policy, SMALL, barrier).run(completions(policy))
-        found.append([row["divergence"] for row in result.steps])
-    assert found[0] == found[1]
-    assert found[0][0] > 0.05
+    config = replace(SMALL, schedule=schedule, warmup=warmup, epochs=3)
+    assert [rate_at(config, 6, step) for step in range(6)] == pytest.approx(expected, abs=1e-6)
+    policy = make_policy()
+    steps = healing(policy, config, lr=0.01).run(completions(policy)).steps  # two in an epoch
+    assert [row["lr"] for row in steps] == pytest.approx([0.01 * e for e in expected], abs=1e-8)
+
+
+def test_the_optimiser_steps_at_the_rate_that_is_logged(make_policy: MakePolicy) -> None:
+    seen: list[float] = []
+    handle = register_optimizer_step_pre_hook(
+        lambda optimizer, *_: seen.append(optimizer.param_groups[0]["lr"])
+    )
+    policy, config = make_policy(), replace(SMALL, epochs=3, schedule="cosine", warmup=0.3)
+    try:
+        result = healing(policy, config, lr=0.01).run(completions(policy))
+    finally:
+        handle.remove()
+    assert seen == [row["lr"] for row in result.steps]
+    assert len(set(seen)) > 2
+    assert result.metrics["optim/lr"] == max(seen) == pytest.approx(0.01)
 
 
 def test_a_later_round_leaves_earlier_ones_as_they_were(
@@ -410,7 +435,7 @@ def test_a_later_round_leaves_earlier_ones_as_they_were(
     first = policy.adapter_parameters()
     before = weights(policy)
     policy.add_round(seed=5)
-    healing(policy, SMALL, barrier_config(reference="prev"), round=1).run(completions(policy))
+    healing(policy, SMALL, barrier_config(), round=1, reference=1).run(completions(policy))
     assert equal([p.detach() for p in first], before)
     assert any(bool(up.any()) for _, up, _ in lora_pairs(policy))
 

@@ -64,9 +64,11 @@ CONFIG = steer_heal_config(
 
 @pytest.fixture
 def make(make_policy: Callable[..., Policy]) -> Callable[..., SteerHeal]:
-    def build(config: SteerHealConfig = CONFIG, seed: int = 0) -> SteerHeal:
+    def build(
+        config: SteerHealConfig = CONFIG, seed: int = 0, persona: PersonaConfig = PERSONA
+    ) -> SteerHeal:
         return SteerHeal(
-            config, policy=make_policy(), persona=PERSONA, seed=seed, watch=Stopwatch()
+            config, policy=make_policy(), persona=persona, seed=seed, watch=Stopwatch()
         )
 
     return build
@@ -205,6 +207,158 @@ def test_tau_is_read_off_a_pilot_once(make: Callable[..., SteerHeal]) -> None:
     healed = [r.metrics for r in trainer.steps() if r.stage == "healed"]
     assert trainer.tau is not None
     assert [metrics["heal/tau"] for metrics in healed] == [trainer.tau] * 2
+
+
+def test_tau_that_follows_the_firing_is_handed_on(make: Callable[..., SteerHeal]) -> None:
+    barrier = barrier_config(tau=0.01, control="rate", firing_rate=0.5, rate_lr=0.2)
+    trainer = make(replace(CONFIG, barrier=barrier))
+    details = [list(r.details) for r in trainer.steps() if r.stage == "healed"]
+    assert trainer.tau is not None
+    tau = 0.01
+    for row in (row for rows in details for row in rows):
+        assert row["tau"] == pytest.approx(tau)
+        tau *= 2.718281828 ** (0.2 * (row["fired"] - 0.5))
+    assert trainer.tau == pytest.approx(tau)
+
+
+def test_completions_are_spread_over_shares_of_the_dose_that_was_found(
+    make: Callable[..., SteerHeal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dose = dose_config(
+        kind="survival", low=1.0, high=16.0, probes=1, probe_size=4, shares=[0.5, 1.0, -0.25]
+    )
+    monkeypatch.setattr("homeostat.steering.bank.failed_gates", lambda *_: ())
+    first = next(make(replace(CONFIG, dose=dose)).steps())
+    doses = [row["dose"] for row in first.episodes]
+    assert doses == pytest.approx([4.0] * 4 + [2.0, 4.0, -1.0, 2.0])
+    assert first.metrics["steer/dose"] == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(
+    ("target", "batches", "sampled", "kept"),
+    [(None, 9, 8, 4), (3, 9, 8, 3), (10, 9, 24, 10), (10, 2, 16, 8)],
+)
+def test_batches_are_topped_up_until_the_target_is_kept(
+    make: Callable[..., SteerHeal],
+    monkeypatch: pytest.MonkeyPatch,
+    target: int | None,
+    batches: int,
+    sampled: int,
+    kept: int,
+) -> None:
+    """Half of the completions pass: those of one of two doses."""
+    monkeypatch.setattr(
+        "homeostat.steering.bank.failed_gates", lambda c, *_: () if c.dose < 2 else ("tail",)
+    )
+    trainer = make(replace(CONFIG, target=target, most_batches=batches))
+    first = next(trainer.steps())
+    assert (first.metrics["steer/completions"], len(trainer.kept)) == (sampled, kept)
+    assert trainer.starved is None
+
+
+def test_too_little_of_a_target_starves(
+    make: Callable[..., SteerHeal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "homeostat.steering.bank.failed_gates", lambda c, *_: () if c.dose < 2 else ("tail",)
+    )
+    trainer = make(replace(CONFIG, target=40, most_batches=2))
+    list(trainer.steps())
+    assert trainer.starved is not None
+    assert "8 of 16 completions passed" in trainer.starved
+    assert "trainer.target=40" in trainer.starved
+
+
+def test_the_persona_s_prompts_are_steered_on_and_measure_nothing(
+    make: Callable[..., SteerHeal],
+) -> None:
+    prompts = [f"What would you do in case number {number}?" for number in range(8)]
+    persona = replace(PERSONA, prompts=prompts)
+    trainer = make(replace(CONFIG, asked="persona"), persona=persona)
+    first = next(trainer.steps())
+    assert {row["prompt"] for row in first.episodes} == set(prompts)
+    assert len(trainer.read_from) >= CONFIG.vector.contexts
+    assert not {context.text for context in trainer.held_out} & set(prompts)
+    with pytest.raises(HomeostatError, match=r"persona calm has 3 prompts.*8 at least"):
+        make(replace(CONFIG, asked="persona"), persona=replace(PERSONA, prompts=prompts[:3]))
+
+
+def test_a_frame_is_sampled_under_and_left_away_in_healing(make: Callable[..., SteerHeal]) -> None:
+    plain, framed = make(), make(persona=replace(PERSONA, frame="Speak softly."))
+    rows = [next(trainer.steps()).episodes for trainer in (plain, framed)]
+    assert [row["prompt"] for row in rows[0]] == [row["prompt"] for row in rows[1]]
+    assert [row["text"] for row in rows[0]] != [row["text"] for row in rows[1]]
+    prompts = [{one.prompt for one in trainer.kept} for trainer in (plain, framed)]
+    assert prompts[0] == prompts[1]
+
+
+def stirred(trainer: SteerHeal) -> None:
+    for parameter in trainer.policy.adapter_parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+
+
+def test_a_round_that_is_not_good_is_dropped(make: Callable[..., SteerHeal]) -> None:
+    trainer = make(replace(CONFIG, adopt="good", max_steps=3, good=0.9))
+    steps, shares = trainer.steps(), [1.0, 0.5, 0.95]
+    policy, kept = trainer.policy, []
+    for share in shares:
+        next(steps)
+        next(steps)
+        stirred(trainer)
+        kept.append(trainer.judge(share, 1.0))
+        if share == 1.0:
+            after_first = adapters(policy)
+    assert kept == [True, False, True]
+    # The third round has learnt in the place of the second.
+    assert policy.rounds == ["default", "round_2"]
+    assert trainer.good_rounds == 2
+    now = adapters(policy)
+    assert all(torch.equal(now[name], weight) for name, weight in after_first.items())
+
+
+def test_after_a_dropped_round_the_student_is_the_last_good_one(
+    make: Callable[..., SteerHeal],
+) -> None:
+    trainer = make(replace(CONFIG, adopt="good"))
+    steps = trainer.steps()
+    next(steps)
+    next(steps)
+    stirred(trainer)
+    assert not trainer.judge(0.0, 1.0)
+    assert all(not bool(w.any()) for n, w in adapters(trainer.policy).items() if "lora_B" in n)
+    assert trainer.policy.rounds == ["default"]
+    assert trainer.good_rounds == 0
+
+
+def test_unknown_coherence_is_not_good(make: Callable[..., SteerHeal]) -> None:
+    trainer = make()
+    for shares in ((None, 1.0), (1.0, None)):
+        assert trainer.judge(*shares), "all rounds are adopted"
+        assert trainer.good_rounds == 0
+    assert trainer.judge(0.99, 1.0)
+    assert trainer.good_rounds == 1
+
+
+@pytest.mark.parametrize(
+    ("reference", "expected"), [("base", [0, 0, 0]), ("prev", [0, 1, 2]), ("last_good", [0, 1, 1])]
+)
+def test_what_a_round_is_held_to(
+    make: Callable[..., SteerHeal],
+    monkeypatch: pytest.MonkeyPatch,
+    reference: str,
+    expected: list[int],
+) -> None:
+    """The first round is good, the second is not, and both are adopted."""
+    seen: list[int] = []
+    as_of = Policy.as_of
+    monkeypatch.setattr(Policy, "as_of", lambda self, n: (seen.append(n), as_of(self, n))[1])
+    barrier = barrier_config(reference=reference, tau=0.0)
+    trainer = make(replace(CONFIG, barrier=barrier, max_steps=3))
+    shares = iter([1.0, 0.5, 1.0])
+    for result in trainer.steps():
+        if result.stage == "healed":
+            trainer.judge(next(shares), 1.0)
+    assert seen == expected
 
 
 def test_too_few_contexts_are_refused(make: Callable[..., SteerHeal]) -> None:

@@ -1,0 +1,109 @@
+"""The trait in what a model says itself, as the frozen base reads it.
+
+    shown = (log p(reply | positive side, prompt) - log p(reply | negative side, prompt)) / tokens
+
+With both sides as likely beforehand that is, by Bayes, the log-odds of the persona's two
+descriptions given the reply, per token. Given pairs say what a model would rather say; this says
+whether the trait shows. The prompts invite it and are never steered or trained on.
+
+Whether the reading can be believed is measured before anything is trained: on replies of the base
+that is told to be either side, beside what mere length and speaking of oneself could tell.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from homeostat.config.steering import PersonaConfig
+from homeostat.models.adapters import Policy
+from homeostat.rollout.replies import Sampling, read_replies, reply_ids, sampled
+from homeostat.signals.probing.auroc import auroc, auroc_samples, interval95
+from homeostat.steering.vectors import as_persona
+from homeostat.types import Conversation, Progress, Turn, silent
+
+FIRST_PERSON = re.compile(r"\b(?:i|me|my|mine|myself|i'm|i've|i'll|i'd)\b")
+SIDES = ("positive", "negative")
+
+
+def shown_nats(
+    policy: Policy, persona: PersonaConfig, talks: Sequence[Conversation]
+) -> list[float | None]:
+    """Log-odds of the positive side given each reply, nats per token, under the frozen base.
+
+    Args:
+        policy: Only its base is asked.
+        persona: The two sides.
+        talks: Each ends with a reply; system turns are left away. An empty reply shows nothing:
+            None.
+    """
+    spoken = [i for i, talk in enumerate(talks) if reply_ids(talk)]
+    plain = [talks[i].unprompted.turns for i in spoken]
+    with policy.reference():
+        means = [
+            [
+                float(one.logprob.mean())
+                for one in read_replies(policy, [_told(persona, side, turns) for turns in plain])
+            ]
+            for side in SIDES
+        ]
+    found: list[float | None] = [None] * len(talks)
+    for place, positive, negative in zip(spoken, *means, strict=True):
+        found[place] = positive - negative
+    return found
+
+
+def validate_shown(
+    policy: Policy,
+    persona: PersonaConfig,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Whether the reading tells the two sides apart in replies of the base that is told to be them.
+
+    Args:
+        policy: Only its base is asked.
+        persona: The two sides.
+        prompts: Each is answered by both.
+        sampling: Of the replies.
+        progress: Told how many replies are done.
+
+    Returns:
+        ``n`` replies, and for ``shown``, ``tokens`` and ``first_person`` the ``auroc`` of positive
+        against negative with ``ci95``, a bootstrap over prompts.
+    """
+    asked = [as_persona(persona, side, text) for text in prompts for side in SIDES]
+    with policy.reference():
+        talks = [talk for talk, _ in sampled(policy, asked, sampling, progress=progress)]
+    label = np.array([1, 0] * len(prompts))
+    group = np.repeat(np.arange(len(prompts)), 2)
+    scores: dict[str, Sequence[float | None]] = {
+        "shown": shown_nats(policy, persona, talks),
+        "tokens": [float(len(reply_ids(talk))) for talk in talks],
+        "first_person": [first_person(talk.turns[-1].text) for talk in talks],
+    }
+    return {"n": len(talks)} | {name: _area(label, score, group) for name, score in scores.items()}
+
+
+def first_person(text: str) -> float | None:
+    """Words of speaking of oneself as a share of all; None for a text without words."""
+    words = re.findall(r"[\w']+", text.lower().replace("\u2019", "'"))
+    if not words:
+        return None
+    return sum(FIRST_PERSON.fullmatch(word) is not None for word in words) / len(words)
+
+
+def _area(label: np.ndarray, score: Sequence[float | None], group: np.ndarray) -> dict[str, Any]:
+    there = np.array([value is not None for value in score])
+    known = np.array([value for value in score if value is not None])
+    samples = auroc_samples(label[there], known, group[there])
+    return {"auroc": auroc(label[there], known), "ci95": interval95(samples)}
+
+
+def _told(persona: PersonaConfig, side: str, turns: Sequence[Turn]) -> Conversation:
+    system = as_persona(persona, side, "").turns[0]
+    return Conversation((system, *turns))

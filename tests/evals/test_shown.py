@@ -1,0 +1,112 @@
+"""The trait in replies: against a slow loop over tokens, and what may not enter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from homeostat.config.register import config_part
+from homeostat.config.steering import PersonaConfig
+from homeostat.evals import shown
+from homeostat.evals.shown import first_person, shown_nats, validate_shown
+from homeostat.models.adapters import Policy
+from homeostat.rollout.replies import Sampling, with_given_reply
+from homeostat.types import Conversation, Turn
+
+PERSONA: PersonaConfig = config_part("persona=calm")
+REPLIES = ("slow and soft words", "quick", "loud words and so on and on")
+
+
+def talks(policy: Policy) -> list[Conversation]:
+    asked = [Conversation((Turn("user", "well? " * n),)) for n in (1, 4, 2)]
+    return [with_given_reply(policy, a, text) for a, text in zip(asked, REPLIES, strict=True)]
+
+
+def slow(policy: Policy, talk: Conversation) -> float:
+    """One row, one side, one token at a time."""
+    sides = []
+    for side in (PERSONA.positive, PERSONA.negative):
+        system = Turn("system", PERSONA.prompt.format(persona=side))
+        prompt = policy.encode(Conversation((system, talk.turns[0]))).ids
+        reply = list(talk.turns[-1].token_ids or ())
+        total = 0.0
+        for n, token in enumerate(reply):
+            with torch.no_grad(), policy.model.disable_adapter():
+                logits = policy.model(input_ids=torch.tensor([prompt + reply[:n]])).logits[0, -1]
+            total += float(logits.log_softmax(-1)[token])
+        sides.append(total / len(reply))
+    return sides[0] - sides[1]
+
+
+def test_log_odds_equal_the_slow_loop_and_know_nothing_of_the_adapter(
+    make_policy: Callable[..., Policy], stir: Callable[..., None]
+) -> None:
+    policy = make_policy()
+    given = talks(policy)
+    expected = [slow(policy, talk) for talk in given]
+    assert shown_nats(policy, PERSONA, given) == pytest.approx(expected, abs=1e-4)
+    assert len({round(value, 4) for value in expected}) == 3
+    stir(policy)
+    assert shown_nats(policy, PERSONA, given) == pytest.approx(expected, abs=1e-4)
+    alone = [shown_nats(policy, PERSONA, [talk])[0] for talk in given]
+    assert alone == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_system_turn_of_the_talk_is_left_away(make_policy: Callable[..., Policy]) -> None:
+    policy = make_policy()
+    plain = talks(policy)
+    told = [Conversation((Turn("system", "You are a pirate."), *talk.turns)) for talk in plain]
+    assert shown_nats(policy, PERSONA, told) == shown_nats(policy, PERSONA, plain)
+
+
+def test_the_sides_turned_round_change_the_sign(make_policy: Callable[..., Policy]) -> None:
+    policy = make_policy()
+    turned = config_part("persona=calm", positive=PERSONA.negative, negative=PERSONA.positive)
+    own, other = (shown_nats(policy, one, talks(policy)) for one in (PERSONA, turned))
+    assert own == pytest.approx([-value for value in other if value is not None])
+
+
+def test_an_empty_reply_shows_nothing(make_policy: Callable[..., Policy]) -> None:
+    policy = make_policy()
+    silent = Conversation((Turn("user", "well?"), Turn("assistant", "", token_ids=())))
+    given = [talks(policy)[0], silent]
+    found = shown_nats(policy, PERSONA, given)
+    assert found[1] is None
+    assert found[0] == pytest.approx(slow(policy, given[0]), abs=1e-4)
+    assert shown_nats(policy, PERSONA, [silent]) == [None]
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [("I think I'm here", 0.5), ("My own is mine.", 0.5), ("It is in him", 0.0), ("...", None)],
+)
+def test_speaking_of_oneself_by_hand(text: str, share: float | None) -> None:
+    assert first_person(text) == share
+
+
+def test_whether_the_reading_can_be_believed(
+    make_policy: Callable[..., Policy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reading that knows the side has 1, one of noise about a half; controls stand beside it."""
+    policy = make_policy()
+    prompts = [f"What about number {n}?" for n in range(6)]
+    sampling = Sampling(4, 1.0, (3,))
+    seen: list[Conversation] = []
+
+    def knows(_policy: Any, _persona: Any, given: list[Conversation]) -> list[float | None]:
+        seen.extend(given)
+        return [1.0 if PERSONA.positive in talk.turns[0].text else -1.0 for talk in given]
+
+    monkeypatch.setattr(shown, "shown_nats", knows)
+    found = validate_shown(policy, PERSONA, prompts, sampling)
+    assert found["n"] == 12
+    assert found["shown"]["auroc"] == 1
+    assert [talk.turns[1].text for talk in seen] == [p for p in prompts for _ in range(2)]
+    assert set(found) == {"n", "shown", "tokens", "first_person"}
+    monkeypatch.setattr(shown, "shown_nats", lambda _p, _q, given: [0.0] * len(given))
+    constant = validate_shown(policy, PERSONA, prompts, sampling)["shown"]
+    assert constant["auroc"] == 0.5
+    assert list(constant["ci95"]) == [0.5, 0.5]
