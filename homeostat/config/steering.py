@@ -29,6 +29,7 @@ REFERENCES = ("base", "prev", "last_good")
 CONTROLS = ("fixed", "dual", "rate")
 QUANTILE = "quantile"  # a tau that is read off a pilot
 SCHEDULES = ("constant", "cosine")
+TEACHERS = ("steered", "prompted")
 ASKED = ("contexts", "persona")  # what completions answer
 ADOPTED = ("all", "good")  # which healed rounds the student keeps
 
@@ -299,10 +300,12 @@ class StagesConfig:
     coherence, is broken: the loop stops, and no verdict may call it a success. The gates are apart
     from the trainer's filter, so that a looser filter makes no model look more coherent.
     ``prompts`` of the persona's held-out prompts are answered, to see whether the trait shows.
+    With ``reversed`` the student is also measured under the opposite of the round's dose.
     """
 
     contexts: int
     prompts: int
+    reversed: bool
     max_new_tokens: int
     vignettes: int
     coherence_floor: float
@@ -332,7 +335,9 @@ class SteerHealConfig(TrainerConfig):
     less than ``min_kept`` of the target, or without one of a batch, passes is not trained on: the
     run ends as starved. Completions answer neutral ``contexts``, or the ``persona``'s prompts
     (``asked``), and are drawn from the ``top_k`` likeliest tokens and of these from the likeliest
-    that reach ``top_p``.
+    that reach ``top_p``. The ``teacher`` that completions come from is the student when it is
+    ``steered``, or, as a control for mere distillation, when it is ``prompted`` to be the persona
+    and not steered at all.
 
     A healed round is good if the share of its replies that are coherent is at least ``good`` of the
     base's. With ``adopt: good`` any other is dropped, and the loop goes on from the last good one.
@@ -348,6 +353,7 @@ class SteerHealConfig(TrainerConfig):
     temperature: float
     top_p: float
     top_k: int | None
+    teacher: str
     asked: str
     target: int | None
     most_batches: int
@@ -370,8 +376,14 @@ class SteerHealConfig(TrainerConfig):
         )
         require_at_most("trainer", MOST_TOKENS, max_new_tokens=self.max_new_tokens)
         require_fraction("trainer", min_kept=self.min_kept, good=self.good)
+        require_one_of("trainer.teacher", self.teacher, TEACHERS)
         require_one_of("trainer.asked", self.asked, ASKED)
         require_one_of("trainer.adopt", self.adopt, ADOPTED)
+        require(
+            self.teacher == "steered" or not self.stages.reversed,
+            "trainer.stages.reversed=true measures the opposite of a dose, and "
+            "trainer.teacher=prompted has none; use one of them.",
+        )
         require(
             0 < self.top_p <= 1,
             f"trainer.top_p={self.top_p} must be above 0 and at most 1, where 1 keeps all tokens.",

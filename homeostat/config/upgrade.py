@@ -60,6 +60,7 @@ ADDED: dict[str, Callable[[Values], Any]] = {
     "trainer.mask_truncated": lambda _: False,
     "trainer.top_p": lambda _: 1.0,
     "trainer.top_k": lambda _: None,
+    "trainer.teacher": lambda _: "steered",
     "trainer.asked": lambda _: "contexts",
     "trainer.target": lambda _: None,
     "trainer.most_batches": lambda _: 4,
@@ -70,6 +71,7 @@ ADDED: dict[str, Callable[[Values], Any]] = {
     "trainer.heal.schedule": lambda _: "constant",
     "trainer.heal.warmup": lambda _: 0.0,
     "trainer.stages.prompts": lambda _: 0,
+    "trainer.stages.reversed": lambda _: False,
     "trainer.barrier.rate_lr": lambda _: 0.3,
 }
 

@@ -43,6 +43,7 @@ from homeostat.types import StepResult, Trainer
 
 EVALUATION, POLES = 13, 19  # keys of the random numbers behind the replies that measure an arm
 SHOWN = "shown.json"
+REVERSED = "reversed"  # the steered student at the opposite dose
 
 
 class SteeringWing:
@@ -143,10 +144,18 @@ class SteeringWing:
             self.kept.add("heal.jsonl", result.details, round_, stage)
         if not (stage == STEERED and trainer.starved):
             rows = self._measure(result, round_, stage)
-            keep_arm(
-                self.kept, rows, round_, self._judged(stage, rows), result.metrics, self._stages
-            )
+            arm = self._judged(stage, rows)
+            keep_arm(self.kept, rows, round_, arm, result.metrics, self._stages)
+            if stage == STEERED and self.config.stages.reversed:
+                keep_arm(self.kept, self._reversed(round_), round_, REVERSED, {}, self._stages)
         self.kept.save()
+
+    def _reversed(self, round_: int) -> list[Row]:
+        """The student under the opposite of the round's dose."""
+        trainer = self._trainer
+        section = self.run.section(f"round {round_}: measure {REVERSED}", "evaluate", whole=True)
+        with section as progress, self.policy.steered(trainer.steering(-trainer.dose)):
+            return self._stages.measure(self.policy, progress=progress)
 
     def _judged(self, stage: str, rows: Sequence[Row]) -> str:
         """What the arm is called: a healed round that the trainer does not keep was dropped."""
@@ -156,10 +165,12 @@ class SteeringWing:
         return stage if self._trainer.judge(own, base) else DROPPED
 
     def _measure(self, result: StepResult, round_: int, stage: str) -> list[Row]:
+        prompted = stage == STEERED and self.config.teacher == "prompted"
+
         def compute() -> list[Row]:
             section = self.run.section(f"round {round_}: measure {stage}", "evaluate", whole=True)
             with section as progress, result.measure_in or nullcontext():
-                return self._stages.measure(self.policy, progress=progress)
+                return self._stages.measure(self.policy, prompted, progress)
 
         untrained = result.step == 1
         if not untrained:
@@ -179,9 +190,9 @@ class SteeringWing:
     def report_step(self, result: StepResult, seconds: float) -> None:
         """One line about a stage."""
         del seconds
-        arms = self.kept.rows["rounds.jsonl"]
-        if arms and _stage_number(arms[-1]) == result.step:
-            self.run.console.say(describe_stage(arms[-1]))
+        for row in self.kept.rows["rounds.jsonl"]:
+            if _stage_number(row) == result.step:
+                self.run.console.say(describe_stage(row))
 
     @property
     def ended(self) -> str | None:
@@ -365,4 +376,5 @@ class ArmLog:
 
 def _stage_number(row: Mapping[str, Any]) -> int:
     """How many of the loop's stages were done when this row had been measured."""
-    return 0 if row["round"] == 0 else 2 * row["round"] - (row["stage"] == STEERED)
+    healing = row["stage"] not in (STEERED, REVERSED)
+    return 0 if row["round"] == 0 else 2 * row["round"] - 1 + healing

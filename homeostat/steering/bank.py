@@ -61,11 +61,16 @@ class Source:
         return [as_message(self.contexts[place].text) for place in places]
 
     def framed(self, talks: Sequence[Conversation]) -> list[Conversation]:
-        """The messages under the persona's frame, if it has one."""
-        frame = self.persona.frame
-        if frame is None:
+        """The messages as the teacher is asked them: under a system line, if it has one."""
+        persona, lines = self.persona, []
+        if persona.frame is not None:
+            lines.append(persona.frame)
+        if self.config.teacher == "prompted":
+            lines.append(persona.prompt.format(persona=persona.positive))
+        if not lines:
             return list(talks)
-        return [Conversation((Turn("system", frame), *talk.turns)) for talk in talks]
+        system = Turn("system", " ".join(lines))
+        return [Conversation((system, *talk.turns)) for talk in talks]
 
     def sampling(self, *key: int) -> Sampling:
         """How completions are drawn, from random numbers of this key."""

@@ -182,7 +182,7 @@ class RateControl(FixedControl):
 
         log tau <- log tau + rate_lr ([D > tau] - firing_rate)
 
-    Over n steps, that share is off by log(last tau / first tau) / (rate_lr n), whatever D does, so
+    Over n steps the share is off by log(last tau / first tau) / (rate_lr n), whatever D does, so
     that barriers of different aggregates, each with a tau of its own, are compared at equal firing.
     Tau is handed on from round to round.
 

@@ -15,6 +15,7 @@ can be read off a pilot epoch, so that aggregates of different scale are compare
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
@@ -147,8 +148,14 @@ class SteerHeal:
                 episodes=() if healing else rows,
                 details=rows if healing else (),
                 stage=HEALED if healing else STEERED,
-                measure_in=None if healing else self.policy.steered(self.steering(self.dose)),
+                measure_in=None if healing else self._teacher(),
             )
+
+    def _teacher(self) -> AbstractContextManager[None] | None:
+        """What makes the student the teacher of the round; None where it is told to be."""
+        if self.config.teacher == "prompted":
+            return None
+        return self.policy.steered(self.steering(self.dose))
 
     def steering(self, dose: float) -> Steering:
         """The vector of the round under way at a dose."""
@@ -226,6 +233,8 @@ class SteerHeal:
     def _search(self, bank: Bank) -> Search:
         """The dose; what was sampled on the way stays in the bank."""
         dose = self.config.dose
+        if self.config.teacher == "prompted":
+            return Search(0.0, [])
         if dose.kind == "grid":
             return Search(sorted(dose.values)[len(dose.values) // 2], [])
         if dose.kind == "iso_kl":
@@ -239,6 +248,8 @@ class SteerHeal:
     def _doses(self, banked: int) -> list[float]:
         """Doses of the completions that are still to be sampled."""
         left, dose = max(0, self.config.batch_size - banked), self.config.dose
+        if self.config.teacher == "prompted":
+            return [0.0] * self.config.batch_size
         if dose.kind != "grid":
             count = max(left, self.config.batch_size // 2)
             return [self.dose * dose.shares[i % len(dose.shares)] for i in range(count)]

@@ -33,6 +33,7 @@ WRONG: list[tuple[str, Any, list[str]]] = [
     ("top_p", 1.2, ["above 0 and at most 1"]),
     ("top_k", 0, ["at least 1", "null"]),
     ("asked", "both", ["contexts, persona"]),
+    ("teacher", "told", ["steered, prompted"]),
     ("target", 0, ["at least 1", "null"]),
     ("most_batches", 0, ["above 0"]),
     ("min_kept", 1.5, ["between 0 and 1"]),
@@ -72,6 +73,7 @@ WRONG: list[tuple[str, Any, list[str]]] = [
     ("barrier.rate_lr", 0.0, ["above 0"]),
     ("stages.contexts", 2, ["at least 4"]),
     ("stages.vignettes", -1, ["0 or above"]),
+    ("stages.prompts", -1, ["0 or above"]),
     ("stages.coherence_floor", 1.5, ["between 0 and 1"]),
 ]
 
@@ -92,6 +94,11 @@ def test_following_the_firing_needs_a_logarithm() -> None:
         barrier_config(control="rate", tau=0)
     assert barrier_config(control="rate", tau="quantile").tau == "quantile"
     assert barrier_config(tau=0).tau == 0, "any other control may hold D at 0"
+
+
+def test_a_prompted_teacher_has_no_dose_to_turn_round() -> None:
+    with pytest.raises(ValueError, match=r"stages\.reversed=true.*teacher=prompted has none"):
+        steer_heal_config(teacher="prompted", stages=stages_config(reversed=True))
 
 
 def test_values_that_are_allowed() -> None:

@@ -28,6 +28,7 @@ from homeostat.report.console import Console
 from homeostat.runs.export import export
 from homeostat.runs.run import run
 from homeostat.runs.work import load_policy
+from homeostat.steering.loop import SteerHeal
 from homeostat.timing import Stopwatch
 
 pytestmark = pytest.mark.slow  # whole runs of steer and heal
@@ -309,6 +310,29 @@ def test_a_round_that_is_not_good_is_dropped_and_the_loop_goes_on(
     answers = {v["answer"] for v in summary(folder)["verdicts"][1:]}
     assert good_again or answers == {"cannot tell"}
     assert (folder / "figures" / "trajectory.png").is_file()
+
+
+def test_the_opposite_dose_and_a_prompted_teacher_are_measured(
+    composed: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("homeostat.report.html.write_report", lambda folder: folder)
+    steering, doses = SteerHeal.steering, []
+    monkeypatch.setattr(
+        SteerHeal, "steering", lambda self, dose: (doses.append(dose), steering(self, dose))[1]
+    )
+    found = {}
+    for name in ("trainer.stages.reversed=true", "trainer.teacher=prompted"):
+        overrides, folder = (*OVERRIDES, name, "trainer.max_steps=1"), tmp_path / name
+        assert run(composed(*overrides), folder, Console(), overrides) == "finished"
+        found[name] = {row["stage"]: row for row in rows(folder / "rounds.jsonl")}
+    both, told = found.values()
+    assert list(both) == ["base", "prompted", "steered", "reversed", "healed"]
+    assert doses == [2.0, -2.0], "as the steered stage, and then the opposite"
+    moved = [both[stage]["moved"]["trait_nats"]["diff"] for stage in ("steered", "reversed")]
+    assert moved[0] != moved[1]
+    # Before any healing the prompted student is the prompted base.
+    for name in ("trait_nats", "shown_nats", "kl_nats_per_token"):
+        assert told["steered"][name] == pytest.approx(told["prompted"][name])
 
 
 def test_whether_the_trait_shows_is_validated_before_anything_is_trained(whole: Path) -> None:

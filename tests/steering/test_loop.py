@@ -26,8 +26,10 @@ from homeostat.config.steering import (
 from homeostat.errors import HomeostatError
 from homeostat.models.adapter_files import load_adapter, save_adapter
 from homeostat.models.adapters import Policy
-from homeostat.steering.bank import Bank
+from homeostat.rollout.replies import with_sampled_replies
+from homeostat.steering.bank import COMPLETION, Bank
 from homeostat.steering.loop import SteerHeal
+from homeostat.steering.vectors import as_message, as_persona
 from homeostat.timing import Stopwatch
 
 PERSONA = PersonaConfig(
@@ -290,6 +292,20 @@ def test_a_frame_is_sampled_under_and_left_away_in_healing(make: Callable[..., S
     assert [row["text"] for row in rows[0]] != [row["text"] for row in rows[1]]
     prompts = [{one.prompt for one in trainer.kept} for trainer in (plain, framed)]
     assert prompts[0] == prompts[1]
+
+
+def test_a_prompted_teacher_is_told_and_not_steered(make: Callable[..., SteerHeal]) -> None:
+    trainer = make(replace(CONFIG, teacher="prompted"))
+    first = next(trainer.steps())
+    assert {row["dose"] for row in first.episodes} == {0.0}
+    assert first.metrics["steer/dose"] == 0
+    assert first.measure_in is None, "the wing tells it instead"
+    asked = [as_persona(PERSONA, "positive", row["prompt"]) for row in first.episodes]
+    sampling = trainer.source.sampling(COMPLETION, 0)
+    said = with_sampled_replies(trainer.policy, asked, sampling)
+    assert [row["text"] for row in first.episodes] == [talk.turns[-1].text for talk in said]
+    plain = [tuple(trainer.policy.encode(as_message(row["prompt"])).ids) for row in first.episodes]
+    assert [one.prompt for one in trainer.kept] == plain
 
 
 def stirred(trainer: SteerHeal) -> None:
