@@ -30,11 +30,14 @@ COUNTED = ("steps", "time_s", "peak_rss_mb")
 
 def run(tree: Path, cache: Path, folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """One run from exec to exit: its seconds, and what its summary counts."""
+    # Python looks in the working folder first, so that has to be the tree as well.
     environment = {**os.environ, "PYTHONPATH": str(tree), "HOMEOSTAT_CACHE": str(cache)}
     fixed = ["wandb.mode=disabled", f"hydra.run.dir={folder}"]
     command = [sys.executable, "-m", "homeostat.cli", *overrides, *fixed]
     started = time.perf_counter()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=environment, cwd=tree, capture_output=True, text=True, check=False
+    )
     seconds = time.perf_counter() - started
     if done.returncode:
         sys.exit(f"the run of {tree} has failed:\n{done.stderr[-4000:]}")
