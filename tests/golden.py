@@ -26,6 +26,7 @@ OPEN = tuple(
         "min_perplexity": "null",
         "max_tail_perplexity": "null",
         "min_distinct": "null",
+        "min_diversity": "null",
         "max_repetition": "null",
         "min_tokens": 1,
     }.items()

@@ -19,7 +19,8 @@ class FilterConfig:
     Perplexities are under the base model, as multiples of the median perplexity of the base's own
     completions of the same contexts; ``max_tail_perplexity`` looks at the last quarter alone.
     ``max_repetition`` is a share of n-grams that occurred before, ``min_distinct`` the share of
-    different words, ``min_tokens`` a length, ``min_perplexity`` catches loops that are too likely.
+    different words, ``min_diversity`` the same in windows of 64 words, ``min_tokens`` a length,
+    ``min_perplexity`` catches loops that are too likely.
     """
 
     max_perplexity: float | None
@@ -27,6 +28,7 @@ class FilterConfig:
     min_perplexity: float | None
     max_repetition: float | None
     min_distinct: float | None
+    min_diversity: float | None
     min_tokens: int | None
     narration: bool
     refusal: bool
@@ -39,7 +41,7 @@ class FilterConfig:
                 value is None or value > 0,
                 f"{key}.{name}={value} must be above 0, or null to switch the gate off.",
             )
-        for name in ("max_repetition", "min_distinct"):
+        for name in ("max_repetition", "min_distinct", "min_diversity"):
             value = getattr(self, name)
             require(
                 value is None or 0 <= value <= 1,

@@ -70,6 +70,8 @@ ADDED: dict[str, Callable[[Values], Any]] = {
     "trainer.dose.positions": lambda _: "reply",
     "trainer.heal.schedule": lambda _: "constant",
     "trainer.heal.warmup": lambda _: 0.0,
+    "trainer.filter.min_diversity": lambda _: None,
+    "trainer.stages.gates.min_diversity": lambda _: None,
     "trainer.stages.prompts": lambda _: 0,
     "trainer.stages.reversed": lambda _: False,
     "trainer.barrier.rate_lr": lambda _: 0.3,

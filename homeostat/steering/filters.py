@@ -25,6 +25,7 @@ GATES = {
     "loop_likely": "the base finds it far too likely",
     "repetition": "says the same again",
     "distinct": "uses few different words",
+    "diffuse": "goes round the same few words for long",
     "narration": "talks about the trait",
     "refusal": "refuses, or says that it is an AI",
 }
@@ -44,6 +45,7 @@ REFUSAL = re.compile(
 )
 FEW_WORDS = 12  # below that the share of different words says nothing
 CYCLE = 4  # tokens of the n-grams that show a loop without words
+WINDOW_WORDS = 64  # in which a text that goes round in circles says the same words again
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ def failed_gates(
         and whole - limit < np.log(config.min_perplexity),
         "repetition": _above(repeated_share(completion), config.max_repetition),
         "distinct": _below(distinct_share(text), config.min_distinct),
+        "diffuse": _below(window_diversity(text), config.min_diversity),
         "narration": config.narration and any(pattern.search(text) for pattern in talks),
         "refusal": config.refusal and REFUSAL.search(text) is not None,
     }
@@ -119,6 +122,22 @@ def distinct_share(text: str) -> float:
     if not words:
         return 0.0
     return 1.0 if len(words) < FEW_WORDS else len(set(words)) / len(words)
+
+
+def window_diversity(text: str) -> float | None:
+    """Mean share of different words in all windows of 64 words, 0..1; None for a shorter text.
+
+    Of all words the share falls with the length of any text; in windows it does not. It sees loops
+    whose words come back in ever new order, which repeat no n-gram and which the base finds likely.
+
+    Source: moving-average type-token ratio, Covington & McFall 2010, J. Quant. Linguist. 17(2).
+    """
+    words = re.findall(r"[\w']+", text)
+    windows = len(words) - WINDOW_WORDS + 1
+    if windows < 1:
+        return None
+    different = (len(set(words[i : i + WINDOW_WORDS])) for i in range(windows))
+    return sum(different) / (windows * WINDOW_WORDS)
 
 
 def last_good_position(
@@ -174,5 +193,5 @@ def _above(value: float, limit: float | None, log: bool = False) -> bool:
     return bool(value > (np.log(limit) if log else limit))
 
 
-def _below(value: float | int, limit: float | int | None) -> bool:
-    return limit is not None and bool(value < limit)
+def _below(value: float | int | None, limit: float | int | None) -> bool:
+    return value is not None and limit is not None and bool(value < limit)

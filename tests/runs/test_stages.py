@@ -58,7 +58,7 @@ OVERRIDES = (
         for gates in ("stages.gates", "filter")
         for name in (
             *("max_perplexity", "max_tail_perplexity", "min_perplexity"),
-            *("max_repetition", "min_distinct", "min_tokens"),
+            *("max_repetition", "min_distinct", "min_diversity", "min_tokens"),
         )
     ),
 )

@@ -19,6 +19,7 @@ from homeostat.steering.filters import (
     is_coherent,
     last_good_position,
     repeated_share,
+    window_diversity,
 )
 
 GOOD = "The river bends twice before the village, and the old mill stands on the second bend."
@@ -30,6 +31,7 @@ OFF = filter_config(
     min_perplexity=None,
     max_repetition=None,
     min_distinct=None,
+    min_diversity=None,
     min_tokens=None,
     narration=False,
     refusal=False,
@@ -95,6 +97,28 @@ def test_few_different_words() -> None:
     assert distinct_share("a a a") == 1, "too short to say anything"
     assert distinct_share("...") == 0
     assert "distinct" in failed(made("so very so very good so good very so good so very good so"))
+
+
+def test_few_different_words_in_every_window() -> None:
+    ten = [f"w{n}" for n in range(10)]
+    assert window_diversity(" ".join(["a"] * 63)) is None, "too short to say anything"
+    assert window_diversity(" ".join((ten * 7)[:64])) == pytest.approx(10 / 64)
+    fresh = " ".join(f"w{n}" for n in range(500))
+    assert window_diversity(fresh) == 1, "however long it is"
+    # w0 leaves for a second w1; then one w1 leaves for a second w2.
+    assert window_diversity(" ".join([*(f"w{n}" for n in range(64)), "w1", "w2"])) == pytest.approx(
+        (64 + 63 + 63) / (3 * 64)
+    )
+
+
+def test_a_loop_in_ever_new_order_is_diffuse() -> None:
+    rng = np.random.default_rng(0)
+    words = ["my", "sweet", "oh", "goodness", "dear", "so", "tender", "is", "your", "heart"]
+    loop = " ".join(rng.choice(words, 100))
+    config = replace(CONFIG, max_repetition=None, min_distinct=None, min_diversity=0.5)
+    assert failed(made(loop), config) == ("diffuse",)
+    assert not is_coherent(("diffuse",))
+    assert failed(made(" ".join(words * 5)), config) == (), "below 64 words nothing is said"
 
 
 def test_narration_and_refusal_leave_a_reply_coherent() -> None:

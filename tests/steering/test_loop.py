@@ -46,6 +46,7 @@ OPEN = filter_config(
     min_perplexity=None,
     max_repetition=None,
     min_distinct=None,
+    min_diversity=None,
     min_tokens=1,
     narration=False,
     refusal=False,
