@@ -9,6 +9,7 @@ from typing import Any
 from homeostat.config.rows import kept_rows
 from homeostat.files import read_json, write_text
 from homeostat.report.console import duration
+from homeostat.report.diary import read_diary
 from homeostat.report.figures import draw_effects, draw_signals, draw_valence
 from homeostat.report.pages import data_uri, read_template
 from homeostat.report.signal_figures import (
@@ -57,6 +58,7 @@ def write_report(folder: Path) -> Path:
         filtered = _rows(folder / "evals" / "filter.jsonl")
         drawn += draw_stages(folder / "figures", summary, rounds, filtered)
     suite = summary.get("suite", {})
+    diary = _rows(folder / "evals" / "diary.jsonl")
     template = read_template("report.html.j2", basenames=_basenames, duration=duration)
     page = template.render(
         summary=summary,
@@ -68,7 +70,8 @@ def write_report(folder: Path) -> Path:
         corpus=_json(folder / "probes" / "probes.json", {}).get("corpus"),
         failures=failures,
         rounds=rounds,
-        diary=_rows(folder / "evals" / "diary.jsonl"),
+        diary=diary,
+        chapters=read_diary(diary),
         shown=_json(folder / "evals" / "shown.json", None),
         figures={path.stem: data_uri(path) for path in drawn},
         pairs=side_by_side(episodes),
