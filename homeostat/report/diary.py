@@ -58,9 +58,10 @@ def read_diary(rows: Sequence[Mapping[str, Any]]) -> list[Chapter]:
 def marked(before: str, after: str) -> list[Part]:
     """``after`` in parts: what the longest matching runs of words lack of ``before`` is new."""
     old, new = (re.findall(r"\s*\S+", text) for text in (before, after))
-    plain = [[word.strip().lower() for word in words] for words in (old, new)]
+    before_words, words = ([word.strip().lower() for word in text] for text in (old, new))
     parts: list[Part] = []
-    for kind, _, _, start, stop in SequenceMatcher(None, *plain, autojunk=False).get_opcodes():
+    matcher = SequenceMatcher(None, before_words, words, autojunk=False)
+    for kind, _, _, start, stop in matcher.get_opcodes():
         if start < stop:
             parts.append(("".join(new[start:stop]), kind != "equal"))
     return parts
