@@ -29,6 +29,7 @@ from homeostat.report.console import interval, number
 from homeostat.report.figures import STYLE, save
 
 ARMS = ("nll", "mean", "rmse", "p95", "max", "cvar", "no heal", "prompted")
+UNHEALED = ("no heal", "prompted")
 AGAINST = "mean"
 APART = ("reference", "tau", "coef", "control")  # what may tell arms of one aggregate apart
 METRICS = ("trait_nats", "shown_nats", "coherent", "log_perplexity", "trait_per_nat")
@@ -49,7 +50,7 @@ COLOURS = ("#8a8f98", "#b3402f", "#0b6e99", "#4c9a6a", "#8a6bb1", "#c9a227", "#d
 PRICE = "kl_nats_per_token"
 ALIKE = 0.05  # between the arms' shares of steps in which the barrier fired
 FIRED = {
-    True: "The barriers fired equally often in every round, within 0.05.",
+    True: "The barriers fired equally often over all rounds, within 0.05.",
     False: "**No comparison of barriers**: they did not fire equally often.",
     None: "How often the barrier fired:",
 }
@@ -98,25 +99,46 @@ def write_comparison(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     comparison: dict[str, Any] = {
         "runs": runs,
         "firing": firing,
+        "firing_over_rounds": rates_over_rounds(firing),
         "equal_firing": equal_firing(firing),
         "arms": [
             {"arm": arm, "round": round_, "seeds": sorted(by_seed)}
-            | {name: seed_mean(by_seed, name) for name in METRICS}
-            | {
-                f"{name}_against_{AGAINST}": against(
-                    by_seed, cells.get((AGAINST, round_), {}), name
-                )
-                for name in METRICS
-                if arm != AGAINST
-            }
+            | figures(arm, by_seed, cells.get((AGAINST, round_), {}))
             for (arm, round_), by_seed in sorted(cells.items(), key=lambda item: _place(*item[0]))
         ],
+        "final": final_figures(cells),
     }
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "comparison.json", json.dumps(comparison, indent=1) + "\n")
     write_text(out / "comparison.md", as_markdown(comparison))
     draw_arms(out, comparison["arms"])
     return comparison
+
+
+def figures(arm: str, by_seed: Mapping[int, Cell], other: Mapping[int, Cell]) -> dict[str, Any]:
+    """Every metric of an arm, and unless it is the mean's own, its difference from the mean's."""
+    against_other = {
+        f"{name}_against_{AGAINST}": against(by_seed, other, name)
+        for name in METRICS
+        if arm != AGAINST
+    }
+    return {name: seed_mean(by_seed, name) for name in METRICS} | against_other
+
+
+def final_figures(cells: Mapping[tuple[str, int], Mapping[int, Cell]]) -> list[dict[str, Any]]:
+    """Every healed arm after the last round that each of its runs has come to."""
+    last: dict[str, dict[int, tuple[int, Cell]]] = {}
+    for (arm, round_), by_seed in sorted(cells.items(), key=lambda item: _place(*item[0])):
+        if arm in UNHEALED:
+            continue
+        for seed, cell in by_seed.items():
+            last.setdefault(arm, {})[seed] = (round_, cell)
+    ended = {arm: {s: cell for s, (_, cell) in by.items()} for arm, by in last.items()}
+    return [
+        {"arm": arm, "rounds": {str(seed): last[arm][seed][0] for seed in sorted(by_seed)}}
+        | figures(arm, by_seed, ended.get(AGAINST, {}))
+        for arm, by_seed in ended.items()
+    ]
 
 
 def arm_names(barriers: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -144,17 +166,27 @@ def read_firing(folder: Path) -> dict[int, float]:
     return {row["round"]: float(row["heal/fired"]) for row in fired}
 
 
+def rates_over_rounds(firing: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Every arm's rate over the rounds that all arms have reached, each round counting once."""
+    by_arm: dict[str, dict[int, float]] = {}
+    for row in firing:
+        by_arm.setdefault(row["arm"], {})[row["round"]] = row["rate"]
+    common = set.intersection(*(set(rates) for rates in by_arm.values())) if by_arm else set()
+    return {
+        arm: float(np.mean([rates[n] for n in sorted(common)]))
+        for arm, rates in by_arm.items()
+        if common
+    }
+
+
 def equal_firing(firing: Sequence[Mapping[str, Any]]) -> bool | None:
-    """Whether in every round the arms' rates lie within 0.05 of each other; None below two arms.
+    """Whether the arms' rates over all rounds lie within 0.05 of each other; None below two arms.
 
     Arms whose barriers fired unequally often differ in how tight they were, whatever they are made
-    of.
+    of. A single round has few steps, so that its rate is coarse.
     """
-    by_round: dict[int, list[float]] = {}
-    for row in firing:
-        by_round.setdefault(row["round"], []).append(row["rate"])
-    spreads = [max(rates) - min(rates) for rates in by_round.values() if len(rates) > 1]
-    return max(spreads) <= ALIKE if spreads else None
+    rates = list(rates_over_rounds(firing).values())
+    return max(rates) - min(rates) <= ALIKE if len(rates) > 1 else None
 
 
 def read_cells(folder: Path, arm: str) -> dict[tuple[str, int], Cell]:
@@ -260,6 +292,15 @@ def as_markdown(comparison: Mapping[str, Any]) -> str:
     if compared:
         lines += ["", f"Less {AGAINST}, seed by seed and item by item:", ""]
         lines += _table(compared, differences)
+    if comparison["final"]:
+        lines += ["", "After the last round that each run has come to:", ""]
+        final = [
+            row | {"round": _span(row["rounds"]), "seeds": row["rounds"]}
+            for row in comparison["final"]
+        ]
+        lines += _table(final, METRICS)
+        lines += ["", f"Less {AGAINST}:", ""]
+        lines += _table([row for row in final if row.get(differences[0])], differences)
     if comparison["firing"]:
         lines += ["", FIRED[comparison["equal_firing"]], ""]
         lines += ["| barrier | round | fired, share of steps | by seed |", "| --- " * 4 + "|"]
@@ -268,6 +309,10 @@ def as_markdown(comparison: Mapping[str, Any]) -> str:
             + ", ".join(f"{rate:.2f}" for rate in row["by_seed"].values())
             + " |"
             for row in comparison["firing"]
+        ]
+        lines += [
+            f"| {arm} | all | {rate:.2f} | |"
+            for arm, rate in comparison["firing_over_rounds"].items()
         ]
     lines += ["", "| run | arm | seed | status |", "| --- | --- | --- | --- |"]
     lines += [
@@ -290,6 +335,12 @@ def _table(arms: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]
     ]
 
 
+def _span(rounds: Mapping[str, int]) -> str:
+    """The rounds that runs have ended at: one, or from the first to the last."""
+    first, last = min(rounds.values()), max(rounds.values())
+    return str(first) if first == last else f"{first} to {last}"
+
+
 def _show(estimate: Mapping[str, Any] | None) -> str:
     return (
         "—"
@@ -306,7 +357,7 @@ def draw_arms(folder: Path, arms: Sequence[Mapping[str, Any]]) -> Path:
         for number_, name in enumerate(names):
             rows = [row for row in arms if row["arm"] == name]
             colour = COLOURS[number_ % len(COLOURS)]
-            if name in ("no heal", "prompted"):
+            if name in UNHEALED:
                 left.axhline(rows[-1]["coherent"]["mean"], color=colour, lw=1, ls=":")
             else:
                 x = np.array([row["round"] for row in rows]) + 0.05 * (number_ - 2)

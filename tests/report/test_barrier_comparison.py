@@ -109,6 +109,17 @@ def test_a_run_that_stopped_early_is_missing_later_and_listed(found: dict[str, A
     assert not [r for r in found["arms"] if (r["arm"], r["round"]) == ("nll", 2)]
 
 
+def test_after_its_last_round_a_run_counts_with_where_it_ended(found: dict[str, Any]) -> None:
+    final = {row["arm"]: row for row in found["final"]}
+    assert list(final) == ["nll", "mean", "rmse"]
+    assert final["rmse"]["rounds"] == {"0": 2, "1": 1}
+    assert final["rmse"]["coherent"]["mean"] == pytest.approx((0.75 + 1.0) / 2)
+    assert final["mean"]["rounds"] == {"0": 2, "1": 2}
+    assert final["mean"]["coherent"]["mean"] == pytest.approx(0.25)
+    assert final["rmse"]["coherent_against_mean"]["mean"] == pytest.approx((0.5 + 0.75) / 2)
+    assert "coherent_against_mean" not in final["mean"]
+
+
 def test_barriers_are_compared_only_if_they_fired_alike(
     found: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -121,9 +132,13 @@ def test_barriers_are_compared_only_if_they_fired_alike(
     }
     assert not [one for one in found["firing"] if one["arm"] == "nll"], "it has no barrier"
     folders = [tmp_path / str(number) for number in range(5)]
-    often = make_run(tmp_path / "5", "rmse", 2, {1: (0.2, 1.0)}, fired=0.41)
+    often = make_run(tmp_path / "5", "rmse", 2, {1: (0.2, 1.0)}, fired=0.6)
     unequal = write_comparison([*folders, often], tmp_path / "unequal")
-    assert unequal["equal_firing"] is False, "0.303 on average, 0.053 more than the mean's"
+    # rmse: 0.367 in the first round and 0.25 in the second, 0.058 more than the mean's.
+    assert unequal["firing_over_rounds"] == pytest.approx(
+        {"mean": 0.25, "rmse": 0.308333}, abs=1e-5
+    )
+    assert unequal["equal_firing"] is False
     assert "No comparison of barriers" in (tmp_path / "unequal" / "comparison.md").read_text()
     alone = write_comparison([often], tmp_path / "alone")
     assert alone["equal_firing"] is None
@@ -139,7 +154,7 @@ def test_table_and_figure_are_written(found: dict[str, Any], tmp_path: Path) -> 
     assert "| rmse | 1 | 2 | +0.200" in text
     less = text.partition("Less mean")[2]
     assert "| rmse | 1 | 2 | -0.300" in less
-    assert "| mean |" not in less.partition("The barriers fired")[0]
+    assert "| mean |" not in less.partition("After the last round")[0]
     assert "| rmse | 1 | 0.25 | 0.25, 0.25 |" in less
     assert "| 3 | rmse | 1 | finished |" in text
     assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == found
