@@ -49,6 +49,7 @@ RUNS: dict[str, tuple[str, ...]] = {
         "persona=love",
         *OPEN,
         "trainer.stages.coherence_floor=0",
+        "trainer.stages.prompts=0",
         "trainer.dose.kind=iso_kl",
         "trainer.dose.backtracks=1",
     ),
