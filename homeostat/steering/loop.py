@@ -31,7 +31,14 @@ from homeostat.steering.bank import Bank, Source
 from homeostat.steering.completions import Completion
 from homeostat.steering.dose import Search, bisect_dose, bisect_to
 from homeostat.steering.heal import Heal, HealRound
-from homeostat.steering.vectors import Context, PersonaVector, extract, read_contexts, spread
+from homeostat.steering.vectors import (
+    Context,
+    PersonaVector,
+    extract,
+    read_contexts,
+    spread,
+    student_shift,
+)
 from homeostat.timing import Stopwatch
 from homeostat.types import Conversation, Footprint, Metrics, Progress, StepResult, silent
 
@@ -227,7 +234,7 @@ class SteerHeal:
             "steer/kept": float(kept),
             "steer/median_perplexity": float(np.exp(np.median(nll))) if nll else float("nan"),
             "steer/vector_relative_norm": max(bank.vector.relative_norm.values()),
-            "steer/cosine_to_first": bank.vector.cosine(self.first_vector),
+            "steer/cosine_to_first": bank.vector.cosine(self.first_vector.vectors),
         }
 
     def _search(self, bank: Bank) -> Search:
@@ -299,7 +306,15 @@ class SteerHeal:
             self.tau = heal.tau
         if result.notice is not None:
             self.notices.append(f"round {round_ + 1}: {result.notice}")
-        return dict(result.metrics), [dict(row) for row in result.steps]
+        return {**result.metrics, **self._internal()}, [dict(row) for row in result.steps]
+
+    def _internal(self) -> Metrics:
+        """How far healing has moved the student itself along the first round's vector."""
+        first = self.first_vector
+        assert first is not None
+        with self.watch("vector"):
+            shift = student_shift(self.policy, self.held_out, sorted(first.vectors))
+        return {"heal/shift_cosine": first.cosine(shift), "heal/shift_dose": first.dose_of(shift)}
 
     def judge(self, coherence: float | None, of_base: float | None) -> bool:
         """Take in how coherent the healed student is; whether its newest round is kept.

@@ -112,6 +112,26 @@ def last_token_residual(
     return {layer: states_NLD[:, i].contiguous() for i, layer in enumerate(layers)}
 
 
+def student_shift(
+    policy: Policy, contexts: Sequence[Context], layers: Sequence[int]
+) -> dict[int, Float[Tensor, " D"]]:
+    """How far the student's residual stream lies from the base's, by block.
+
+    A mean over messages without any system line, at the last token of the prompt, as the vectors
+    are read.
+
+    Args:
+        policy: The student.
+        contexts: The messages.
+        layers: Blocks to read.
+    """
+    talks = [as_message(context.text) for context in contexts]
+    own = last_token_residual(policy, talks, layers)
+    with policy.reference():
+        base = last_token_residual(policy, talks, layers)
+    return {layer: (own[layer] - base[layer]).mean(dim=0) for layer in layers}
+
+
 @dataclass(frozen=True)
 class PersonaVector:
     """A direction for each block of a band.
@@ -140,12 +160,18 @@ class PersonaVector:
             everywhere=config.positions == "all",
         )
 
-    def cosine(self, other: PersonaVector) -> float:
-        """Cosine of both over all their blocks."""
-        flat, other_flat = (
-            torch.cat([v[k] for k in sorted(v)]) for v in (self.vectors, other.vectors)
-        )
-        return float(torch.nn.functional.cosine_similarity(flat, other_flat, dim=0))
+    def cosine(self, other: Mapping[int, Float[Tensor, " D"]]) -> float:
+        """Cosine with a direction over all blocks; 0 with one of length 0."""
+        own, others = self._flat(self.vectors), self._flat(other)
+        return float(torch.nn.functional.cosine_similarity(own, others, dim=0))
+
+    def dose_of(self, shift: Mapping[int, Float[Tensor, " D"]]) -> float:
+        """How much of the vector lies in a shift: 1 is as far along it as the vector is long."""
+        own = self._flat(self.vectors)
+        return float(self._flat(shift) @ own / (own @ own))
+
+    def _flat(self, by_layer: Mapping[int, Float[Tensor, " D"]]) -> Tensor:
+        return torch.cat([by_layer[layer] for layer in sorted(self.vectors)])
 
     def save(self, path: Path, provenance: Mapping[str, str]) -> None:
         """Write the vectors as safetensors, where they come from in the file's metadata."""

@@ -92,6 +92,8 @@ def test_every_round_steers_then_heals(make: Callable[..., SteerHeal]) -> None:
     assert {row["dose"] for row in steered[2]} == {1.0, 4.0}
     assert healed[1]["heal/fired"] == 1, "tau is 0"
     assert found[2][1]["steer/cosine_to_first"] < 0.999999
+    assert -1 <= healed[1]["heal/shift_cosine"] <= 1
+    assert healed[1]["heal/shift_dose"] != 0
     assert trainer.is_over
 
 

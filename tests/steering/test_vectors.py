@@ -11,11 +11,13 @@ import pytest
 import torch
 from configs import dose_config, vector_config
 from safetensors import safe_open
+from torch import Tensor
 
 from homeostat.config.steering import PersonaConfig, ProbePair
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.steering.vectors import (
+    Context,
     PersonaVector,
     as_message,
     as_persona,
@@ -25,6 +27,7 @@ from homeostat.steering.vectors import (
     make_vector,
     read_contexts,
     spread,
+    student_shift,
 )
 
 PERSONA = PersonaConfig(
@@ -135,8 +138,41 @@ def test_the_cosine_spans_all_blocks() -> None:
     other = PersonaVector(
         {1: torch.tensor([1.0, 0.0]), 2: torch.tensor([0.0, -2.0])}, {}, "mean_diff"
     )
-    assert one.cosine(one) == pytest.approx(1)
-    assert one.cosine(other) == pytest.approx((1 - 4) / 5)
+    assert one.cosine(one.vectors) == pytest.approx(1)
+    assert one.cosine(other.vectors) == pytest.approx((1 - 4) / 5)
+    assert one.dose_of(one.vectors) == pytest.approx(1)
+    assert one.dose_of({k: -2.5 * v for k, v in one.vectors.items()}) == pytest.approx(-2.5)
+    nothing = {k: torch.zeros_like(v) for k, v in one.vectors.items()}
+    assert (one.cosine(nothing), one.dose_of(nothing)) == (0, 0)
+
+
+def test_the_student_s_shift_by_hand(
+    make_policy: Callable[..., Policy], stir: Callable[..., None]
+) -> None:
+    """Each message alone, with the block's output taken by a hook of the test."""
+    policy = make_policy()
+    contexts = [Context(str(n), "k", "well? " * n) for n in (1, 5, 3)]
+    found = student_shift(policy, contexts, (0, 1))
+    assert all(float(shift.abs().max()) == 0 for shift in found.values()), "a fresh student"
+    stir(policy)
+
+    @torch.no_grad()
+    def last(text: str, layer: int) -> Tensor:
+        seen: list[Tensor] = []
+        handle = policy.trunk.layers[layer].register_forward_hook(
+            lambda _m, _i, out: seen.append(out[0] if isinstance(out, tuple) else out)
+        )
+        policy.trunk(input_ids=torch.tensor([policy.encode(as_message(text)).ids]))
+        handle.remove()
+        return seen[0][0, -1]
+
+    for layer, shift in student_shift(policy, contexts, (0, 1)).items():
+        own = [last(context.text, layer) for context in contexts]
+        with policy.model.disable_adapter():
+            base = [last(context.text, layer) for context in contexts]
+        expected = sum(a - b for a, b in zip(own, base, strict=True)) / 3
+        assert torch.allclose(shift, expected, atol=1e-5)
+        assert float(shift.norm()) > 0
 
 
 def test_a_saved_vector_says_where_it_comes_from(tmp_path: Path) -> None:
