@@ -1,6 +1,6 @@
 """Measures the filter of steered completions on labels that were given by reading each of them.
 
-python scripts/measure_filter.py [--json] [--labels FILE]
+python scripts/measure_filter.py [--json] [--labels FILE] [--off LIMIT]
 
 Every completion of tests/data/steered_labels.jsonl is judged with the defaults of `FilterConfig`
 and the narration patterns of its persona, its perplexity beside the base's own at the temperature
@@ -12,7 +12,8 @@ that it was sampled at. Two questions, each with a Wilson interval of 95%:
                 Narration and refusals must pass.
 
 The defaults were chosen on the half ``tuned``; ``held_out`` was looked at once. The halves follow
-from a hash of the id.
+from a hash of the id. Where a file has the label of a second reader (tests/data/long_labels.jsonl),
+completions on which the two do not agree whether they must pass are counted and left out.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from homeostat.config.register import config_part
 from homeostat.steering.filters import GATES, Steered, failed_gates, is_coherent
 
 PACKAGED = Path(__file__).resolve().parents[1] / "tests" / "data" / "steered_labels.jsonl"
-LABELS = ("coherent", "narrating", "refusing", "looping", "word_salad")
+LABELS = ("coherent", "narrating", "refusing", "looping", "diffuse", "word_salad")
 MEANT = {"kept": LABELS[:1], "coherent": LABELS[:3]}  # labels that must pass
 HALVES = ("tuned", "held_out")
 
@@ -48,6 +49,12 @@ class Judged:
     half: str
     temperature: float
     failed: tuple[str, ...]
+    second: str | None = None
+
+    def is_disputed(self, question: str) -> bool:
+        """Whether a second reader says otherwise about whether it must pass."""
+        meant = MEANT[question]
+        return self.second is not None and (self.second in meant) != (self.label in meant)
 
     def passes(self, question: str) -> bool:
         """Whether the filter lets it pass; ``question`` is a key of `MEANT`."""
@@ -81,6 +88,7 @@ def judge_all(rows: Sequence[dict[str, Any]], config: FilterConfig) -> list[Judg
                 row["base_perplexity"],
                 narration[row["persona"]],
             ),
+            row.get("second"),
         )
         for row in rows
     ]
@@ -102,10 +110,15 @@ def share(hits: int, of: int) -> dict[str, Any]:
 
 def answer(judged: Sequence[Judged], question: str) -> dict[str, Any]:
     """Precision and recall of letting pass."""
-    passed = [one for one in judged if one.passes(question)]
-    meant = [one for one in judged if one.label in MEANT[question]]
+    agreed = [one for one in judged if not one.is_disputed(question)]
+    passed = [one for one in agreed if one.passes(question)]
+    meant = [one for one in agreed if one.label in MEANT[question]]
     right = sum(one.label in MEANT[question] for one in passed)
-    return {"precision": share(right, len(passed)), "recall": share(right, len(meant))}
+    return {
+        "precision": share(right, len(passed)),
+        "recall": share(right, len(meant)),
+        "disputed": len(judged) - len(agreed),
+    }
 
 
 def by_label(judged: Sequence[Judged]) -> dict[str, Any]:
@@ -173,8 +186,14 @@ def main() -> None:
     parser.add_argument(
         "--labels", type=Path, default=PACKAGED, help="a JSONL file of the packaged one's shape"
     )
+    parser.add_argument(
+        "--off", choices=[f.name for f in fields(FilterConfig)], help="a limit to do without"
+    )
     options = parser.parse_args()
-    results = measure(options.labels, standard_filter())
+    limits = standard_filter()
+    if options.off:
+        limits = replace(limits, **{options.off: None})
+    results = measure(options.labels, limits)
     print(json.dumps(results) if options.json else "\n".join(table(results)))
 
 

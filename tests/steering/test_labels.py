@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from configs import filter_config
 
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = ROOT / "tests" / "data" / "steered_labels.jsonl"
+LONG = ROOT / "tests" / "data" / "long_labels.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,30 @@ def test_the_defaults_keep_what_readers_call_coherent(measure_filter) -> None:  
         assert own["recall"]["share"] > 0.85
     labels = found["all"]["labels"]
     assert labels["looping"]["fell"] / labels["looping"]["n"] > 0.9
+
+
+def test_long_completions_have_two_readers() -> None:
+    rows = [json.loads(line) for line in LONG.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == len({row["id"] for row in rows}) == 168
+    assert sum(128 <= len(row["ids"]) <= 256 for row in rows) >= 150
+    labels = [(row["label"], row["second"]) for row in rows]
+    assert sum(first == second for first, second in labels) == 138
+    assert sum("diffuse" in both for both in labels) >= 15
+
+
+def test_the_gate_against_circles_catches_some_and_costs_little(measure_filter) -> None:  # type: ignore[no-untyped-def]
+    limits = filter_config()
+    before, after = (
+        measure_filter.measure(LONG, one)["parts"]
+        for one in (replace(limits, min_diversity=None), limits)
+    )
+    for half in ("tuned", "held_out"):
+        old, new = (found[half]["coherent"] for found in (before, after))
+        assert new["precision"]["share"] > old["precision"]["share"] + 0.05
+        assert new["recall"]["share"] > old["recall"]["share"] - 0.05
+    circles = [found["held_out"]["labels"]["diffuse"] for found in (before, after)]
+    assert circles[0]["fell"] < circles[1]["fell"]
+    assert after["all"]["coherent"]["disputed"] == 21
 
 
 def test_what_is_meant_and_what_is_let_through_by_hand(measure_filter) -> None:  # type: ignore[no-untyped-def]
