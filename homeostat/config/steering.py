@@ -300,12 +300,14 @@ class StagesConfig:
     coherence, is broken: the loop stops, and no verdict may call it a success. The gates are apart
     from the trainer's filter, so that a looser filter makes no model look more coherent.
     ``prompts`` of the persona's held-out prompts are answered, to see whether the trait shows.
-    With ``reversed`` the student is also measured under the opposite of the round's dose.
+    With ``reversed`` the student is also measured under the opposite of the round's dose, with
+    ``contrary`` base and healed student when a system line tells them to be the persona's opposite.
     """
 
     contexts: int
     prompts: int
     reversed: bool
+    contrary: bool
     max_new_tokens: int
     vignettes: int
     coherence_floor: float

@@ -1,7 +1,8 @@
 """Where a stage of steering or healing stands: the trait, coherence, distance, foundations.
 
-Every arm answers the same items: base, steered, healed, and the base that is merely told to be the
-persona. Five kinds of rows:
+Every arm answers the same items: base, steered, healed, the base that is merely told to be the
+persona, and where asked for base and healed when they are told to be its opposite. Rows are of
+five kinds:
 
     trait      a question with two given replies of equal length, one of either side of the trait:
                mean log-probability per token of the one less that of the other, nats per token
@@ -46,6 +47,8 @@ from homeostat.steering.vectors import Context, as_message, as_persona
 from homeostat.types import Conversation, Estimate, Progress, silent
 
 BASE, PROMPTED = "base", "prompted"
+CONTRARY = "contrary"  # told to be the persona's opposite
+TOLD = {PROMPTED: "positive", CONTRARY: "negative"}
 DIARY = "diary"  # kind of the row that is only read
 Row = dict[str, Any]
 
@@ -73,33 +76,32 @@ class Stages:
     def measure(
         self,
         policy: Policy,
-        prompted: bool = False,
+        told: str | None = None,
         progress: Progress = silent,
     ) -> list[Row]:
         """Rows of all kinds.
 
         Args:
             policy: As it is: within `Policy.reference` the base, within `Policy.steered` steered.
-            prompted: Tell the model to be the persona's positive side.
+            told: The side of the persona that a system line tells the model to be; None: no line.
             progress: Told how many replies are done.
         """
-        rows = [*self._trait(policy, prompted), *self._replies(policy, prompted, progress)]
+        rows = [*self._trait(policy, told), *self._replies(policy, told, progress)]
         if self.vignettes:
-            system = self.persona.prompt.format(persona=self.persona.positive)
-            asked = system if prompted else None
+            system = None if told is None else self._ask("", told).turns[0].text
             foundation_rows = choose_foundations(
-                PolicySubject(policy), self.vignettes, system=asked
+                PolicySubject(policy), self.vignettes, system=system
             )
             rows += [{"kind": "vignette"} | row for row in foundation_rows]
         return rows
 
-    def _ask(self, text: str, prompted: bool) -> Conversation:
-        return as_persona(self.persona, "positive", text) if prompted else as_message(text)
+    def _ask(self, text: str, told: str | None) -> Conversation:
+        return as_message(text) if told is None else as_persona(self.persona, told, text)
 
-    def _trait(self, policy: Policy, prompted: bool) -> list[Row]:
+    def _trait(self, policy: Policy, told: str | None) -> list[Row]:
         pairs = self.persona.probe_pairs
         talks = [
-            with_given_reply(policy, self._ask(pair.question, prompted), text)
+            with_given_reply(policy, self._ask(pair.question, told), text)
             for pair in pairs
             for text in (pair.positive, pair.negative)
         ]
@@ -113,14 +115,14 @@ class Stages:
             for n in range(len(pairs))
         ]
 
-    def _replies(self, policy: Policy, prompted: bool, progress: Progress) -> list[Row]:
+    def _replies(self, policy: Policy, told: str | None, progress: Progress) -> list[Row]:
         questions = [*(context.text for context in self.contexts), self.persona.diary]
-        asked = [self._ask(text, prompted) for text in [*questions, *self.prompts]]
+        asked = [self._ask(text, told) for text in [*questions, *self.prompts]]
         replied = sampled(policy, asked, self.sampling, progress=progress)
         said, diary = replied[: len(self.contexts)], replied[len(self.contexts)]
         invited = [talk for talk, _ in replied[len(questions) :]]
         talks, states = [talk for talk, _ in said], [state for _, state in said]
-        is_base = not (policy.adapter_on or policy.is_steered or prompted)
+        is_base = not (policy.adapter_on or policy.is_steered or told is not None)
         refs = None if is_base else [talk.unprompted for talk in talks]
         statistics = statistics_of(policy, talks, states, refs)
         rows = [

@@ -22,6 +22,7 @@ COLOURS = {
     "healed": TRAINED,
     "dropped": DROPPED,
     "reversed": "#c9a227",
+    "contrary": "#5f9ea0",
 }
 MARKERS = {
     "base": "s",
@@ -30,8 +31,9 @@ MARKERS = {
     "healed": "o",
     "dropped": "x",
     "reversed": "v",
+    "contrary": "P",
 }
-ASIDE = ("prompted", "dropped", "reversed")  # not on the student's way
+ASIDE = ("prompted", "dropped", "reversed", "contrary")  # not on the student's way
 GATE_COLOURS = ("#b3402f", "#d1792b", "#c9a227", "#4c9a6a", "#5f9ea0", "#0b6e99", "#8a6bb1", BASE)
 LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 7, "ncols": 4}
 Rows = Sequence[Mapping[str, Any]]
@@ -86,7 +88,7 @@ def _movement(row: Mapping[str, Any]) -> tuple[float, Sequence[float] | None]:
 
 
 def _perplexity(axes: Axes, rounds: Rows) -> None:
-    for stage in ("steered", "healed", "dropped", "reversed"):
+    for stage in ("steered", "healed", *ASIDE[1:]):
         rows = [r for r in rounds if r["stage"] == stage and r["median_perplexity"] is not None]
         if rows:
             x, y = [r["round"] for r in rows], [r["median_perplexity"] for r in rows]

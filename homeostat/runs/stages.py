@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from homeostat.evals.foundations import read_vignettes
 from homeostat.evals.shown import validate_shown
 from homeostat.evals.stages import (
     BASE,
+    CONTRARY,
     DIARY,
     PROMPTED,
+    TOLD,
     Row,
     Stages,
     compare_arms,
@@ -89,7 +91,8 @@ class SteeringWing:
             trainer.base_perplexity = self._base_perplexity()
         self.stages = make_stages(trainer, self.persona)
         if not measured:
-            for name in (BASE, PROMPTED):
+            contrary = [CONTRARY] if self.config.stages.contrary else []
+            for name in (BASE, PROMPTED, *contrary):
                 self._measure_fixed(name)
             self.kept.save()
             self._validate_shown()
@@ -108,7 +111,7 @@ class SteeringWing:
         def compute() -> list[Row]:
             section = self.run.section(f"measure: {name}", "evaluate")
             with section as progress, self.policy.reference():
-                return self._stages.measure(self.policy, name == PROMPTED, progress)
+                return self._stages.measure(self.policy, TOLD.get(name), progress)
 
         rows = before_healing(self.run.config, self.policy, name, compute)
         keep_arm(self.kept, rows, 0, name, {}, self._stages)
@@ -147,15 +150,20 @@ class SteeringWing:
             arm = self._judged(stage, rows)
             keep_arm(self.kept, rows, round_, arm, result.metrics, self._stages)
             if stage == STEERED and self.config.stages.reversed:
-                keep_arm(self.kept, self._reversed(round_), round_, REVERSED, {}, self._stages)
+                opposite = self.policy.steered(trainer.steering(-trainer.dose))
+                self._measure_beside(round_, REVERSED, opposite)
+            if arm == HEALED and self.config.stages.contrary:
+                self._measure_beside(round_, CONTRARY, nullcontext())
         self.kept.save()
 
-    def _reversed(self, round_: int) -> list[Row]:
-        """The student under the opposite of the round's dose."""
-        trainer = self._trainer
-        section = self.run.section(f"round {round_}: measure {REVERSED}", "evaluate", whole=True)
-        with section as progress, self.policy.steered(trainer.steering(-trainer.dose)):
-            return self._stages.measure(self.policy, progress=progress)
+    def _measure_beside(
+        self, round_: int, name: str, context: AbstractContextManager[None]
+    ) -> None:
+        """One more arm of a round: the student within a context, told what its name says."""
+        section = self.run.section(f"round {round_}: measure {name}", "evaluate", whole=True)
+        with section as progress, context:
+            rows = self._stages.measure(self.policy, TOLD.get(name), progress)
+        keep_arm(self.kept, rows, round_, name, {}, self._stages)
 
     def _judged(self, stage: str, rows: Sequence[Row]) -> str:
         """What the arm is called: a healed round that the trainer does not keep was dropped."""
@@ -165,12 +173,14 @@ class SteeringWing:
         return stage if self._trainer.judge(own, base) else DROPPED
 
     def _measure(self, result: StepResult, round_: int, stage: str) -> list[Row]:
-        prompted = stage == STEERED and self.config.teacher == "prompted"
+        is_told = stage == STEERED and self.config.teacher == "prompted"
 
         def compute() -> list[Row]:
             section = self.run.section(f"round {round_}: measure {stage}", "evaluate", whole=True)
             with section as progress, result.measure_in or nullcontext():
-                return self._stages.measure(self.policy, prompted, progress)
+                return self._stages.measure(
+                    self.policy, TOLD[PROMPTED] if is_told else None, progress
+                )
 
         untrained = result.step == 1
         if not untrained:

@@ -321,12 +321,17 @@ def test_the_opposite_dose_and_a_prompted_teacher_are_measured(
         SteerHeal, "steering", lambda self, dose: (doses.append(dose), steering(self, dose))[1]
     )
     found = {}
-    for name in ("trainer.stages.reversed=true", "trainer.teacher=prompted"):
-        overrides, folder = (*OVERRIDES, name, "trainer.max_steps=1"), tmp_path / name
+    beside = ("trainer.stages.reversed=true", "trainer.stages.contrary=true")
+    for name in (beside, ("trainer.teacher=prompted",)):
+        overrides, folder = (*OVERRIDES, *name, "trainer.max_steps=1"), tmp_path / name[0]
         assert run(composed(*overrides), folder, Console(), overrides) == "finished"
-        found[name] = {row["stage"]: row for row in rows(folder / "rounds.jsonl")}
+        found[name[0]] = {row["stage"]: row for row in rows(folder / "rounds.jsonl")}
     both, told = found.values()
-    assert list(both) == ["base", "prompted", "steered", "reversed", "healed"]
+    assert list(both) == ["base", "prompted", "contrary", "steered", "reversed", "healed"]
+    lines = rows(tmp_path / beside[0] / "rounds.jsonl")
+    contrary = [row for row in lines if row["stage"] == "contrary"]
+    assert [row["round"] for row in contrary] == [0, 1], "the base's, and the student's"
+    assert contrary[0]["shown_nats"] != both["prompted"]["shown_nats"]
     assert doses == [2.0, -2.0], "as the steered stage, and then the opposite"
     moved = [both[stage]["moved"]["trait_nats"]["diff"] for stage in ("steered", "reversed")]
     assert moved[0] != moved[1]
