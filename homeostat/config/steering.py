@@ -329,39 +329,24 @@ class StagesConfig:
 
 
 @dataclass(kw_only=True)
-class SteerHealConfig(TrainerConfig):
-    """Steer, filter, heal, bake, repeat; see `homeostat.steering.loop`.
+class SteeringConfig(TrainerConfig):
+    """What every trainer has that learns from steered completions; a batch is that many.
 
-    A step is one round, a batch that many steered completions. With a ``target`` further batches
-    are sampled until so many have passed the filter, ``most_batches`` at most. A round of which
-    less than ``min_kept`` of the target, or without one of a batch, passes is not trained on: the
-    run ends as starved. Completions answer neutral ``contexts``, or the ``persona``'s prompts
-    (``asked``), and are drawn from the ``top_k`` likeliest tokens and of these from the likeliest
-    that reach ``top_p``. The ``teacher`` that completions come from is the student when it is
-    ``steered``, or, as a control for mere distillation, when it is ``prompted`` to be the persona
-    and not steered at all.
-
-    A healed round is good if the share of its replies that are coherent is at least ``good`` of the
-    base's. With ``adopt: good`` any other is dropped, and the loop goes on from the last good one.
+    Completions answer neutral ``contexts``, or the ``persona``'s prompts (``asked``), and are drawn
+    from the ``top_k`` likeliest tokens and of these from the likeliest that reach ``top_p``.
+    ``min_kept`` is the least share of them that must pass the filter.
     """
 
-    schema: ClassVar[str] = "trainer/steer_heal"
     wing: ClassVar[str] = "steering"
     needs_persona: ClassVar[bool] = True
     micro_batch_key: ClassVar[str | None] = "trainer.heal.micro_batch_tokens"
 
-    _target_: str = "homeostat.steering.loop.SteerHeal"
     max_new_tokens: int
     temperature: float
     top_p: float
     top_k: int | None
-    teacher: str
     asked: str
-    target: int | None
-    most_batches: int
     min_kept: float
-    good: float
-    adopt: str
     vector: VectorConfig
     dose: DoseConfig
     filter: FilterConfig
@@ -377,24 +362,123 @@ class SteerHealConfig(TrainerConfig):
             temperature=self.temperature,
         )
         require_at_most("trainer", MOST_TOKENS, max_new_tokens=self.max_new_tokens)
-        require_fraction("trainer", min_kept=self.min_kept, good=self.good)
-        require_one_of("trainer.teacher", self.teacher, TEACHERS)
+        require_fraction("trainer", min_kept=self.min_kept)
         require_one_of("trainer.asked", self.asked, ASKED)
+        require(
+            0 < self.top_p <= 1,
+            f"trainer.top_p={self.top_p} must be above 0 and at most 1, where 1 keeps all tokens.",
+        )
+        _require_count("top_k", self.top_k)
+
+
+@dataclass(kw_only=True)
+class SteerHealConfig(SteeringConfig):
+    """Steer, filter, heal, bake, repeat; see `homeostat.steering.loop`. A step is one round.
+
+    With a ``target`` further batches are sampled until so many have passed the filter,
+    ``most_batches`` at most. A round of which less than ``min_kept`` of the target, or without one
+    of a batch, passes is not trained on: the run ends as starved. The ``teacher`` that completions
+    come from is the student when it is ``steered``, or, as a control for mere distillation, when it
+    is ``prompted`` to be the persona and not steered at all.
+
+    A healed round is good if the share of its replies that are coherent is at least ``good`` of the
+    base's. With ``adopt: good`` any other is dropped, and the loop goes on from the last good one.
+    """
+
+    schema: ClassVar[str] = "trainer/steer_heal"
+
+    _target_: str = "homeostat.steering.loop.SteerHeal"
+    teacher: str
+    target: int | None
+    most_batches: int
+    good: float
+    adopt: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_fraction("trainer", good=self.good)
+        require_one_of("trainer.teacher", self.teacher, TEACHERS)
         require_one_of("trainer.adopt", self.adopt, ADOPTED)
         require(
             self.teacher == "steered" or not self.stages.reversed,
             "trainer.stages.reversed=true measures the opposite of a dose, and "
             "trainer.teacher=prompted has none; use one of them.",
         )
-        require(
-            0 < self.top_p <= 1,
-            f"trainer.top_p={self.top_p} must be above 0 and at most 1, where 1 keeps all tokens.",
-        )
-        for name in ("top_k", "target"):
-            value = getattr(self, name)
-            require(
-                value is None or value >= 1,
-                f"trainer.{name}={value} must be at least 1, or null to do without.",
-            )
+        _require_count("target", self.target)
         require_positive("trainer", most_batches=self.most_batches)
         require_at_most("trainer", MOST, most_batches=self.most_batches)
+
+
+@dataclass(kw_only=True)
+class SteerOnlineConfig(SteeringConfig):
+    """Steered completions as the exploration of a policy gradient; see `homeostat.steering.online`.
+
+    A step is one batch and one update. ``group`` completions answer each message, spread over
+    ``shares`` of the dose, 0 being the student itself. A completion is paid ``shown_nats``, less
+    ``failure_price`` where it falls through the filter. A token counts by how much likelier the
+    unsteered student is to say it than the steered one that said it, at most ``max_importance``.
+
+    The dose begins at ``dose.low`` and follows a set point: its logarithm rises by ``dose_lr``
+    times the share of the steered completions that pass the filter less ``target_pass``. Every
+    ``measure_every`` steps, and after the last one, the student is measured.
+    """
+
+    schema: ClassVar[str] = "trainer/steer_online"
+
+    _target_: str = "homeostat.steering.online.SteerOnline"
+    group: int
+    shares: list[float]
+    failure_price: float
+    max_importance: float
+    target_pass: float
+    dose_lr: float
+    measure_every: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(
+            "trainer",
+            max_importance=self.max_importance,
+            dose_lr=self.dose_lr,
+            measure_every=self.measure_every,
+        )
+        require_fraction("trainer", target_pass=self.target_pass)
+        require(
+            self.group >= 2 and self.batch_size % self.group == 0,
+            f"trainer.group={self.group} must be at least 2 and divide "
+            f"trainer.batch_size={self.batch_size}: completions of a group are compared.",
+        )
+        require(
+            bool(self.shares) and all(math.isfinite(share) for share in self.shares),
+            f"trainer.shares={self.shares} must be numbers, at least one.",
+        )
+        require(
+            any(self.shares),
+            f"trainer.shares={self.shares} steer nothing; give one that is not 0.",
+        )
+        require(
+            self.failure_price >= 0,
+            f"trainer.failure_price={self.failure_price} must be 0 or above.",
+        )
+        require(
+            self.barrier.reference == "base" and self.barrier.tau != QUANTILE,
+            f"trainer.barrier.reference={self.barrier.reference} and tau={self.barrier.tau}: "
+            "without rounds there is only reference=base, and no pilot for tau=quantile.",
+        )
+        require(
+            self.heal.validation == 0 and self.heal.warmup == 0,
+            f"trainer.heal.validation={self.heal.validation} and warmup={self.heal.warmup} are of "
+            "a round of healing; trainer.steer_online has none, so both must be 0.",
+        )
+        require(
+            not self.stages.reversed,
+            "trainer.stages.reversed=true measures a steered stage, and trainer=steer_online has "
+            "none; leave it false.",
+        )
+
+
+def _require_count(name: str, value: int | None) -> None:
+    require(
+        value is None or value >= 1,
+        f"trainer.{name}={value} must be at least 1, or null to do without.",
+    )

@@ -1,13 +1,8 @@
-"""The trait in what a model says itself, as the frozen base reads it.
+"""Whether the reading of the trait in a model's own replies can be believed.
 
-    shown = (log p(reply | positive side, prompt) - log p(reply | negative side, prompt)) / tokens
-
-With both sides as likely beforehand that is, by Bayes, the log-odds of the persona's two
-descriptions given the reply, per token. Given pairs say what a model would rather say; this says
-whether the trait shows. The prompts invite it and are never steered or trained on.
-
-Whether the reading can be believed is measured before anything is trained: on replies of the base
-that is told to be either side, beside what mere length and speaking of oneself could tell.
+Measured before anything is trained: on replies of the base that is told to be either side, beside
+what mere length and speaking of oneself could tell. Replies and reading are of the same base, so
+that this is the best case: a reading that fails here reads nothing.
 """
 
 from __future__ import annotations
@@ -20,40 +15,13 @@ import numpy as np
 
 from homeostat.config.steering import PersonaConfig
 from homeostat.models.adapters import Policy
-from homeostat.rollout.replies import Sampling, read_replies, reply_ids, sampled
+from homeostat.rollout.replies import Sampling, reply_ids, sampled
 from homeostat.signals.probing.auroc import auroc, auroc_samples, interval95
+from homeostat.steering.shown import SIDES, shown_nats
 from homeostat.steering.vectors import as_persona
-from homeostat.types import Conversation, Progress, Turn, silent
+from homeostat.types import Progress, silent
 
 FIRST_PERSON = re.compile(r"\b(?:i|me|my|mine|myself|i'm|i've|i'll|i'd)\b")
-SIDES = ("positive", "negative")
-
-
-def shown_nats(
-    policy: Policy, persona: PersonaConfig, talks: Sequence[Conversation]
-) -> list[float | None]:
-    """Log-odds of the positive side given each reply, nats per token, under the frozen base.
-
-    Args:
-        policy: Only its base is asked.
-        persona: The two sides.
-        talks: Each ends with a reply; system turns are left away. An empty reply shows nothing:
-            None.
-    """
-    spoken = [i for i, talk in enumerate(talks) if reply_ids(talk)]
-    plain = [talks[i].unprompted.turns for i in spoken]
-    with policy.reference():
-        means = [
-            [
-                float(one.logprob.mean())
-                for one in read_replies(policy, [_told(persona, side, turns) for turns in plain])
-            ]
-            for side in SIDES
-        ]
-    found: list[float | None] = [None] * len(talks)
-    for place, positive, negative in zip(spoken, *means, strict=True):
-        found[place] = positive - negative
-    return found
 
 
 def validate_shown(
@@ -102,8 +70,3 @@ def _area(label: np.ndarray, score: Sequence[float | None], group: np.ndarray) -
     known = np.array([value for value in score if value is not None])
     samples = auroc_samples(label[there], known, group[there])
     return {"auroc": auroc(label[there], known), "ci95": interval95(samples)}
-
-
-def _told(persona: PersonaConfig, side: str, turns: Sequence[Turn]) -> Conversation:
-    system = as_persona(persona, side, "").turns[0]
-    return Conversation((system, *turns))

@@ -10,7 +10,7 @@ five kinds:
                under the plain base, whether it passes the gates of coherence, KL from the base per
                token
     shown      a message that invites the trait, with a sampled reply: how much of it shows there
-               (`homeostat.evals.shown`), nats per token
+               (`homeostat.steering.shown`), nats per token
     vignette   the forced choice over moral foundations
     diary      the persona's own question with a sampled reply, to be read and not to be counted
 
@@ -29,7 +29,6 @@ import scipy
 
 from homeostat.config.steering import PersonaConfig, StagesConfig
 from homeostat.evals.foundations import FOUNDATIONS, Vignette, choose_foundations, informedness
-from homeostat.evals.shown import shown_nats
 from homeostat.evals.stats import compare_paired
 from homeostat.evals.subject import PolicySubject
 from homeostat.models.adapters import Policy
@@ -43,6 +42,7 @@ from homeostat.rollout.replies import (
 )
 from homeostat.signals.repetition import repetition
 from homeostat.steering.filters import Steered, failed_gates, is_coherent
+from homeostat.steering.shown import shown_nats
 from homeostat.steering.vectors import Context, as_message, as_persona
 from homeostat.types import Conversation, Estimate, Progress, silent
 

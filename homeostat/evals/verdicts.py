@@ -89,7 +89,10 @@ def _can_filter(filtered: Sequence[tuple[int, int]], least: float) -> Verdict:
 
 
 def _heals(arms: Mapping[tuple[int, str], Rows], last: int, config: StagesConfig) -> Verdict:
-    base, steered, healed = arms[0, "base"], arms[last, "steered"], arms[last, "healed"]
+    base, steered, healed = arms[0, "base"], arms.get((last, "steered")), arms[last, "healed"]
+    if steered is None:
+        why = "no steered student was measured"
+        return Verdict(*QUESTIONS[0], UNKNOWN, None, None, 0.0, why)
     gain = compare_arms(steered, healed, config.bootstrap_samples)["log_perplexity"]
     moved_s = compare_arms(base, steered, config.bootstrap_samples)["trait_nats"]
     moved_h = compare_arms(base, healed, config.bootstrap_samples)["trait_nats"]

@@ -16,7 +16,7 @@ from typing import Any
 from homeostat.config.register import build
 from homeostat.config.rows import kept_rows
 from homeostat.config.run import RunConfig
-from homeostat.config.steering import PersonaConfig, SteerHealConfig
+from homeostat.config.steering import PersonaConfig, SteeringConfig
 from homeostat.evals.foundations import read_vignettes
 from homeostat.evals.shown import validate_shown
 from homeostat.evals.stages import (
@@ -40,7 +40,13 @@ from homeostat.report.metrics import write_rows
 from homeostat.runs.context import Run
 from homeostat.runs.memory import PROMPT_TOKENS
 from homeostat.steering.bank import fallen_by_gate
-from homeostat.steering.loop import DROPPED, HEALED, STEERED, SteerHeal, share_contexts
+from homeostat.steering.trainer import (
+    DROPPED,
+    HEALED,
+    STEERED,
+    SteeringTrainer,
+    share_contexts,
+)
 from homeostat.types import StepResult, Trainer
 
 EVALUATION, POLES = 13, 19  # keys of the random numbers behind the replies that measure an arm
@@ -60,9 +66,9 @@ class SteeringWing:
         self.run = run
         self.policy = policy
         self.persona: PersonaConfig = run.config.persona  # type: ignore[assignment]
-        self.config: SteerHealConfig = run.config.trainer  # type: ignore[assignment]
+        self.config: SteeringConfig = run.config.trainer  # type: ignore[assignment]
         self.kept = ArmLog(run.folder)
-        self.trainer: SteerHeal | None = None
+        self.trainer: SteeringTrainer | None = None
         self.stages: Stages | None = None
         self.verdicts: list[Verdict] = []
 
@@ -75,7 +81,7 @@ class SteeringWing:
         run = self.run
         self.trainer = build(
             self.config,
-            SteerHeal,
+            SteeringTrainer,
             policy=self.policy,
             persona=self.persona,
             seed=run.config.seed,
@@ -138,14 +144,13 @@ class SteeringWing:
 
     def after_step(self, result: StepResult) -> None:
         """Measure a steered or healed student, and keep what was measured."""
-        trainer, stage, round_ = self._trainer, str(result.stage), (result.step + 1) // 2
-        if stage == STEERED:
-            rows = fallen_by_gate(result.episodes)
-            self.kept.add("evals/filter.jsonl", rows, round_, stage)
+        trainer, stage, round_ = self._trainer, result.stage, (result.step + 1) // 2
+        if result.episodes:
+            fallen = fallen_by_gate(result.episodes)
+            self.kept.add("evals/filter.jsonl", fallen, round_, STEERED)
             self._save_vector(round_)
-        else:
-            self.kept.add("heal.jsonl", result.details, round_, stage)
-        if not (stage == STEERED and trainer.starved):
+        self.kept.add("heal.jsonl", result.details, round_, HEALED)
+        if stage is not None and not (stage == STEERED and trainer.starved):
             rows = self._measure(result, round_, stage)
             arm = self._judged(stage, rows)
             keep_arm(self.kept, rows, round_, arm, result.metrics, self._stages)
@@ -173,7 +178,7 @@ class SteeringWing:
         return stage if self._trainer.judge(own, base) else DROPPED
 
     def _measure(self, result: StepResult, round_: int, stage: str) -> list[Row]:
-        is_told = stage == STEERED and self.config.teacher == "prompted"
+        is_told = stage == STEERED and self._trainer.source.is_told
 
         def compute() -> list[Row]:
             section = self.run.section(f"round {round_}: measure {stage}", "evaluate", whole=True)
@@ -198,8 +203,10 @@ class SteeringWing:
         vector.save(path, about | {"fingerprint": base.fingerprint})
 
     def report_step(self, result: StepResult, seconds: float) -> None:
-        """One line about a stage."""
+        """A line about every arm that was measured, and one about a batch of steering online."""
         del seconds
+        if "steer/shown_own" in result.metrics:
+            self.run.console.say(describe_batch(result))
         for row in self.kept.rows["rounds.jsonl"]:
             if _stage_number(row) == result.step:
                 self.run.console.say(describe_stage(row))
@@ -240,7 +247,7 @@ class SteeringWing:
         """Nothing: every stage has said its line."""
 
     @property
-    def _trainer(self) -> SteerHeal:
+    def _trainer(self) -> SteeringTrainer:
         if self.trainer is None:
             raise ValueError("prepare the wing before it measures anything.")
         return self.trainer
@@ -252,7 +259,7 @@ class SteeringWing:
         return self.stages
 
 
-def make_stages(trainer: SteerHeal, persona: PersonaConfig) -> Stages:
+def make_stages(trainer: SteeringTrainer, persona: PersonaConfig) -> Stages:
     """The measurement of every arm."""
     config = trainer.config
     assert trainer.base_perplexity is not None
@@ -318,6 +325,16 @@ def lost_coherence(kept: ArmLog, stages: Stages, done: int) -> str | None:
     return (
         f"broken: {share:.2f} of the healed model's replies are coherent in round {done // 2}, and "
         f"trainer.stages.coherence_floor={floor:g}"
+    )
+
+
+def describe_batch(result: StepResult) -> str:
+    """One line about a batch of steering online: dose, what passes, and what shows."""
+    found = result.metrics
+    return (
+        f"batch {result.step // 2}: dose {found['steer/dose']:.2f}, of the steered "
+        f"{found['steer/passes_steered']:.2f} pass; shown {found['steer/shown_own']:+.3f} own, "
+        f"{found['steer/shown_steered']:+.3f} steered"
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from homeostat.config.steering import PersonaConfig, SteerHealConfig
+from homeostat.config.steering import PersonaConfig, SteeringConfig
 from homeostat.models.adapters import Policy
 from homeostat.models.hooks import Steering
 from homeostat.models.logprobs import token_statistics
@@ -45,19 +45,23 @@ class Source:
         contexts: Messages that may be steered on.
         seed: Of the run.
         watch: Told where the time goes.
+        group: Completions in a row that answer the same message.
+        is_told: Whether a system line tells whoever completes to be the persona.
     """
 
-    config: SteerHealConfig
+    config: SteeringConfig
     policy: Policy
     persona: PersonaConfig
     contexts: Sequence[Context]
     seed: int
     watch: Stopwatch
+    group: int = 1
+    is_told: bool = False
 
     def ask(self, round_: int, first: int, count: int) -> list[Conversation]:
         """Messages of a round's completions, each as often as the others."""
         order = np.random.default_rng([self.seed, ORDER, round_]).permutation(len(self.contexts))
-        places = (order[(first + i) % len(order)] for i in range(count))
+        places = (order[(first + i) // self.group % len(order)] for i in range(count))
         return [as_message(self.contexts[place].text) for place in places]
 
     def framed(self, talks: Sequence[Conversation]) -> list[Conversation]:
@@ -65,7 +69,7 @@ class Source:
         persona, lines = self.persona, []
         if persona.frame is not None:
             lines.append(persona.frame)
-        if self.config.teacher == "prompted":
+        if self.is_told:
             lines.append(persona.prompt.format(persona=persona.positive))
         if not lines:
             return list(talks)

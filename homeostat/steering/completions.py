@@ -9,10 +9,17 @@ from homeostat.types import TokenStream
 
 @dataclass(frozen=True)
 class Completion:
-    """Ids of a prompt and of what followed, tokenised apart: joining them moves no border."""
+    """Ids of a prompt and of what followed, tokenised apart: joining them moves no border.
+
+    Attributes:
+        prompt: Ids.
+        ids: Ids of what followed.
+        weights: What the -log p of each of ``ids`` counts in the loss; None: 1 each.
+    """
 
     prompt: tuple[int, ...]
     ids: tuple[int, ...]
+    weights: tuple[float, ...] | None = None
 
     def require_tokens(self) -> None:
         """Refuse a completion that nothing can be learnt from.

@@ -4,7 +4,8 @@
     repeat epochs times:
         for each minibatch of completions, in an order of this epoch's own:
             D = aggregate of KL(student || reference) over all its completion tokens
-            loss = mean NLL of those tokens + coef relu(D - tau) + spectral_coef mean sigma_max(B A)
+            loss = mean NLL of those tokens, weighted where they have weights,
+                + coef relu(D - tau) + spectral_coef mean sigma_max(B A)
             one AdamW step on the newest adapter; the barrier's control takes in D
         NLL of the completions that were held out
 
@@ -94,6 +95,7 @@ class _Lesson:
     """What is trained on, and with what; without a control there is no barrier in the loss."""
 
     streams: Sequence[TokenStream]
+    weights: Sequence[Tensor]
     references: Sequence[Tensor] | None
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
@@ -104,6 +106,7 @@ class Heal:
     """Trains the policy's newest adapter on completions.
 
     Attributes:
+        optimizer: That goes on from where it is; None: a new one for the round.
         tau: Threshold of the barrier, nats; None until `read_tau`, and after `run` as the barrier's
             control has left it.
     """
@@ -115,6 +118,7 @@ class Heal:
         *,
         policy: Policy,
         round: HealRound,
+        optimizer: torch.optim.Optimizer | None = None,
         progress: Progress = silent,
     ) -> None:
         self.config = config
@@ -122,6 +126,7 @@ class Heal:
         self.policy = policy
         self.round = round
         self.tau = round.tau
+        self.optimizer = optimizer
         self.progress = progress
 
     def run(self, completions: Sequence[Completion]) -> HealResult:
@@ -221,18 +226,17 @@ class Heal:
 
     def _lesson(self, trained: Sequence[Completion], control: FixedControl | None) -> _Lesson:
         streams = [completion.as_stream() for completion in trained]
-        optimizer = torch.optim.AdamW(
-            self.policy.adapter_parameters(),
-            self.round.lr,
-            # With 0.999 the second moment would not have warmed up when training ends.
-            betas=(0.9, self.config.beta2),
-            weight_decay=self.config.weight_decay,
-        )
+        optimizer = self.optimizer or make_optimizer(self.policy, self.config, self.round.lr)
         steps = self.config.epochs * self._parts(len(streams))
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, partial(rate_at, self.config, steps)
         )
-        return _Lesson(streams, self._references(streams), optimizer, schedule, control)
+        weights = [
+            torch.tensor(c.weights or [1.0] * len(c.ids), device=self.policy.device)
+            for c in trained
+        ]
+        references = self._references(streams)
+        return _Lesson(streams, weights, references, optimizer, schedule, control)
 
     def _parts(self, completions: int) -> int:
         """Minibatches of an epoch."""
@@ -271,12 +275,13 @@ class Heal:
         streams = [lesson.streams[i] for i in part]
         references, control = lesson.references, lesson.control
         reference = None if references is None else torch.cat([references[i] for i in part])
+        weight_R = torch.cat([lesson.weights[i] for i in part])
         padded = len(streams) * max(len(stream.ids) for stream in streams)
         large = padded > self.config.micro_batch_tokens
         with self.policy.recomputing(self.round.recompute or large):
-            norms = self._gradient_norms(streams, reference, control) if measured else {}
+            norms = self._gradient_norms(streams, weight_R, reference, control) if measured else {}
             nll_R, divergence_R = self._read(streams, reference)
-            nll, barrier = nll_R.mean(), nll_R.new_zeros(())
+            nll, barrier = (weight_R * nll_R).mean(), nll_R.new_zeros(())
             row: dict[str, Any] = {"nll": float(nll.detach())}
             row |= divergence_row(divergence_R, self.barrier.aggregate, control)
             row |= NOT_MEASURED | norms
@@ -295,6 +300,7 @@ class Heal:
     def _gradient_norms(
         self,
         streams: Sequence[TokenStream],
+        weight_R: Float[Tensor, " R"],
         reference: Float[Tensor, "R D"] | None,
         control: FixedControl | None,
     ) -> dict[str, float]:
@@ -305,7 +311,7 @@ class Heal:
         """
         parameters = self.policy.adapter_parameters()
         nll_R, _ = self._read(streams, None)
-        nll_norm, barrier_norm = gradient_norm(nll_R.mean(), parameters), 0.0
+        nll_norm, barrier_norm = gradient_norm((weight_R * nll_R).mean(), parameters), 0.0
         if control is not None:
             _, divergence_R = self._read(streams, reference)
             assert divergence_R is not None
@@ -347,6 +353,17 @@ class Heal:
         final = forward(self.policy, batch, read_prefix(self.policy, batch))
         mask = batch.response_mask
         return predicting_hidden(final, mask), batch.input_ids[mask]
+
+
+def make_optimizer(policy: Policy, config: HealConfig, lr: float) -> torch.optim.Optimizer:
+    """AdamW over the policy's newest adapter."""
+    return torch.optim.AdamW(
+        policy.adapter_parameters(),
+        lr,
+        # With 0.999 the second moment would not have warmed up when training ends.
+        betas=(0.9, config.beta2),
+        weight_decay=config.weight_decay,
+    )
 
 
 def rate_at(config: HealConfig, steps: int, step: int) -> float:

@@ -14,82 +14,35 @@ can be read off a pilot epoch, so that aggregates of different scale are compare
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
-from homeostat.config.steering import QUANTILE, PersonaConfig, SteerHealConfig
-from homeostat.errors import HomeostatError
+from homeostat.config.steering import PersonaConfig, SteerHealConfig
 from homeostat.models.adapters import Policy
-from homeostat.models.hooks import Steering
-from homeostat.rollout.generate import BATCH
-from homeostat.rollout.replies import reply_ids
-from homeostat.steering.bank import Bank, Source
+from homeostat.steering.bank import Bank
 from homeostat.steering.completions import Completion
 from homeostat.steering.dose import Search, bisect_dose, bisect_to
 from homeostat.steering.heal import Heal, HealRound
-from homeostat.steering.vectors import (
-    Context,
-    PersonaVector,
-    extract,
-    read_contexts,
-    spread,
-    student_shift,
-)
+from homeostat.steering.trainer import HEALED, STEERED, SteeringTrainer
+from homeostat.steering.vectors import extract
 from homeostat.timing import Stopwatch
-from homeostat.types import Conversation, Footprint, Metrics, Progress, StepResult, silent
-
-STEERED, HEALED = "steered", "healed"
-DROPPED = "dropped"  # a healed round that was not good enough to be kept
-# Of a chunk of logits in the backward pass: those of a loss, the reference's log-probabilities and
-# the difference of the two.
-DIVERGENCE_COPIES = 7
+from homeostat.types import Metrics, Progress, StepResult, silent
 
 
-def share_contexts(
-    config: SteerHealConfig, persona: PersonaConfig
-) -> tuple[list[Context], list[Context], list[Context]]:
-    """The contexts that measure, those that the vector is read from, and those to be steered on.
-
-    Raises:
-        HomeostatError: There are too few of them, or of the persona's prompts.
-    """
-    contexts = spread(read_contexts(config.vector.contexts_path), seed=0)
-    measured, read = config.stages.contexts, config.vector.contexts
-    steered_on = contexts[measured + read :]
-    invited = config.asked == "persona"
-    if invited:
-        steered_on = [
-            Context(f"{persona.name}-{number:02d}", "persona", text)
-            for number, text in enumerate(persona.prompts)
-        ]
-    if invited and len(steered_on) < 8:
-        raise HomeostatError(
-            f"persona {persona.name} has {len(steered_on)} prompts and trainer.asked=persona needs "
-            "8 at least; give more by persona.prompts, or use trainer.asked=contexts."
-        )
-    if len(contexts) < measured + read or len(steered_on) < min(config.batch_size, 8):
-        raise HomeostatError(
-            f"{len(contexts)} contexts are too few: trainer.stages.contexts={measured} are for "
-            f"measuring and trainer.vector.contexts={read} for the vector; lower these, or give "
-            "more by trainer.vector.contexts_path."
-        )
-    return contexts[:measured], contexts[measured : measured + read], steered_on
-
-
-class SteerHeal:
+class SteerHeal(SteeringTrainer):
     """The loop; yields twice per round, with the context to measure the policy in.
 
     Attributes:
-        held_out: Contexts that are never steered or trained on.
-        base_perplexity: Median perplexity of the base's own replies; None before the first round.
+        kept: Completions that the round under way is to be healed on.
         good_rounds: Rounds of the student after the last one that was good; 0 is the base.
-        starved: Why the loop ended early, if it did.
-        notices: What the user should know about the rounds so far.
+        is_fresh: Whether the newest adapter has learnt nothing.
     """
+
+    config: SteerHealConfig
 
     def __init__(
         self,
@@ -101,37 +54,13 @@ class SteerHeal:
         watch: Stopwatch,
         progress: Progress = silent,
     ) -> None:
-        self.config = config
-        self.policy = policy
-        self.persona = persona
-        self.seed = seed
-        self.watch = watch
-        self.progress = progress
-        self.held_out, self.read_from, steered_on = share_contexts(config, persona)
-        self.source = Source(config, policy, persona, steered_on, seed, watch)
-        self.done = 0
-        self.base_perplexity: float | None = None
-        self.first_vector: PersonaVector | None = None
-        self.vector: PersonaVector | None = None
-        self.dose = 0.0
-        self.tau = None if config.barrier.tau == QUANTILE else float(config.barrier.tau)
+        super().__init__(
+            config, policy=policy, persona=persona, seed=seed, watch=watch, progress=progress
+        )
+        self.source = replace(self.source, is_told=config.teacher == "prompted")
         self.kept: list[Completion] = []
         self.good_rounds = 0
-        self.is_fresh = True  # the newest adapter has learnt nothing
-        self.starved: str | None = None
-        self.notices: list[str] = []
-
-    @classmethod
-    def footprint(cls, config: SteerHealConfig, length: int) -> Footprint:
-        """What a round will hold, for prompt and completion of ``length`` tokens together."""
-        tokens = config.heal.minibatch * length  # an aggregate needs its whole minibatch at once
-        return Footprint(
-            rows=min(config.batch_size, BATCH),
-            length=length,
-            gradient_tokens=tokens,
-            logit_copies=DIVERGENCE_COPIES,
-            recomputes=config.gradient_checkpointing or tokens > config.heal.micro_batch_tokens,
-        )
+        self.is_fresh = True
 
     @property
     def coming(self) -> str:
@@ -164,16 +93,6 @@ class SteerHeal:
             return None
         return self.policy.steered(self.steering(self.dose))
 
-    def steering(self, dose: float) -> Steering:
-        """The vector of the round under way at a dose."""
-        if self.vector is None:
-            raise ValueError("no round has begun, so there is no vector yet.")
-        return self.vector.steering(dose, self.config.dose)
-
-    def measure_base(self) -> float:
-        """Median perplexity of the base's own replies."""
-        return self.source.base_perplexity(self.progress)
-
     # --- steer ----------------------------------------------------------------------------------
 
     def _steer(self, round_: int) -> tuple[Metrics, list[dict[str, Any]]]:
@@ -199,30 +118,16 @@ class SteerHeal:
                     break
                 bank.fill(self._doses(0))
         passed, wanted = bank.passed(), self.wanted
-        self.kept = [self._completion(bank.talks[i]) for i in passed[-wanted:]]
+        self.kept = [self.completion(bank.talks[i]) for i in passed[-wanted:]]
         if self.starved is None and len(passed) < max(2, config.min_kept * wanted):
             self._starve(bank, f"{len(passed)} of {len(bank)} completions passed the filter")
         verdicts = [bank.failed_gates(completion) for completion in bank.completions]
-        return self._steer_metrics(bank, len(passed), search), self._records(bank, verdicts)
+        return self._steer_metrics(bank, len(passed), search), self.records(bank, verdicts)
 
     @property
     def wanted(self) -> int:
         """Completions that a round trains on at most."""
         return self.config.target or self.config.batch_size
-
-    def _records(self, bank: Bank, verdicts: Sequence[tuple[str, ...]]) -> list[dict[str, Any]]:
-        """The completions as they go to episodes.jsonl."""
-        return [
-            {
-                "step": self.done + 1,
-                "stage": STEERED,
-                "dose": completion.dose,
-                "failed": list(failed),
-                "prompt": talk.unprompted.turns[0].text,
-                "text": completion.text,
-            }
-            for completion, failed, talk in zip(bank.completions, verdicts, bank.talks, strict=True)
-        ]
 
     def _steer_metrics(self, bank: Bank, kept: int, search: Search) -> Metrics:
         assert self.first_vector is not None
@@ -261,10 +166,6 @@ class SteerHeal:
             count = max(left, self.config.batch_size // 2)
             return [self.dose * dose.shares[i % len(dose.shares)] for i in range(count)]
         return [dose.values[i % len(dose.values)] for i in range(self.config.batch_size)]
-
-    def _completion(self, talk: Conversation) -> Completion:
-        prompt = self.policy.encode(Conversation(talk.unprompted.turns[:-1])).ids
-        return Completion(tuple(prompt), reply_ids(talk))
 
     def _starve(self, bank: Bank, why: str) -> None:
         """End the loop: there is too little to train on."""
@@ -306,23 +207,10 @@ class SteerHeal:
             self.tau = heal.tau
         if result.notice is not None:
             self.notices.append(f"round {round_ + 1}: {result.notice}")
-        return {**result.metrics, **self._internal()}, [dict(row) for row in result.steps]
-
-    def _internal(self) -> Metrics:
-        """How far healing has moved the student itself along the first round's vector."""
-        first = self.first_vector
-        assert first is not None
-        with self.watch("vector"):
-            shift = student_shift(self.policy, self.held_out, sorted(first.vectors))
-        return {"heal/shift_cosine": first.cosine(shift), "heal/shift_dose": first.dose_of(shift)}
+        return {**result.metrics, **self.internal()}, [dict(row) for row in result.steps]
 
     def judge(self, coherence: float | None, of_base: float | None) -> bool:
-        """Take in how coherent the healed student is; whether its newest round is kept.
-
-        Args:
-            coherence: Share of its replies that are; None if that is not known.
-            of_base: The same share of the base's.
-        """
+        """See `SteeringTrainer.judge`; a round that is not good may be dropped."""
         good = (
             coherence is not None
             and of_base is not None
@@ -339,40 +227,16 @@ class SteerHeal:
     # --- state ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the stages still to come depend on, beside the adapters."""
-        return {
-            "done": self.done,
-            "base_perplexity": self.base_perplexity,
-            "dose": self.dose,
-            "tau": self.tau,
+        """See `SteeringTrainer.state_dict`."""
+        return super().state_dict() | {
             "good_rounds": self.good_rounds,
             "is_fresh": self.is_fresh,
-            "starved": self.starved,
-            "notices": self.notices,
             "kept": [asdict(completion) for completion in self.kept],
-            "vectors": [
-                None
-                if vector is None
-                else {
-                    "vectors": dict(vector.vectors),
-                    "relative_norm": dict(vector.relative_norm),
-                    "kind": vector.kind,
-                }
-                for vector in (self.first_vector, self.vector)
-            ],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue after the stage that `state_dict` was taken at."""
-        self.done = int(state["done"])
-        self.base_perplexity = state["base_perplexity"]
-        self.dose = float(state["dose"])
-        self.tau = state["tau"]
+        """See `SteeringTrainer.load_state_dict`."""
+        super().load_state_dict(state)
         self.good_rounds = int(state["good_rounds"])
         self.is_fresh = bool(state["is_fresh"])
-        self.starved = state["starved"]
-        self.notices = list(state["notices"])
         self.kept = [Completion(tuple(c["prompt"]), tuple(c["ids"])) for c in state["kept"]]
-        self.first_vector, self.vector = (
-            None if stored is None else PersonaVector(**stored) for stored in state["vectors"]
-        )

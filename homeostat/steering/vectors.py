@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -169,6 +170,14 @@ class PersonaVector:
         """How much of the vector lies in a shift: 1 is as far along it as the vector is long."""
         own = self._flat(self.vectors)
         return float(self._flat(shift) @ own / (own @ own))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What makes the vector anew, as tensors and plain values."""
+        return {
+            "vectors": dict(self.vectors),
+            "relative_norm": dict(self.relative_norm),
+            "kind": self.kind,
+        }
 
     def _flat(self, by_layer: Mapping[int, Float[Tensor, " D"]]) -> Tensor:
         return torch.cat([by_layer[layer] for layer in sorted(self.vectors)])

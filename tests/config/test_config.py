@@ -113,7 +113,10 @@ def test_every_group_has_options() -> None:
 
 def test_what_options_are_made_of_is_no_choice() -> None:
     assert [name for names in GROUPS.values() for name in names if "/" in name] == []
-    assert set(GROUPS["trainer"]) == {"ppo", "grpo", "rloo", "dpo", "none", "steer_heal"}
+    assert set(GROUPS["trainer"]) == {
+        *("ppo", "grpo", "rloo", "dpo", "none"),
+        *("steer_heal", "steer_online"),
+    }
     assert "filters" not in GROUPS
     with pytest.raises(HydraException):
         draft("trainer=policy_gradient")
@@ -144,7 +147,7 @@ def assert_fits(part: Any) -> None:
 def with_trainer(group: str, name: str, trainer: str) -> RunConfig:
     """The config of a run with this scale or experiment, and a value from the command line."""
     bot = ["bot=curious"] if group == "scale" else []  # half the time; an experiment may choose
-    persona = ["persona=calm"] if trainer == "steer_heal" else []
+    persona = ["persona=calm"] if trainer.startswith("steer_") else []
     return converted(draft(f"trainer={trainer}", f"{group}={name}", *bot, *persona, "lora.rank=77"))
 
 
@@ -263,8 +266,12 @@ WORK = {"cpu": (8, 12, 3, 12), "gpu12": (100, 64, 3, 32), "smoke": (2, 4, 2, 4)}
 def test_every_wing_takes_its_own_work_from_the_scale(scale: str, trainer: str) -> None:
     config = with_trainer("scale", scale, trainer)
     steering = config.trainer.wing == "steering"
-    expected = WORK[scale][2:] if steering else WORK[scale][:2]
-    assert steering == (trainer == "steer_heal") == config.trainer.needs_persona
+    updates, episodes, rounds, completions = WORK[scale]
+    expected = {
+        "steer_heal": (rounds, completions),
+        "steer_online": (updates, completions),
+    }.get(trainer, (updates, episodes))
+    assert steering == trainer.startswith("steer_") == config.trainer.needs_persona
     assert (config.trainer.max_steps, config.trainer.batch_size) == expected
 
 

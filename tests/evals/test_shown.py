@@ -11,9 +11,10 @@ import torch
 from homeostat.config.register import config_part
 from homeostat.config.steering import PersonaConfig
 from homeostat.evals import shown
-from homeostat.evals.shown import first_person, shown_nats, validate_shown
+from homeostat.evals.shown import first_person, validate_shown
 from homeostat.models.adapters import Policy
 from homeostat.rollout.replies import Sampling, with_given_reply
+from homeostat.steering.shown import shown_nats
 from homeostat.types import Conversation, Turn
 
 PERSONA: PersonaConfig = config_part("persona=calm")

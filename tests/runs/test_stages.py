@@ -340,6 +340,29 @@ def test_the_opposite_dose_and_a_prompted_teacher_are_measured(
         assert told["steered"][name] == pytest.approx(told["prompted"][name])
 
 
+def test_steering_online_measures_its_student_and_answers(
+    composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    own = ("trainer=steer_online", "trainer.batch_size=4", "trainer.max_steps=3")
+    kept = [o for o in OVERRIDES if not o.startswith(("trainer=", "trainer.batch", "trainer.dose"))]
+    overrides = (*own, *kept, "trainer.measure_every=2")
+    folder = tmp_path / "run"
+    assert run(composed(*overrides), folder, Console(), overrides) == "finished"
+    found = rows(folder / "rounds.jsonl")
+    assert [(row["round"], row["stage"]) for row in found[2:]] == [(2, "healed"), (3, "healed")]
+    assert {row["round"] for row in rows(folder / "evals" / "filter.jsonl")} == {1, 2, 3}
+    assert len(rows(folder / "metrics.jsonl")) == 3
+    verdicts = {v["id"]: v for v in summary(folder)["verdicts"]}
+    assert verdicts["Q1"]["answer"] == "cannot tell"
+    assert "no steered student" in verdicts["Q1"]["why"]
+    assert (folder / "report.html").is_file()
+    more = replace(
+        composed(*overrides, "trainer.max_steps=4"), resume=str(folder), resume_override=True
+    )
+    assert run(more, folder, Console(), overrides) == "finished"
+    assert [row["round"] for row in rows(folder / "rounds.jsonl")[2:]] == [2, 3, 4]
+
+
 def test_whether_the_trait_shows_is_validated_before_anything_is_trained(whole: Path) -> None:
     found = json.loads((whole / "evals" / "shown.json").read_text())
     assert found["n"] == 4

@@ -389,6 +389,44 @@ def test_divergence_is_measured_from_the_reference(
     assert row["divergence"] == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
+# --- weights ------------------------------------------------------------------------------------
+
+
+def test_weights_by_a_slow_loop(make_policy: MakePolicy) -> None:
+    """The gradient is that of the mean over all tokens of weight times -log p, signs included."""
+    policy = make_policy()
+    given = completions(policy)[:3]
+    drawn = torch.Generator().manual_seed(0)
+    weighted = [
+        replace(one, weights=tuple(torch.randn(len(one.ids), generator=drawn).tolist()))
+        for one in given
+    ]
+    total, count = torch.zeros(()), 0
+    for one in weighted:
+        log_probs = plain_log_probs(policy, one)
+        for place, (token, weight) in enumerate(zip(one.ids, one.weights or (), strict=True)):
+            total = total - weight * log_probs[place, token]
+            count += 1
+    expected = torch.autograd.grad(total / count, policy.adapter_parameters())
+    with recorded() as seen:
+        (row,) = healing(policy, replace(SMALL, minibatch=8)).run(weighted).steps
+    assert row["nll"] == pytest.approx(float(total.detach()) / count, rel=1e-4)
+    for own, slow in zip(seen[0], expected, strict=True):
+        torch.testing.assert_close(own, slow, rtol=1e-3, atol=1e-6)
+
+
+def test_a_weight_of_one_each_is_none(make_policy: MakePolicy) -> None:
+    found = []
+    for weigh in (False, True):
+        policy = make_policy()
+        given = completions(policy)
+        if weigh:
+            given = [replace(one, weights=(1.0,) * len(one.ids)) for one in given]
+        healing(policy).run(given)
+        found.append(weights(policy))
+    assert equal(*found)
+
+
 # --- learning rate ------------------------------------------------------------------------------
 
 

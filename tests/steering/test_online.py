@@ -1,0 +1,236 @@
+"""Steering online on the tiny model: advantages, importance, the set point, learning, state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from configs import barrier_config, config_part, dose_config, heal_config, stages_config
+from test_loop import OPEN, PERSONA
+
+from homeostat.config.steering import SteerOnlineConfig
+from homeostat.models.adapter_files import load_adapter, save_adapter
+from homeostat.models.adapters import Policy
+from homeostat.rollout.replies import reply_ids
+from homeostat.steering import online
+from homeostat.steering.bank import Bank
+from homeostat.steering.online import SteerOnline, group_advantages
+from homeostat.timing import Stopwatch
+
+online_config = partial(config_part, "trainer=steer_online")
+CONFIG: SteerOnlineConfig = online_config(
+    lr=1e-2,
+    max_steps=3,
+    batch_size=8,
+    group=4,
+    shares=[0.0, 1.0],
+    max_new_tokens=6,
+    measure_every=2,
+    asked="contexts",
+    vector=config_part("trainer=steer_heal", "vector", contexts=8),
+    dose=dose_config(low=2.0),
+    filter=OPEN,
+    heal=heal_config(epochs=1, validation=0.0, minibatch=8),
+    barrier=barrier_config(tau=0.5),
+    stages=stages_config(contexts=4, vignettes=0, prompts=0),
+)
+
+
+@pytest.fixture
+def make(make_policy: Callable[..., Policy]) -> Callable[..., SteerOnline]:
+    def build(config: SteerOnlineConfig = CONFIG, seed: int = 0) -> SteerOnline:
+        return SteerOnline(
+            config, policy=make_policy(), persona=PERSONA, seed=seed, watch=Stopwatch()
+        )
+
+    return build
+
+
+def test_advantages_by_hand() -> None:
+    found = group_advantages(np.array([1.0, 3.0, 5.0, 5.0]), 2)
+    assert found.tolist() == [-1, 1, 0, 0], "deviation 1; and a group without spread"
+    rewards = np.random.default_rng(0).standard_normal(12)
+    slow = []
+    for start in range(0, 12, 4):
+        part = rewards[start : start + 4].tolist()
+        mean = sum(part) / 4
+        deviation = math.sqrt(sum((value - mean) ** 2 for value in part) / 4)
+        slow += [(value - mean) / deviation for value in part]
+    assert group_advantages(rewards, 4).tolist() == pytest.approx(slow)
+
+
+def test_a_group_answers_one_message_under_shares_of_the_dose(
+    make: Callable[..., SteerOnline],
+) -> None:
+    first = next(make().steps())
+    prompts = [row["prompt"] for row in first.episodes]
+    assert len(set(prompts)) == 2
+    assert prompts == [prompts[0]] * 4 + [prompts[4]] * 4
+    assert [row["dose"] for row in first.episodes] == [0.0, 2.0] * 4
+    assert {"shown", "advantage", "failed"} <= set(first.episodes[0])
+    assert first.metrics["steer/dose"] == 2.0
+
+
+def test_what_is_as_likely_without_steering_counts_whole(
+    make: Callable[..., SteerOnline],
+) -> None:
+    """Against one pass over each reply, steered and not; never more than the most."""
+    trainer = make()
+    next(trainer.steps())
+    assert trainer.vector is not None
+    assert trainer.base_perplexity is not None
+    bank = Bank(trainer.source, 7, trainer.vector, trainer.base_perplexity)
+    bank.fill([0.0, 3.0, 40.0, 3.0])
+    found = trainer._importance(bank)
+    assert found[0] == pytest.approx(1.0, abs=1e-4)
+    policy, most = trainer.policy, 0.0
+    for talk, completion, weights in zip(bank.talks, bank.completions, found, strict=True):
+        reply = list(reply_ids(talk))
+        prompt = list(trainer.completion(talk).prompt)
+        ids = torch.tensor([prompt + reply])
+        logprobs = []
+        for dose in (0.0, completion.dose):
+            steering = bank.steering(dose)
+            with torch.no_grad(), policy.steered(steering):
+                index = torch.full_like(ids, -1)
+                index[0, len(prompt) - 1 : -1] = torch.arange(len(reply))
+                steering.index_BT = index
+                logits = policy.model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+            logprobs.append(logits.log_softmax(-1)[range(len(reply)), reply])
+        ratio = (logprobs[0] - logprobs[1]).exp()
+        most = max(most, float(ratio.max()))
+        assert weights == pytest.approx(ratio.clamp(max=2.0).numpy(), rel=1e-3)
+    assert most > 2, "some would have counted more"
+
+
+@pytest.mark.parametrize("passes", [1.0, 0.0, 0.5])
+def test_the_dose_follows_its_set_point(
+    make: Callable[..., SteerOnline], monkeypatch: pytest.MonkeyPatch, passes: float
+) -> None:
+    """Of the steered completions as many pass as the test says; the student's own do not count."""
+    seen = {"steered": 0}
+
+    def gates(completion: Any, *_: Any) -> tuple[str, ...]:
+        if not completion.dose:
+            return ("tail",)
+        seen["steered"] += 1
+        return () if seen["steered"] % 4 < 4 * passes else ("tail",)
+
+    monkeypatch.setattr("homeostat.steering.bank.failed_gates", gates)
+    trainer = make(replace(CONFIG, target_pass=0.7, dose_lr=0.5))
+    first = next(trainer.steps())
+    assert first.metrics["steer/passes_steered"] == passes
+    assert trainer.dose == pytest.approx(2.0 * math.exp(0.5 * (passes - 0.7)))
+
+
+def test_the_dose_stays_below_its_limit(make: Callable[..., SteerOnline]) -> None:
+    trainer = make(replace(CONFIG, dose=dose_config(low=7.9, high=8.0), dose_lr=5.0))
+    next(trainer.steps())
+    assert trainer.dose == pytest.approx(8.0)
+
+
+def paid_for(token: int) -> Callable[..., list[float]]:
+    return lambda _policy, _persona, talks: [
+        float(reply_ids(talk).count(token)) / max(1, len(reply_ids(talk))) for talk in talks
+    ]
+
+
+def test_what_is_paid_becomes_likelier_without_steering(
+    make: Callable[..., SteerOnline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though half of the replies are steered: their tokens count by their importance."""
+    monkeypatch.setattr(online, "shown_nats", paid_for(65))
+    config = replace(
+        CONFIG,
+        max_steps=15,
+        batch_size=24,
+        lr=3e-2,
+        barrier=barrier_config(divergence="none"),
+    )
+    found = [result.metrics for result in make(config).steps()]
+    rewards = [metrics["steer/shown_own"] for metrics in found]
+    assert rewards[0] < 0.15
+    assert np.mean(rewards[-3:]) > 0.5
+
+
+def test_a_batch_without_differences_teaches_nothing(
+    make: Callable[..., SteerOnline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(online, "shown_nats", lambda _p, _q, talks: [0.25] * len(talks))
+    trainer = make()
+    before = [p.detach().clone() for p in trainer.policy.adapter_parameters()]
+    first = next(trainer.steps())
+    after = trainer.policy.adapter_parameters()
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert trainer.notices == ["batch 1: all rewards of every group were alike"]
+    assert "heal/nll" not in first.metrics
+
+
+def test_what_falls_through_the_filter_pays(
+    make: Callable[..., SteerOnline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(online, "shown_nats", lambda _p, _q, talks: [0.25] * len(talks))
+    monkeypatch.setattr(
+        "homeostat.steering.bank.failed_gates", lambda c, *_: ("tail",) if c.dose else ()
+    )
+    first = next(make(replace(CONFIG, failure_price=0.5)).steps())
+    assert first.metrics["steer/reward"] == pytest.approx(0.25 - 0.5 / 2)
+    assert [row["advantage"] for row in first.episodes] == pytest.approx([1.0, -1.0] * 4)
+
+
+def test_students_are_measured_now_and_then_and_at_the_end(
+    make: Callable[..., SteerOnline],
+) -> None:
+    results = list(make().steps())
+    assert [result.step for result in results] == [2, 4, 6]
+    assert [result.stage for result in results] == [None, "healed", "healed"]
+
+
+@pytest.mark.parametrize("done", [1, 2])
+def test_state_continues_exactly(
+    make: Callable[..., SteerOnline], tmp_path: Any, done: int
+) -> None:
+    whole = make()
+    expected = [dict(result.metrics) for result in whole.steps()]
+    stopped = make()
+    steps = stopped.steps()
+    for _ in range(done):
+        next(steps)
+    save_adapter(stopped.policy, tmp_path / "adapter")
+    torch.save(stopped.state_dict(), tmp_path / "state.pt")
+    resumed = make()
+    load_adapter(resumed.policy, tmp_path / "adapter")
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    found = [dict(result.metrics) for result in resumed.steps()]
+    for own, wanted in zip(found, expected[done:], strict=True):
+        assert own == pytest.approx(wanted, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"group": 3}, "trainer.group=3 must be at least 2 and divide trainer.batch_size=8"),
+        ({"group": 1}, "trainer.group=1 must be at least 2"),
+        ({"shares": []}, "trainer.shares=[] must be numbers"),
+        ({"shares": [0.0]}, "trainer.shares=[0.0] steer nothing"),
+        ({"failure_price": -1.0}, "trainer.failure_price=-1.0 must be 0 or above"),
+        ({"max_importance": 0.0}, "trainer.max_importance=0.0 must be above 0"),
+        ({"target_pass": 1.5}, "trainer.target_pass=1.5 must lie between 0 and 1"),
+        ({"dose_lr": 0.0}, "trainer.dose_lr=0.0 must be above 0"),
+        ({"measure_every": 0}, "trainer.measure_every=0 must be above 0"),
+        ({"barrier": barrier_config(reference="prev")}, "there is only reference=base"),
+        ({"barrier": barrier_config(tau="quantile")}, "no pilot for tau=quantile"),
+        ({"heal": heal_config(validation=0.1)}, "validation=0.1"),
+        ({"stages": stages_config(reversed=True)}, "trainer.stages.reversed=true"),
+    ],
+)
+def test_wrong_values(changed: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match="trainer") as caught:
+        replace(CONFIG, **changed)
+    assert says in str(caught.value)
