@@ -131,16 +131,13 @@ class SteeringWing:
         def compute() -> dict[str, Any]:
             with run.section("measure: whether the trait shows", "evaluate") as progress:
                 sampling = replace(stages.sampling, key=(run.config.seed, POLES))
-                return validate_shown(self.policy, self.persona, stages.prompts, sampling, progress)
+                prompts = self.persona.held_out_prompts  # all, however few measure a stage
+                return validate_shown(self.policy, self.persona, prompts, sampling, progress)
 
         found = before_healing(run.config, self.policy, "shown", compute)
         write_text(run.folder / "evals" / SHOWN, json.dumps(found, indent=1) + "\n")
-        area, ends = found["shown"]["auroc"], found["shown"]["ci95"]
-        if ends is None or ends[0] <= 0.5:
-            run.console.say(
-                "whether the trait shows in a reply cannot be read on this model: replies of "
-                f"either side are told apart with AUROC {number(area)} {interval(ends)}"
-            )
+        if doubt := doubt_about_reading(found):
+            run.console.say(doubt)
 
     def after_step(self, result: StepResult) -> None:
         """Measure a steered or healed student, and keep what was measured."""
@@ -326,6 +323,26 @@ def lost_coherence(kept: ArmLog, stages: Stages, done: int) -> str | None:
         f"broken: {share:.2f} of the healed model's replies are coherent in round {done // 2}, and "
         f"trainer.stages.coherence_floor={floor:g}"
     )
+
+
+def doubt_about_reading(found: Mapping[str, Any]) -> str | None:
+    """Why the reading of own replies is not to be believed, from evals/shown.json; None if it is."""
+    reading = found["shown"]
+    said = f"AUROC {number(reading['auroc'])} {interval(reading['ci95'])}"
+    if reading["ci95"] is None or reading["ci95"][0] <= 0.5:
+        return (
+            "whether the trait shows in a reply cannot be read on this model: replies of either "
+            f"side are told apart with {said}"
+        )
+    controls = {"length": found["tokens"], "speaking of oneself": found["first_person"]}
+    for name, control in controls.items():
+        area = control["auroc"]
+        if area is not None and max(area, 1 - area) >= reading["auroc"]:
+            return (
+                f"{name} alone tells replies of either side apart as well as the reading of the "
+                f"trait does (AUROC {number(area)} beside {said}): shown_nats may be no more"
+            )
+    return None
 
 
 def describe_batch(result: StepResult) -> str:

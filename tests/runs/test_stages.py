@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from homeostat.models.placement import place
 from homeostat.report.console import Console
 from homeostat.runs.export import export
 from homeostat.runs.run import run
+from homeostat.runs.stages import doubt_about_reading
 from homeostat.runs.work import load_policy
 from homeostat.steering.loop import SteerHeal
 from homeostat.timing import Stopwatch
@@ -365,11 +367,37 @@ def test_steering_online_measures_its_student_and_answers(
 
 def test_whether_the_trait_shows_is_validated_before_anything_is_trained(whole: Path) -> None:
     found = json.loads((whole / "evals" / "shown.json").read_text())
-    assert found["n"] == 4
+    assert found["n"] == 32, "both sides of all held-out prompts"
     for name in ("shown", "tokens", "first_person"):
         assert 0 <= found[name]["auroc"] <= 1
     by_arm = [row["shown_nats"] for row in rows(whole / "rounds.jsonl")]
     assert len({round(value, 6) for value in by_arm}) == 6, "every arm says something else"
+
+
+@pytest.mark.parametrize(
+    ("shown", "length", "says"),
+    [
+        ((0.9, [0.8, 1.0]), 0.6, None),
+        ((0.6, [0.45, 0.75]), 0.5, r"cannot be read on this model.*0\.600 \[\+0\.450"),
+        ((0.9, None), 0.5, "cannot be read"),
+        ((0.9, [0.8, 1.0]), 0.95, "length alone tells .* as well"),
+        ((0.9, [0.8, 1.0]), 0.05, "length alone tells .* as well"),
+    ],
+)
+def test_when_the_reading_of_replies_is_doubted(
+    shown: tuple[float, Any], length: float, says: str | None
+) -> None:
+    found = {
+        "shown": {"auroc": shown[0], "ci95": shown[1]},
+        "tokens": {"auroc": length, "ci95": None},
+        "first_person": {"auroc": 0.5, "ci95": None},
+    }
+    doubt = doubt_about_reading(found)
+    if says is None:
+        assert doubt is None
+    else:
+        assert doubt is not None
+        assert re.search(says, doubt)
 
 
 def test_a_run_without_a_persona_is_refused(composed: Callable[..., RunConfig]) -> None:
