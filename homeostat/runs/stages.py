@@ -326,7 +326,7 @@ def lost_coherence(kept: ArmLog, stages: Stages, done: int) -> str | None:
 
 
 def doubt_about_reading(found: Mapping[str, Any]) -> str | None:
-    """Why not to believe the reading of own replies, from evals/shown.json; None if nothing says so."""
+    """What speaks against the reading of own replies, from evals/shown.json; None: nothing."""
     reading = found["shown"]
     said = f"AUROC {number(reading['auroc'])} {interval(reading['ci95'])}"
     if reading["ci95"] is None or reading["ci95"][0] <= 0.5:
