@@ -269,6 +269,7 @@ class Footprint:
         adapters: Trained adapters of the policy's size: its own, and a critic's.
         logit_copies: Copies of a chunk of logits that a backward pass holds.
         recomputes: Whether blocks keep only their inputs.
+        sampling_copies: Float32 copies of the next-token distribution that sampling holds.
     """
 
     rows: int
@@ -277,6 +278,7 @@ class Footprint:
     logit_copies: int
     recomputes: bool
     adapters: int = 1
+    sampling_copies: int = 3  # logits, probabilities and their running sum
 
 
 @runtime_checkable

@@ -33,7 +33,8 @@ def kind_of(reply: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
     """What a reply does with the claim."""
     if answer["move"] == AGREED:
         return AGREES
-    return CONTRADICTS if CONTRADICTING.search(reply["text"]) else NEITHER
+    text = reply["text"].lower().replace("\u2019", "'")
+    return CONTRADICTS if CONTRADICTING.search(text) else NEITHER
 
 
 def of_episode(episode: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,8 +34,6 @@ from homeostat.files import LOST, damaged, read_json, write_text
 
 CONFIG, OVERRIDES, HASH = "config.yaml", "overrides.yaml", "config.sha256"
 OWN_KEYS = ("resume", "resume_override", "export", "export_as", "compare", "compare_baseline")
-# By wing: what of the amounts of work a step and a batch are.
-AMOUNTS = {"reward": ("updates", "episodes"), "steering": ("rounds", "completions")}
 RUNS = ("resume", "export")  # keys that name a run folder, whose config they take over
 
 
@@ -223,7 +221,7 @@ def resumed_config(main: Path, folder: Path, arguments: Sequence[str]) -> dict[s
 def _amounts_of_work(trainer: Mapping[str, Any]) -> dict[str, str]:
     """A trainer's numbers of steps, to follow from the amounts of work that are typed now."""
     schema: Any = schemas()[schema_path("trainer", trainer).removeprefix("schema/")]
-    steps, batch = AMOUNTS[schema.wing]
+    steps, batch = schema.amounts
     return {"max_steps": f"${{work.{steps}}}", "batch_size": f"${{work.{batch}}}"}
 
 

@@ -334,11 +334,12 @@ class SteeringConfig(TrainerConfig):
 
     Completions answer neutral ``contexts``, or the ``persona``'s prompts (``asked``), and are drawn
     from the ``top_k`` likeliest tokens and of these from the likeliest that reach ``top_p``.
-    ``min_kept`` is the least share of them that must pass the filter.
+    ``min_kept`` is the least share of them that should pass the filter.
     """
 
     wing: ClassVar[str] = "steering"
     needs_persona: ClassVar[bool] = True
+    amounts: ClassVar[tuple[str, str]] = ("rounds", "completions")
     micro_batch_key: ClassVar[str | None] = "trainer.heal.micro_batch_tokens"
 
     max_new_tokens: int
@@ -413,17 +414,20 @@ class SteerHealConfig(SteeringConfig):
 class SteerOnlineConfig(SteeringConfig):
     """Steered completions as the exploration of a policy gradient; see `homeostat.steering.online`.
 
-    A step is one batch and one update. ``group`` completions answer each message, spread over
-    ``shares`` of the dose, 0 being the student itself. A completion is paid ``shown_nats``, less
-    ``failure_price`` where it falls through the filter. A token counts by how much likelier the
-    unsteered student is to say it than the steered one that said it, at most ``max_importance``.
+    A step is one batch, learnt from in minibatches. ``group`` completions answer each message,
+    spread over ``shares`` of the dose, 0 being the student itself. A completion is paid
+    ``shown_nats``, less ``failure_price`` where it falls through the filter. A token counts by how
+    much likelier the unsteered student is to say it than the steered one that said it, at most
+    ``max_importance``.
 
     The dose begins at ``dose.low`` and follows a set point: its logarithm rises by ``dose_lr``
-    times the share of the steered completions that pass the filter less ``target_pass``. Every
-    ``measure_every`` steps, and after the last one, the student is measured.
+    times the share of the steered completions that pass the filter less ``target_pass``; it stays
+    between a twentieth of ``dose.low`` and ``dose.high``. What else ``dose`` says of searching is
+    of rounds. Every ``measure_every`` steps, and after the last one, the student is measured.
     """
 
     schema: ClassVar[str] = "trainer/steer_online"
+    amounts: ClassVar[tuple[str, str]] = ("updates", "completions")
 
     _target_: str = "homeostat.steering.online.SteerOnline"
     group: int
@@ -453,8 +457,9 @@ class SteerOnlineConfig(SteeringConfig):
             f"trainer.shares={self.shares} must be numbers, at least one.",
         )
         require(
-            any(self.shares),
-            f"trainer.shares={self.shares} steer nothing; give one that is not 0.",
+            any(self.shares[: self.batch_size]),
+            f"trainer.shares={self.shares} steer nothing of a batch of {self.batch_size}; give one "
+            "that is not 0.",
         )
         require(
             self.failure_price >= 0,
@@ -465,11 +470,19 @@ class SteerOnlineConfig(SteeringConfig):
             f"trainer.barrier.reference={self.barrier.reference} and tau={self.barrier.tau}: "
             "without rounds there is only reference=base, and no pilot for tau=quantile.",
         )
-        require(
-            self.heal.validation == 0 and self.heal.warmup == 0,
-            f"trainer.heal.validation={self.heal.validation} and warmup={self.heal.warmup} are of "
-            "a round of healing; trainer.steer_online has none, so both must be 0.",
-        )
+        of_a_round = {
+            "heal.validation": (self.heal.validation, 0),
+            "heal.warmup": (self.heal.warmup, 0),
+            "heal.schedule": (self.heal.schedule, "constant"),
+            "dose.backtracks": (self.dose.backtracks, 0),
+            "dose.shares": (list(self.dose.shares), [1.0]),
+        }
+        for name, (value, only) in of_a_round.items():
+            require(
+                value == only,
+                f"trainer.{name}={value} belongs to rounds of healing, which trainer=steer_online "
+                f"does not have; leave it at {only}.",
+            )
         require(
             not self.stages.reversed,
             "trainer.stages.reversed=true measures a steered stage, and trainer=steer_online has "

@@ -33,6 +33,7 @@ class TrainerConfig:
         learns: Whether it changes the policy at all.
         follows_pathwise: Whether it can follow a term of the reward by the term's own derivative.
         needs_persona: Whether it steers towards a trait.
+        amounts: Which of the amounts of ``work`` its steps and its batch are.
         micro_batch_key: Key that says how much has a gradient at once, to be lowered where memory
             runs out.
     """
@@ -41,6 +42,7 @@ class TrainerConfig:
     learns: ClassVar[bool] = True
     follows_pathwise: ClassVar[bool] = False
     needs_persona: ClassVar[bool] = False
+    amounts: ClassVar[tuple[str, str]] = ("updates", "episodes")
     micro_batch_key: ClassVar[str | None] = None
 
     _target_: str

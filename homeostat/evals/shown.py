@@ -68,5 +68,7 @@ def first_person(text: str) -> float | None:
 def _area(label: np.ndarray, score: Sequence[float | None], group: np.ndarray) -> dict[str, Any]:
     there = np.array([value is not None for value in score])
     known = np.array([value for value in score if value is not None])
+    if not len(known):
+        return {"auroc": None, "ci95": None}
     samples = auroc_samples(label[there], known, group[there])
     return {"auroc": auroc(label[there], known), "ci95": interval95(samples)}

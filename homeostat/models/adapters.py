@@ -149,6 +149,11 @@ class Policy:
         """Whether rows of a batch may change places: not where each has a dose of its own."""
         return self._steering is None or len(self._steering.dose_B) == 1
 
+    @property
+    def reads_prompts_alike(self) -> bool:
+        """Whether what rows begin with may be read once: not where it is steered by row."""
+        return self.treats_rows_alike or not (self._steering and self._steering.everywhere)
+
     @contextmanager
     def _unsteered(self) -> Iterator[None]:
         steering, self._steering = self._steering, None

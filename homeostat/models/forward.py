@@ -78,9 +78,10 @@ def can_share(policy: Policy) -> bool:
     """Whether the model attends to all that came before in every block.
 
     A sliding window would count the padding between prefix and row, and other kinds of state cannot
-    be lent to many rows. Blocks that are computed again are given no cache by transformers.
+    be lent to many rows. Blocks that are computed again are given no cache by transformers. Rows
+    whose prompts are steered by doses of their own have nothing in common.
     """
-    if policy.is_recomputing:
+    if policy.is_recomputing or not policy.reads_prompts_alike:
         return False
     cache = DynamicCache(config=policy.base.model.config.get_text_config())
     return all(type(layer) is DynamicLayer for layer in cache.layers)

@@ -31,7 +31,11 @@ from homeostat.report.figures import STYLE, save
 ARMS = ("nll", "mean", "rmse", "p95", "max", "cvar", "no heal", "prompted")
 UNHEALED = ("no heal", "prompted")
 AGAINST = "mean"
-APART = ("reference", "tau", "coef", "control")  # what may tell arms of one aggregate apart
+# What may tell arms of one aggregate apart.
+APART = (
+    *("divergence", "reference", "tau", "firing_rate", "coef", "coef_power"),
+    *("control", "dual_lr", "rate_lr"),
+)
 METRICS = ("trait_nats", "shown_nats", "coherent", "log_perplexity", "trait_per_nat")
 TITLES = {
     "trait_nats": "trait moved, nats/token",

@@ -31,7 +31,6 @@ from homeostat.rollout.generate import LEAVE
 from homeostat.types import Bots, Conversation, Footprint, TokenBlock, Turn
 
 FLOAT32 = 4  # bytes; adapters, moments and logits are float32 whatever the base is
-SAMPLING_COPIES = 3  # logits, probabilities and their running sum
 # One block in the backward pass: gradients of the gated product, its two factors, and a sum.
 WORK_COPIES = 4
 PROBE_ROWS, PROBE_WIDTHS = 2, (32, 64)
@@ -122,7 +121,7 @@ def plan_memory(policy: Policy, footprint: Footprint) -> MemoryPlan:
         optimiser=footprint.adapters * 3 * adapter,
         # Rows that go on when others have ended get a cache of their own beside the whole one.
         kv_cache=int((1 + LEAVE) * rows * length * cache_bytes_per_token(policy))
-        + SAMPLING_COPIES * rows * vocabulary * FLOAT32,
+        + footprint.sampling_copies * rows * vocabulary * FLOAT32,
         activations=footprint.adapters * activations,
         logits=footprint.logit_copies * min(tokens * vocabulary, CHUNK_LOGITS) * FLOAT32,
     )

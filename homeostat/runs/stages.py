@@ -47,6 +47,7 @@ from homeostat.steering.trainer import (
     SteeringTrainer,
     share_contexts,
 )
+from homeostat.steering.vectors import PersonaVector
 from homeostat.types import StepResult, Trainer
 
 EVALUATION, POLES = 13, 19  # keys of the random numbers behind the replies that measure an arm
@@ -71,6 +72,7 @@ class SteeringWing:
         self.trainer: SteeringTrainer | None = None
         self.stages: Stages | None = None
         self.verdicts: list[Verdict] = []
+        self._saved: PersonaVector | None = None  # the vector that was written last
 
     def sequence_tokens(self) -> int:
         """See `Wing.sequence_tokens`."""
@@ -100,8 +102,8 @@ class SteeringWing:
             contrary = [CONTRARY] if self.config.stages.contrary else []
             for name in (BASE, PROMPTED, *contrary):
                 self._measure_fixed(name)
-            self.kept.save()
             self._validate_shown()
+            self.kept.save()
 
     def _base_perplexity(self) -> float:
         """Median perplexity of the base's own replies."""
@@ -143,7 +145,9 @@ class SteeringWing:
         """Measure a steered or healed student, and keep what was measured."""
         trainer, stage, round_ = self._trainer, result.stage, (result.step + 1) // 2
         if result.episodes:
-            fallen = fallen_by_gate(result.episodes)
+            # Online the student itself is among them, at a dose of 0; a prompted teacher is all.
+            steered = [row for row in result.episodes if row["dose"]] or result.episodes
+            fallen = fallen_by_gate(steered)
             self.kept.add("evals/filter.jsonl", fallen, round_, STEERED)
             self._save_vector(round_)
         self.kept.add("heal.jsonl", result.details, round_, HEALED)
@@ -192,8 +196,9 @@ class SteeringWing:
 
     def _save_vector(self, round_: int) -> None:
         vector, base = self._trainer.vector, self.policy.base
-        if vector is None:
+        if vector is None or vector is self._saved:
             return
+        self._saved = vector
         about = {"persona": self.persona.name, "round": str(round_), "model": base.name}
         path = self.run.folder / "vectors" / f"round_{round_}.safetensors"
         path.parent.mkdir(exist_ok=True)

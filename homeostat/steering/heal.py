@@ -21,7 +21,7 @@ share of the steps; its weight may follow D.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -67,6 +67,7 @@ from homeostat.steering.heal_result import (
 from homeostat.types import Progress, TokenStream, silent
 
 SPLIT, ORDER = 13, 17  # what a random number is for
+LEAST_TAU = 1e-3  # nats; a tau of 0, such as that of a pilot's first step, has no logarithm to move
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ class Heal:
 
     Attributes:
         optimizer: That goes on from where it is; None: a new one for the round.
+        control_state: That the barrier's control goes on from, and after `run` where it has come
+            to; None: from the config's coefficient and ``tau``.
         tau: Threshold of the barrier, nats; None until `read_tau`, and after `run` as the barrier's
             control has left it.
     """
@@ -119,6 +122,7 @@ class Heal:
         policy: Policy,
         round: HealRound,
         optimizer: torch.optim.Optimizer | None = None,
+        control_state: Mapping[str, Any] | None = None,
         progress: Progress = silent,
     ) -> None:
         self.config = config
@@ -127,6 +131,7 @@ class Heal:
         self.round = round
         self.tau = round.tau
         self.optimizer = optimizer
+        self.control_state = control_state
         self.progress = progress
 
     def run(self, completions: Sequence[Completion]) -> HealResult:
@@ -159,7 +164,7 @@ class Heal:
         with torch.no_grad():
             spectral_norm = float(spectral_penalty(lora_pairs(self.policy)))
         if control is not None:
-            self.tau = control.tau
+            self.tau, self.control_state = control.tau, control.state_dict()
         metrics = round_metrics(rows, validation, control, spectral_norm)
         notice = silent_barrier_notice(rows, self.barrier, control)
         return HealResult(metrics, rows, validation, notice)
@@ -187,6 +192,8 @@ class Heal:
         else:
             values = self.pilot(completions)[self.barrier.aggregate]
             self.tau = quantile_tau(values, self.barrier.firing_rate)
+            if self.barrier.control == "rate":
+                self.tau = max(self.tau, LEAST_TAU)
         return self.tau
 
     @torch.no_grad()
@@ -222,7 +229,10 @@ class Heal:
             return None
         if self.tau is None:
             raise ValueError("tau=None is no threshold; give a number, or call read_tau first.")
-        return make_control(self.barrier, self.tau, self.round.number)
+        control = make_control(self.barrier, self.tau, self.round.number)
+        if self.control_state is not None:
+            control.load_state_dict(self.control_state)
+        return control
 
     def _lesson(self, trained: Sequence[Completion], control: FixedControl | None) -> _Lesson:
         streams = [completion.as_stream() for completion in trained]

@@ -98,7 +98,7 @@ def silent_barrier_notice(
     quantile = barrier.tau == QUANTILE
     fix = "raise trainer.barrier.firing_rate" if quantile else "lower trainer.barrier.tau"
     return (
-        f"the barrier never fired: D stayed below tau={control.tau:.3g} (at most "
+        f"the barrier never fired: D stayed below tau={rows[0]['tau']:.3g} (at most "
         f"{max(row['divergence'] for row in rows):.3g} nats), so this equals divergence=none; "
         f"{fix}."
     )

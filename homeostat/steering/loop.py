@@ -122,7 +122,9 @@ class SteerHeal(SteeringTrainer):
         if self.starved is None and len(passed) < max(2, config.min_kept * wanted):
             self._starve(bank, f"{len(passed)} of {len(bank)} completions passed the filter")
         verdicts = [bank.failed_gates(completion) for completion in bank.completions]
-        return self._steer_metrics(bank, len(passed), search), self.records(bank, verdicts)
+        return self._steer_metrics(bank, len(passed), search), self.records(
+            bank, verdicts, self.done + 1
+        )
 
     @property
     def wanted(self) -> int:

@@ -1,21 +1,23 @@
-"""Steered completions as the exploration of a policy gradient: one adapter, an update per batch.
+"""Steered completions as the exploration of a policy gradient: one adapter all along.
 
     read the persona's vector off the base
     repeat max_steps times:
         each message is answered by a group under shares of the dose, 0 among them
         reward = how much of the trait shows, less a price where the filter lets it fall
         advantage = (reward - mean of the group) / deviation of the group
-        update the unsteered student: mean of -w A log p per token, under the barrier
+        update the unsteered student in minibatches: mean of -w A log p per token, under the barrier
         the dose's logarithm follows a set point: share that passes the filter
 
 A steered student is not the one that is updated. A token counts by w = min(max_importance,
-p(unsteered) / p(steered)), both before the update, so that what only the steering would have said
-teaches little.
+p(unsteered) / p(steered)), both before the first minibatch and at temperature 1 over the whole
+vocabulary, so that what only the steering would have said teaches little. ``heal/nll`` is the mean
+of what is followed, -w A log p.
 
 Source: the founding document ("we could even do this online, GRPO-style per batch"); rollouts at
 several doses as in VSPO, arXiv 2605.15604; truncated importance weights, Ionides 2008, "Truncated
 importance sampling", one token at a time. **Differs** from VSPO: the weights, the filter's price,
-and the dose, which is held at a set point of coherence.
+and the dose, which is held at a set point of coherence; from importance sampling proper, that
+temperature, top-p and top-k of the sampling do not enter the weights.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from homeostat.steering.vectors import extract
 from homeostat.timing import Stopwatch
 from homeostat.types import Metrics, Progress, StepResult, silent
 
+LEAST = 0.05  # of the dose that it begins with, below which it does not fall
 NO_SPREAD = 1e-6  # nats; a group whose rewards differ less teaches nothing
 
 
@@ -66,6 +69,7 @@ class SteerOnline(SteeringTrainer):
         self.source = replace(self.source, group=config.group)
         self.dose = config.dose.low
         self.optimizer = make_optimizer(policy, config.heal, config.lr)
+        self.control_state: Mapping[str, Any] | None = None
 
     @property
     def coming(self) -> str:
@@ -120,8 +124,6 @@ class SteerOnline(SteeringTrainer):
         self._follow(float(passes[steered].mean()))
         if result is None:
             self.notices.append(f"batch {number + 1}: all rewards of every group were alike")
-        elif result.notice is not None and number == 0:
-            self.notices.append(result.notice)
         own = ~steered
         metrics = {
             "steer/dose": dose,
@@ -139,22 +141,31 @@ class SteerOnline(SteeringTrainer):
         rows = [
             row | {"shown": value, "advantage": float(advantage)}
             for row, value, advantage in zip(
-                self.records(bank, verdicts), shown, advantages, strict=True
+                self.records(bank, verdicts, self.done + 2), shown, advantages, strict=True
             )
         ]
         details = [] if result is None else [dict(row) for row in result.steps]
         return metrics | self.internal(), rows, details
 
-    def _importance(self, bank: Bank) -> list[Float[np.ndarray, " R"]]:
-        """How much every token counts for being as likely without the steering."""
+    def _importance(self, bank: Bank) -> list[np.ndarray]:
+        """How much every token counts for being as likely without the steering, ``[R]`` each."""
         talks = [talk.unprompted for talk in bank.talks]
         targets = replied_ids(self.policy, talks)
-        with self.policy.steered(bank.steering([one.dose for one in bank.completions])):
-            steered = torch.cat(predicting(self.policy, bank.talks))
-        own = torch.cat(predicting(self.policy, talks))
+        own = predicting(self.policy, talks)
+        steered = list(own)
+        plain = self.persona.frame is None  # the student's own completions were asked the same
+        # Reading puts rows into an order of its own, so that all of a pass must share their dose.
+        doses = np.array([one.dose for one in bank.completions])
+        for dose in sorted(set(doses.tolist()) - ({0.0} if plain else set())):
+            places = np.flatnonzero(doses == dose).tolist()
+            with self.policy.steered(bank.steering(dose)):
+                read = predicting(self.policy, [bank.talks[place] for place in places])
+            for place, states in zip(places, read, strict=True):
+                steered[place] = states
         with torch.no_grad():
             of_steered, of_own = (
-                token_logprobs(states, targets, self.policy.unembed) for states in (steered, own)
+                token_logprobs(torch.cat(states), targets, self.policy.unembed)
+                for states in (steered, own)
             )
         ratio = (of_own - of_steered).exp().clamp(max=self.config.max_importance)
         lengths = [len(reply_ids(talk)) for talk in talks]
@@ -164,7 +175,7 @@ class SteerOnline(SteeringTrainer):
         self,
         bank: Bank,
         number: int,
-        weights: Sequence[Float[np.ndarray, " R"]],
+        weights: Sequence[np.ndarray],
         advantages: Float[np.ndarray, " N"],
     ) -> HealResult | None:
         """Follow what the batch taught; None if it taught nothing."""
@@ -187,27 +198,33 @@ class SteerOnline(SteeringTrainer):
                 recompute=self.config.gradient_checkpointing,
             ),
             optimizer=self.optimizer,
+            control_state=self.control_state,
             progress=self.progress,
         )
         result = heal.run(completions)
-        self.tau = heal.tau
+        self.control_state = heal.control_state
         return result
 
     def _follow(self, passed: float) -> None:
         """Move the dose towards where as much passes the filter as the set point says."""
         error = passed - self.config.target_pass
-        low, high = math.log(self.config.dose.low) - 3, math.log(self.config.dose.high)
+        low, high = math.log(LEAST * self.config.dose.low), math.log(self.config.dose.high)
         moved = math.log(self.dose) + self.config.dose_lr * error
         self.dose = math.exp(min(high, max(low, moved)))
 
     def state_dict(self) -> dict[str, Any]:
         """See `SteeringTrainer.state_dict`."""
-        return super().state_dict() | {"optimizer": self.optimizer.state_dict()}
+        control = None if self.control_state is None else dict(self.control_state)
+        own = {"optimizer": self.optimizer.state_dict(), "control": control}
+        return super().state_dict() | own
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `SteeringTrainer.load_state_dict`."""
         super().load_state_dict(state)
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:  # another rate may be asked for on resuming
+            group["lr"] = group["initial_lr"] = self.config.lr
+        self.control_state = state["control"]
 
 
 def group_advantages(rewards: Float[np.ndarray, " N"], group: int) -> Float[np.ndarray, " N"]:

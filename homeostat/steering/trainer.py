@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,9 @@ DROPPED = "dropped"  # a healed round that was not good enough to be kept
 # Of a chunk of logits in the backward pass: those of a loss, the reference's log-probabilities and
 # the difference of the two.
 DIVERGENCE_COPIES = 7
+# Of a next-token distribution: logits, probabilities, running sum; for a nucleus also what is
+# sorted with its places (of twice the size), its running sum, and what came before.
+PLAIN_COPIES, NUCLEUS_COPIES = 3, 8
 
 
 def share_contexts(
@@ -117,12 +121,17 @@ class SteeringTrainer:
     def footprint(cls, config: SteeringConfig, length: int) -> Footprint:
         """What a step will hold, for prompt and completion of ``length`` tokens together."""
         tokens = config.heal.minibatch * length  # an aggregate needs its whole minibatch at once
+        stages, prompt = config.stages, length - config.max_new_tokens
+        # What measures a stage is more rows, but shorter ones: as many as would hold as much.
+        asked = min(stages.contexts + 1 + stages.prompts, BATCH)
+        measured = asked * (prompt + stages.max_new_tokens) / length
         return Footprint(
-            rows=min(config.batch_size, BATCH),
+            rows=max(min(config.batch_size, BATCH), math.ceil(measured)),
             length=length,
             gradient_tokens=tokens,
             logit_copies=DIVERGENCE_COPIES,
             recomputes=config.gradient_checkpointing or tokens > config.heal.micro_batch_tokens,
+            sampling_copies=PLAIN_COPIES if config.top_p == 1 else NUCLEUS_COPIES,
         )
 
     def steering(self, dose: float) -> Steering:
@@ -135,11 +144,13 @@ class SteeringTrainer:
         """Median perplexity of the base's own replies."""
         return self.source.base_perplexity(self.progress)
 
-    def records(self, bank: Bank, verdicts: Sequence[tuple[str, ...]]) -> list[dict[str, Any]]:
-        """The completions as they go to episodes.jsonl."""
+    def records(
+        self, bank: Bank, verdicts: Sequence[tuple[str, ...]], step: int
+    ) -> list[dict[str, Any]]:
+        """The completions as they go to episodes.jsonl; a dose of 0 is the student itself."""
         return [
             {
-                "step": self.done + 1,
+                "step": step,
                 "stage": STEERED,
                 "dose": completion.dose,
                 "failed": list(failed),

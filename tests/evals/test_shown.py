@@ -107,6 +107,9 @@ def test_whether_the_reading_can_be_believed(
     assert found["shown"]["auroc"] == 1
     assert [talk.turns[1].text for talk in seen] == [p for p in prompts for _ in range(2)]
     assert set(found) == {"n", "shown", "tokens", "first_person"}
+    monkeypatch.setattr(shown, "shown_nats", lambda _p, _q, given: [None] * len(given))
+    nothing = validate_shown(policy, PERSONA, prompts, sampling)["shown"]
+    assert nothing == {"auroc": None, "ci95": None}
     monkeypatch.setattr(shown, "shown_nats", lambda _p, _q, given: [0.0] * len(given))
     constant = validate_shown(policy, PERSONA, prompts, sampling)["shown"]
     assert constant["auroc"] == 0.5

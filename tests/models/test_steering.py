@@ -105,20 +105,42 @@ def test_everywhere_means_in_prompts_too(make_policy: Callable[..., Policy], pre
         assert torch.allclose(found[row, : len(expected)], expected, atol=1e-4)
 
 
-def test_sampling_everywhere_reads_the_prompt_steered(make_policy: Callable[..., Policy]) -> None:
+@pytest.mark.parametrize("doses", [[3.0], [3.0, 3.0], [3.0, 1.0]])
+def test_sampling_everywhere_reads_the_prompt_steered(
+    make_policy: Callable[..., Policy], doses: list[float]
+) -> None:
+    """Prompts that begin alike, under one dose for all rows, or one for each."""
     policy = make_policy()
     prompts = [stream(20, 0).ids + stream(3, 0, start=s).ids for s in (40, 80)]
-    with policy.steered(steering(policy, 3.0, everywhere=True)):
+    with policy.steered(steering(policy, doses, everywhere=True)):
         sampler = Sampler(policy, 2)
         sampler.append(prompts)
         replies = sampler.sample(np.full((2, 5), 0.5), temperature=1e-3)
-        for prompt, reply in zip(prompts, replies, strict=True):
-            ids = [*prompt, *reply]
-            whole = TokenStream(ids, [-1] * len(ids), [False] * len(ids))
-            with torch.no_grad():
-                hidden = forward(policy, pad([whole], policy.pad_id, policy.device))[0]
-            chosen = policy.unembed(hidden).argmax(dim=-1)[len(prompt) - 1 : -1].tolist()
-            assert reply == chosen
+    for prompt, reply, dose in zip(prompts, replies, (doses * 2)[:2], strict=True):
+        ids = [*prompt, *reply]
+        whole = TokenStream(ids, [-1] * len(ids), [False] * len(ids))
+        with torch.no_grad(), policy.steered(steering(policy, dose, everywhere=True)):
+            hidden = forward(policy, pad([whole], policy.pad_id, policy.device))[0]
+        chosen = policy.unembed(hidden).argmax(dim=-1)[len(prompt) - 1 : -1].tolist()
+        assert reply == chosen
+
+
+def test_rows_of_their_own_doses_are_read_everywhere(make_policy: Callable[..., Policy]) -> None:
+    """Neither side of a shared beginning is read once for rows that it reads differently to."""
+    policy = make_policy()
+    head = stream(20, 0).ids
+    streams = [
+        TokenStream([*head, *r.ids], [-1] * 20 + r.turn, [False] * 20 + r.response)
+        for r in (stream(4, 3, start=60), stream(4, 3, start=90))
+    ]
+    with torch.no_grad(), policy.steered(steering(policy, [2.0, -1.0], everywhere=True)):
+        batch = make_batch(policy, streams)
+        assert not batch.prefix
+        together = forward(policy, batch, read_prefix(policy, batch))
+    for row, dose in enumerate((2.0, -1.0)):
+        with torch.no_grad(), policy.steered(steering(policy, dose, everywhere=True)):
+            alone = forward(policy, pad([streams[row]], policy.pad_id, policy.device))[0]
+        assert torch.allclose(together[row], alone, atol=1e-4)
 
 
 def test_the_dose_halves_over_the_reply(make_policy: Callable[..., Policy]) -> None:

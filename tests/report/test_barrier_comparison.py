@@ -176,6 +176,8 @@ def test_arms_of_one_aggregate_are_told_apart_by_what_differs() -> None:
         for aggregate, tau in (("mean", 0.5), ("rmse", 0.5), ("rmse", 2.0), ("rmse", 0.5))
     ]
     assert arm_names(barriers) == ["mean", "rmse, tau 0.5", "rmse, tau 2.0", "rmse, tau 0.5"]
+    kinds = [barriers[1], barriers[1] | {"divergence": "kl_fwd"}]
+    assert arm_names(kinds) == ["rmse, divergence kl_rev", "rmse, divergence kl_fwd"]
 
 
 def test_the_end_of_a_sweep_compares_what_it_has_measured(tmp_path: Path) -> None:

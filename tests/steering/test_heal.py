@@ -389,6 +389,16 @@ def test_divergence_is_measured_from_the_reference(
     assert row["divergence"] == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
+def test_a_tau_that_is_to_follow_has_a_logarithm(make_policy: MakePolicy) -> None:
+    """A pilot of one step sees no divergence at all: the adapter is fresh."""
+    policy = make_policy()
+    barrier = barrier_config(aggregate="mean", tau="quantile", control="rate")
+    config = replace(SMALL, minibatch=8)
+    assert healing(policy, config, barrier, tau=None).read_tau(completions(policy)) == 1e-3
+    fixed = replace(barrier, control="fixed")
+    assert healing(policy, config, fixed, tau=None).read_tau(completions(policy)) == 0
+
+
 # --- weights ------------------------------------------------------------------------------------
 
 
