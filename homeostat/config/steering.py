@@ -300,12 +300,17 @@ class StagesConfig:
     coherence, is broken: the loop stops, and no verdict may call it a success. The gates are apart
     from the trainer's filter, so that a looser filter makes no model look more coherent.
     ``prompts`` of the persona's held-out prompts are answered, to see whether the trait shows.
+    ``lines`` are system lines with ``{persona}`` in them, of which, with the persona's own, the one
+    that makes most of the trait show on the persona's prompts tells the prompted base; none: the
+    persona's own.
+
     With ``reversed`` the student is also measured under the opposite of the round's dose, with
     ``contrary`` base and healed student when a system line tells them to be the persona's opposite.
     """
 
     contexts: int
     prompts: int
+    lines: list[str]
     reversed: bool
     contrary: bool
     max_new_tokens: int
@@ -321,6 +326,11 @@ class StagesConfig:
         )
         require_at_most(key, MOST_SAMPLES, bootstrap_samples=self.bootstrap_samples)
         require_at_most(key, MOST_TOKENS, max_new_tokens=self.max_new_tokens)
+        for line in self.lines:
+            require(
+                "{persona}" in line,
+                f"{key}.lines: {line!r} has no {{persona}}, so it tells the model nothing of it.",
+            )
         require(self.contexts >= 4, f"{key}.contexts={self.contexts} is too few; use at least 4.")
         for name in ("vignettes", "prompts"):
             value = getattr(self, name)

@@ -73,6 +73,7 @@ ADDED: dict[str, Callable[[Values], Any]] = {
     "trainer.filter.min_diversity": lambda _: None,
     "trainer.stages.gates.min_diversity": lambda _: None,
     "trainer.stages.prompts": lambda _: 0,
+    "trainer.stages.lines": lambda _: [],
     "trainer.stages.reversed": lambda _: False,
     "trainer.stages.contrary": lambda _: False,
     "trainer.barrier.rate_lr": lambda _: 0.3,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from homeostat.steering.shown import SIDES, shown_nats
 from homeostat.steering.vectors import as_persona
 from homeostat.types import Progress, silent
 
+ASKED = 16  # prompts that a system line is judged on
 FIRST_PERSON = re.compile(r"\b(?:i|me|my|mine|myself|i'm|i've|i'll|i'd)\b")
 
 
@@ -55,6 +57,41 @@ def validate_shown(
         "first_person": [first_person(talk.turns[-1].text) for talk in talks],
     }
     return {"n": len(talks)} | {name: _area(label, score, group) for name, score in scores.items()}
+
+
+def compare_lines(
+    policy: Policy,
+    persona: PersonaConfig,
+    lines: Sequence[str],
+    sampling: Sampling,
+    progress: Progress = silent,
+) -> list[dict[str, Any]]:
+    """How much of the trait shows in replies of the base under each system line.
+
+    The persona's own prompts are answered, which measure no stage, so that the best line is chosen
+    on other items than it is measured on.
+
+    Args:
+        policy: Only its base is asked.
+        persona: Its positive side is put into each line; its prompts are answered.
+        lines: With ``{persona}`` in them.
+        sampling: Of the replies; the same random numbers for every line.
+        progress: Told how many replies to a line are done.
+
+    Returns:
+        For each line ``line``, ``shown_nats``, a mean over ``n`` replies that show anything at all;
+        None where none does.
+    """
+    rows = []
+    for line in lines:
+        told = replace(persona, prompt=line)
+        asked = [as_persona(told, "positive", text) for text in persona.prompts[:ASKED]]
+        with policy.reference():
+            talks = [talk for talk, _ in sampled(policy, asked, sampling, progress=progress)]
+        known = [nats for nats in shown_nats(policy, persona, talks) if nats is not None]
+        mean = float(np.mean(known)) if known else None
+        rows.append({"line": line, "shown_nats": mean, "n": len(known)})
+    return rows
 
 
 def first_person(text: str) -> float | None:

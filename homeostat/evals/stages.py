@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,7 @@ class Stages:
         vignettes: To judge; may be empty.
         sampling: Of the replies; the same random numbers for every arm.
         base_perplexity: Median perplexity of the base's own replies.
+        line: That tells a model to be the persona; None: the persona's own.
     """
 
     config: StagesConfig
@@ -72,6 +73,7 @@ class Stages:
     vignettes: Sequence[Vignette]
     sampling: Sampling
     base_perplexity: float
+    line: str | None = None
 
     def measure(
         self,
@@ -96,7 +98,10 @@ class Stages:
         return rows
 
     def _ask(self, text: str, told: str | None) -> Conversation:
-        return as_message(text) if told is None else as_persona(self.persona, told, text)
+        if told is None:
+            return as_message(text)
+        own = self.persona.prompt if self.line is None else self.line
+        return as_persona(replace(self.persona, prompt=own), told, text)
 
     def _trait(self, policy: Policy, told: str | None) -> list[Row]:
         pairs = self.persona.probe_pairs

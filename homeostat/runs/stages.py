@@ -17,8 +17,9 @@ from homeostat.config.register import build
 from homeostat.config.rows import kept_rows
 from homeostat.config.run import RunConfig
 from homeostat.config.steering import PersonaConfig, SteeringConfig
+from homeostat.errors import HomeostatError
 from homeostat.evals.foundations import read_vignettes
-from homeostat.evals.shown import validate_shown
+from homeostat.evals.shown import compare_lines, validate_shown
 from homeostat.evals.stages import (
     BASE,
     CONTRARY,
@@ -50,8 +51,12 @@ from homeostat.steering.trainer import (
 from homeostat.steering.vectors import PersonaVector
 from homeostat.types import StepResult, Trainer
 
-EVALUATION, POLES = 13, 19  # keys of the random numbers behind the replies that measure an arm
-SHOWN = "shown.json"
+EVALUATION, POLES, LINES = (
+    13,
+    19,
+    23,
+)  # keys of the random numbers behind the replies that measure an arm
+SHOWN, PROMPTING = "shown.json", "prompting.json"
 REVERSED = "reversed"  # the steered student at the opposite dose
 
 
@@ -60,8 +65,16 @@ class SteeringWing:
 
     @staticmethod
     def check_files(config: RunConfig) -> None:
-        """See `Wing.check_files`: the contexts of the persona's vector."""
-        share_contexts(config.trainer, config.persona)  # type: ignore[arg-type]
+        """See `Wing.check_files`: the contexts of the persona's vector, prompts for its lines."""
+        trainer, persona = config.trainer, config.persona
+        assert isinstance(trainer, SteeringConfig)
+        assert persona is not None
+        share_contexts(trainer, persona)
+        if trainer.stages.lines and not persona.prompts:
+            raise HomeostatError(
+                f"trainer.stages.lines are judged on persona.prompts, and {persona.name} has none; "
+                "give some, or leave the lines away."
+            )
 
     def __init__(self, run: Run, policy: Policy) -> None:
         self.run = run
@@ -116,13 +129,36 @@ class SteeringWing:
         return float(before_healing(run.config, self.policy, "base_perplexity", compute))
 
     def _measure_fixed(self, name: str) -> None:
+        stages = self._stages
+        if name == PROMPTED:
+            stages = replace(stages, line=self._best_line())
+
         def compute() -> list[Row]:
             section = self.run.section(f"measure: {name}", "evaluate")
             with section as progress, self.policy.reference():
-                return self._stages.measure(self.policy, TOLD.get(name), progress)
+                return stages.measure(self.policy, TOLD.get(name), progress)
 
         rows = before_healing(self.run.config, self.policy, name, compute)
         keep_arm(self.kept, rows, 0, name, {}, self._stages)
+
+    def _best_line(self) -> str | None:
+        """The system line that makes most of the trait show; None where there is but one."""
+        run, more = self.run, self.config.stages.lines
+        if not more:
+            return None
+
+        def compute() -> list[dict[str, Any]]:
+            sampling = replace(self._stages.sampling, key=(run.config.seed, LINES))
+            lines = [self.persona.prompt, *more]
+            with run.section("compare system lines", "evaluate") as progress:
+                return compare_lines(self.policy, self.persona, lines, sampling, progress)
+
+        found = before_healing(run.config, self.policy, "lines", compute)
+        write_text(run.folder / "evals" / PROMPTING, json.dumps(found, indent=1) + "\n")
+        known = [row for row in found if row["shown_nats"] is not None]
+        best = max(known, key=lambda row: row["shown_nats"], default=found[0])
+        run.console.say(f"of {len(found)} system lines the best is: {best['line']}")
+        return str(best["line"])
 
     def _validate_shown(self) -> None:
         """Keep whether the trait in a model's own replies can be read at all."""

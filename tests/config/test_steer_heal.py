@@ -74,6 +74,7 @@ WRONG: list[tuple[str, Any, list[str]]] = [
     ("stages.contexts", 2, ["at least 4"]),
     ("stages.vignettes", -1, ["0 or above"]),
     ("stages.prompts", -1, ["0 or above"]),
+    ("stages.lines", ["Be kind."], ["has no {persona}"]),
     ("stages.coherence_floor", 1.5, ["between 0 and 1"]),
 ]
 

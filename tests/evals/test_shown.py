@@ -11,7 +11,7 @@ import torch
 from homeostat.config.register import config_part
 from homeostat.config.steering import PersonaConfig
 from homeostat.evals import shown
-from homeostat.evals.shown import first_person, validate_shown
+from homeostat.evals.shown import compare_lines, first_person, validate_shown
 from homeostat.models.adapters import Policy
 from homeostat.rollout.replies import Sampling, with_given_reply
 from homeostat.steering.shown import shown_nats
@@ -86,6 +86,29 @@ def test_an_empty_reply_shows_nothing(make_policy: Callable[..., Policy]) -> Non
 )
 def test_speaking_of_oneself_by_hand(text: str, share: float | None) -> None:
     assert first_person(text) == share
+
+
+def test_lines_are_compared_on_the_persona_s_prompts(
+    make_policy: Callable[..., Policy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What each line asks, and the mean of what shows; replies that show nothing do not count."""
+    policy, seen = make_policy(), []
+    lines = ["You are {persona}.", "Be {persona}!"]
+
+    def longer(_policy: Any, persona: Any, given: list[Conversation]) -> list[float | None]:
+        assert persona == PERSONA, "read with the persona's own line"
+        seen.append([talk.turns[:2] for talk in given])
+        return [None, *(float(len(talk.turns[0].text)) for talk in given[1:])]
+
+    monkeypatch.setattr(shown, "shown_nats", longer)
+    found = compare_lines(policy, PERSONA, lines, Sampling(3, 1.0, (1,)))
+    assert [row["line"] for row in found] == lines
+    assert [row["n"] for row in found] == [15, 15]
+    for row, talks_, line in zip(found, seen, lines, strict=True):
+        told = line.format(persona=PERSONA.positive)
+        assert row["shown_nats"] == len(told)
+        assert [turns[0].text for turns in talks_] == [told] * 16
+        assert [turns[1].text for turns in talks_] == PERSONA.prompts[:16]
 
 
 def test_whether_the_reading_can_be_believed(

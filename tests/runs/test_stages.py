@@ -323,7 +323,10 @@ def test_the_opposite_dose_and_a_prompted_teacher_are_measured(
         SteerHeal, "steering", lambda self, dose: (doses.append(dose), steering(self, dose))[1]
     )
     found = {}
-    beside = ("trainer.stages.reversed=true", "trainer.stages.contrary=true")
+    beside = (
+        *("trainer.stages.reversed=true", "trainer.stages.contrary=true"),
+        "trainer.stages.lines=['Be {persona}!','Speak as {persona}.']",
+    )
     for name in (beside, ("trainer.teacher=prompted",)):
         overrides, folder = (*OVERRIDES, *name, "trainer.max_steps=1"), tmp_path / name[0]
         assert run(composed(*overrides), folder, Console(), overrides) == "finished"
@@ -331,6 +334,8 @@ def test_the_opposite_dose_and_a_prompted_teacher_are_measured(
     both, told = found.values()
     assert list(both) == ["base", "prompted", "contrary", "steered", "reversed", "healed"]
     lines = rows(tmp_path / beside[0] / "rounds.jsonl")
+    judged = json.loads((tmp_path / beside[0] / "evals" / "prompting.json").read_text())
+    assert [row["line"] for row in judged][1:] == ["Be {persona}!", "Speak as {persona}."]
     contrary = [row for row in lines if row["stage"] == "contrary"]
     assert [row["round"] for row in contrary] == [0, 1], "the base's, and the student's"
     assert contrary[0]["shown_nats"] != both["prompted"]["shown_nats"]
