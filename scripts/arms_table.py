@@ -1,10 +1,11 @@
 """Arms of a preregistered experiment over seeds: means with t intervals, differences to controls.
 
-python scripts/arms_table.py SWEEP [SWEEP ...] --minus yoked random [--json]
+python scripts/arms_table.py SWEEP [SWEEP ...] --minus yoked random [--json] [--add FILE]
 
 The seed is the unit: a run counts as its one figure, trained minus base on the same items or
 held-out episodes. Differences between arms are paired by seed. Over all runs, whether what an
-evaluation finds goes with what was earned and with the fall in entropy.
+evaluation finds goes with what was earned and with the fall in entropy. `--add` takes in what an
+earlier table (its JSON) says of runs whose folders are no longer there.
 """
 
 from __future__ import annotations
@@ -49,6 +50,18 @@ def read_runs(sweeps: Sequence[Path]) -> tuple[dict[str, dict[int, dict[str, flo
         runs.setdefault(arm_of(path.parent), {})[summary["seed"]] = figures(path.parent, summary)
         untrained = max(untrained, without_training(summary), key=len)
     return runs, untrained
+
+
+def add_earlier(runs: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
+    """Take in the runs of an earlier table, by its values; a run that is there already stays."""
+    for row in json.loads(path.read_text(encoding="utf-8"))["arms"]:
+        for place, seed in enumerate(row.get("seeds", ())):
+            figures = {
+                name: figure["values"][place]
+                for name, figure in row.items()
+                if isinstance(figure, dict) and len(figure["values"]) == len(row["seeds"])
+            }
+            runs.setdefault(row["arm"], {}).setdefault(seed, figures)
 
 
 def finished(sweeps: Sequence[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -120,7 +133,8 @@ def table(runs: Runs, controls: Sequence[str]) -> list[dict[str, Any]]:
     rows = []
     for arm, by_seed in runs.items():
         row: dict[str, Any] = {"arm": arm, "seeds": sorted(by_seed)}
-        for name in next(iter(by_seed.values())):
+        everywhere = set.intersection(*(set(found) for found in by_seed.values()))
+        for name in (one for one in next(iter(by_seed.values())) if one in everywhere):
             row[name] = over_seeds([by_seed[s][name] for s in sorted(by_seed)])
             for control in controls:
                 other = runs.get(control, {})
@@ -164,8 +178,11 @@ def main() -> None:
         "--minus", nargs="*", default=[], help="arms that the others are compared with"
     )
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--add", type=Path, help="JSON of an earlier table")
     options = parser.parse_args()
     runs, untrained = read_runs(options.sweeps)
+    if options.add is not None:
+        add_earlier(runs, options.add)
     rows, correlations = [*table(runs, options.minus), *untrained], goes_with(runs)
     if options.json:
         print(json.dumps({"arms": rows, "over_runs": correlations}, indent=1))
