@@ -251,7 +251,7 @@ def seed_mean(cells: Mapping[int, Cell], metric: str) -> dict[str, Any] | None:
     if found is not None and found["ci95"] is None and metric == "coherent":
         shares = _by_item(values)
         found["ci95"] = list(wilson(int(shares.sum()), len(shares)))
-    return found
+    return _within(found, 0.0, 1.0) if metric == "coherent" else found
 
 
 def against(
@@ -266,6 +266,13 @@ def against(
     if found is not None and found["ci95"] is None and metric == "coherent":
         ends = share_interval(_by_item(before), _by_item(after))
         found["ci95"] = None if ends is None else list(ends)
+    return _within(found, -1.0, 1.0) if metric == "coherent" else found
+
+
+def _within(found: dict[str, Any] | None, low: float, high: float) -> dict[str, Any] | None:
+    """The interval of a share, or of a difference of two, without what neither can be."""
+    if found is not None and found["ci95"] is not None:
+        found["ci95"] = [min(max(end, low), high) for end in found["ci95"]]
     return found
 
 
@@ -370,10 +377,9 @@ def draw_arms(folder: Path, arms: Sequence[Mapping[str, Any]]) -> Path:
                     left.plot([at, at], _ends(row["coherent"]), color=colour, lw=1, alpha=0.6)
             _end(right, rows[-1], name, colour)
         left.xaxis.set_major_locator(MaxNLocator(integer=True))
-        left.set(xlabel="round", ylabel="coherent share", title="Coherence, healed, by round")
-        right.set(
-            xlabel="trait moved, nats per token", ylabel="coherent share", title="After the last"
-        )
+        share: dict[str, Any] = {"ylabel": "coherent share", "ylim": (-0.04, 1.04)}
+        left.set(xlabel="round", title="Coherence, healed, by round", **share)
+        right.set(xlabel="trait moved, nats per token", title="After the last", **share)
         right.legend(frameon=False, fontsize=7)
         figure.tight_layout()
         return save(figure, folder / "comparison.png")

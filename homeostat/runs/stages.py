@@ -154,11 +154,17 @@ class SteeringWing:
                 return compare_lines(self.policy, self.persona, lines, sampling, progress)
 
         found = before_healing(run.config, self.policy, "lines", compute)
-        write_text(run.folder / "evals" / PROMPTING, json.dumps(found, indent=1) + "\n")
+        self._keep(PROMPTING, found)
         known = [row for row in found if row["shown_nats"] is not None]
         best = max(known, key=lambda row: row["shown_nats"], default=found[0])
         run.console.say(f"of {len(found)} system lines the best is: {best['line']}")
         return str(best["line"])
+
+    def _keep(self, name: str, found: Any) -> None:
+        """Write what was found into a file among the evaluations."""
+        folder = self.run.folder / "evals"
+        folder.mkdir(exist_ok=True)
+        write_text(folder / name, json.dumps(found, indent=1) + "\n")
 
     def _validate_shown(self) -> None:
         """Keep whether the trait in a model's own replies can be read at all."""
@@ -173,7 +179,7 @@ class SteeringWing:
                 return validate_shown(self.policy, self.persona, prompts, sampling, progress)
 
         found = before_healing(run.config, self.policy, "shown", compute)
-        write_text(run.folder / "evals" / SHOWN, json.dumps(found, indent=1) + "\n")
+        self._keep(SHOWN, found)
         if doubt := doubt_about_reading(found):
             run.console.say(doubt)
 

@@ -87,6 +87,14 @@ def test_items_are_crossed_with_seeds(found: dict[str, Any]) -> None:
     assert ends == pytest.approx([0.5 - reach, 0.5 + reach], abs=1e-3)
 
 
+def test_no_share_lies_beyond_all_or_none(found: dict[str, Any]) -> None:
+    """Two seeds of 0.75 and 1.0 would reach far beyond 1."""
+    final = next(row for row in found["final"] if row["arm"] == "rmse")
+    low, high = final["coherent"]["ci95"]
+    assert 0 <= low < final["coherent"]["mean"] < high == 1
+    assert max(map(abs, final["coherent_against_mean"]["ci95"])) <= 1
+
+
 def test_all_of_four_is_no_certainty(found: dict[str, Any]) -> None:
     """Wilson's interval of 4 of 4 items, whose seeds add no others."""
     assert row(found, "rmse", 1)["coherent"]["ci95"] == pytest.approx([0.5101, 1.0], abs=1e-3)

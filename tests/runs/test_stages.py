@@ -324,17 +324,18 @@ def test_the_opposite_dose_and_a_prompted_teacher_are_measured(
     )
     found = {}
     beside = (
+        "eval=homeostasis",  # no suite, so that nothing else has made the folder of evaluations
         *("trainer.stages.reversed=true", "trainer.stages.contrary=true"),
         "trainer.stages.lines=['Be {persona}!','Speak as {persona}.']",
     )
-    for name in (beside, ("trainer.teacher=prompted",)):
-        overrides, folder = (*OVERRIDES, *name, "trainer.max_steps=1"), tmp_path / name[0]
+    for label, name in (("beside", beside), ("told", ("trainer.teacher=prompted",))):
+        overrides, folder = (*OVERRIDES, *name, "trainer.max_steps=1"), tmp_path / label
         assert run(composed(*overrides), folder, Console(), overrides) == "finished"
-        found[name[0]] = {row["stage"]: row for row in rows(folder / "rounds.jsonl")}
+        found[label] = {row["stage"]: row for row in rows(folder / "rounds.jsonl")}
     both, told = found.values()
     assert list(both) == ["base", "prompted", "contrary", "steered", "reversed", "healed"]
-    lines = rows(tmp_path / beside[0] / "rounds.jsonl")
-    judged = json.loads((tmp_path / beside[0] / "evals" / "prompting.json").read_text())
+    lines = rows(tmp_path / "beside" / "rounds.jsonl")
+    judged = json.loads((tmp_path / "beside" / "evals" / "prompting.json").read_text())
     assert [row["line"] for row in judged][1:] == ["Be {persona}!", "Speak as {persona}."]
     contrary = [row for row in lines if row["stage"] == "contrary"]
     assert [row["round"] for row in contrary] == [0, 1], "the base's, and the student's"
