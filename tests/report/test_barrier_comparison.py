@@ -10,7 +10,7 @@ import pytest
 from matplotlib import pyplot as plt
 from omegaconf import OmegaConf
 
-from homeostat.report.barrier_comparison import arm_names, write_comparison
+from homeostat.report.barrier_comparison import _crossed, arm_names, write_comparison
 from homeostat.runs.after_sweep import CompareBarriers
 
 
@@ -83,8 +83,11 @@ def test_figures_are_means_over_seeds_against_their_own_base(found: dict[str, An
 def test_items_are_crossed_with_seeds(found: dict[str, Any]) -> None:
     """Half of four items, the same for both seeds: var 1/3 / 4, three degrees; seeds add none."""
     reach = 3.1824 * (1 / 12) ** 0.5
-    ends = row(found, "mean", 1)["coherent"]["ci95"]
-    assert ends == pytest.approx([0.5 - reach, 0.5 + reach], abs=1e-3)
+    items = {"a": 1.0, "b": 1.0, "c": 0.0, "d": 0.0}
+    crossed = _crossed({0: items, 1: items})
+    assert crossed is not None
+    assert crossed["ci95"] == pytest.approx([0.5 - reach, 0.5 + reach], abs=1e-3)
+    assert row(found, "mean", 1)["coherent"]["ci95"] == [0, 1], "no share lies beyond"
 
 
 def test_no_share_lies_beyond_all_or_none(found: dict[str, Any]) -> None:
