@@ -51,11 +51,8 @@ from homeostat.steering.trainer import (
 from homeostat.steering.vectors import PersonaVector
 from homeostat.types import StepResult, Trainer
 
-EVALUATION, POLES, LINES = (
-    13,
-    19,
-    23,
-)  # keys of the random numbers behind the replies that measure an arm
+# Keys of the random numbers behind the replies that measure an arm, the reading, system lines.
+EVALUATION, POLES, LINES = 13, 19, 23
 SHOWN, PROMPTING = "shown.json", "prompting.json"
 REVERSED = "reversed"  # the steered student at the opposite dose
 

@@ -25,6 +25,7 @@ from homeostat.cli import CONF, explain
 from homeostat.config.bots import REPLY_FEATURES, MixedBotConfig, OwnBotConfig
 from homeostat.config.filters import standard_filter
 from homeostat.config.register import as_choices, compose_run, config_part, options, schemas
+from homeostat.config.resume import _amounts_of_work
 from homeostat.config.reward import SIDES, RewardConfig
 from homeostat.config.run import DEVICES, DTYPES, RunConfig
 from homeostat.config.signals import AFFECTS, INTRINSIC_SIGNALS, POOLINGS
@@ -273,6 +274,19 @@ def test_every_wing_takes_its_own_work_from_the_scale(scale: str, trainer: str) 
     }.get(trainer, (updates, episodes))
     assert steering == trainer.startswith("steer_") == config.trainer.needs_persona
     assert (config.trainer.max_steps, config.trainer.batch_size) == expected
+
+
+@pytest.mark.parametrize("trainer", GROUPS["trainer"])
+def test_a_resumed_run_counts_in_its_trainer_s_own_amounts(trainer: str) -> None:
+    """What is typed when a run is resumed means what it meant when the run began."""
+    if trainer == "none":
+        pytest.skip("it has no steps")
+    config = with_trainer("scale", "smoke", trainer)
+    typed = _amounts_of_work(asdict(config.trainer))
+    written_down = draft(f"trainer={trainer}", "~scale", "persona=calm", "bot=curious")
+    raw = OmegaConf.to_container(written_down.trainer, resolve=False)
+    assert isinstance(raw, dict)
+    assert typed == {name: raw[name] for name in ("max_steps", "batch_size")}
 
 
 @pytest.mark.parametrize("own", [("trainer=grpo",), ("trainer=steer_heal", "persona=calm")])
