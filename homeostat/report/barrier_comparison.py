@@ -76,7 +76,8 @@ def write_comparison(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     """Compare runs; writes comparison.json, comparison.md and comparison.png into ``out``.
 
     Args:
-        folders: Run folders; one that did not finish is listed, and counts as far as it came.
+        folders: Run folders; one that did not finish is listed, and counts as far as it came, one
+            whose arm and seed another before it has is listed and left out.
         out: Where the files go.
     """
     runs: list[dict[str, Any]] = []
@@ -90,7 +91,11 @@ def write_comparison(folders: Sequence[Path], out: Path) -> dict[str, Any]:
         status = "not finished"
         if summary.is_file():
             status = read_json(summary)["status"]
+        if any((run["arm"], run["seed"]) == (arm, seed) for run in runs):
+            status = f"left out, a second run of its arm and seed ({status})"
         runs.append({"folder": folder.name, "arm": arm, "seed": seed, "status": status})
+        if status.startswith("left out"):
+            continue
         for key, cell in read_cells(folder, arm).items():
             cells.setdefault(key, {})[seed] = cell
         for round_, rate in read_firing(folder).items():

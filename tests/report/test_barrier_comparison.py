@@ -90,6 +90,19 @@ def test_items_are_crossed_with_seeds(found: dict[str, Any]) -> None:
     assert row(found, "mean", 1)["coherent"]["ci95"] == [0, 1], "no share lies beyond"
 
 
+def test_a_second_run_of_an_arm_and_seed_is_left_out(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / "0", "mean", 0, {1: (0.4, 0.5)}),
+        make_run(tmp_path / "1", "mean", 0, {1: (0.9, 1.0)}, fired=0.9),
+    ]
+    found = write_comparison(runs, tmp_path / "out")
+    assert row(found, "mean", 1)["trait_nats"]["mean"] == pytest.approx(0.4)
+    assert found["firing"][0]["rate"] == 0.25
+    first, second = (run["status"] for run in found["runs"])
+    assert first == "finished"
+    assert second == "left out, a second run of its arm and seed (finished)"
+
+
 def test_no_share_lies_beyond_all_or_none(found: dict[str, Any]) -> None:
     """Two seeds of 0.75 and 1.0 would reach far beyond 1."""
     final = next(row for row in found["final"] if row["arm"] == "rmse")
