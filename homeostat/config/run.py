@@ -16,9 +16,9 @@ from homeostat.config.checks import (
 )
 from homeostat.config.evals import EvalConfig
 from homeostat.config.model import LoraConfig, ModelConfig
+from homeostat.config.persona import PersonaConfig
 from homeostat.config.reward import RewardConfig
 from homeostat.config.signals import SignalsConfig
-from homeostat.config.steering import PersonaConfig
 from homeostat.config.trainers import TrainerConfig
 
 DEVICES = ("auto", "cpu", "cuda", "mps")

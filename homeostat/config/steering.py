@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from homeostat.config.checks import (
@@ -32,79 +31,6 @@ SCHEDULES = ("constant", "cosine")
 TEACHERS = ("steered", "prompted")
 ASKED = ("contexts", "persona")  # what completions answer
 ADOPTED = ("all", "good")  # which healed rounds the student keeps
-
-
-@dataclass
-class ProbePair:
-    """A question and two replies of equal length, one of either side of the trait."""
-
-    question: str
-    positive: str
-    negative: str
-
-
-@dataclass(kw_only=True)
-class PersonaConfig:
-    """Two direct opposites on one axis, and how the trait shows.
-
-    ``prompt`` puts either side into a system turn. ``narration`` holds regular expressions of
-    talking about the trait instead of showing it, matched against the lower-case reply.
-    ``prompts`` are messages that invite the trait to show, to be steered on with
-    ``trainer.asked=persona``; ``held_out_prompts`` are others that only measure. ``frame`` is a
-    system line that completions are sampled under and that healing leaves away; null for none.
-    ``diary`` is the question that every stage is asked.
-    """
-
-    schema: ClassVar[str] = "persona"
-    name: str
-    positive: str
-    negative: str
-    prompt: str = "You are {persona}."
-    narration: list[str] = field(default_factory=list)
-    probe_pairs: list[ProbePair] = field(default_factory=list)
-    prompts: list[str] = field(default_factory=list)
-    held_out_prompts: list[str] = field(default_factory=list)
-    frame: str | None = None
-    diary: str
-
-    def __post_init__(self) -> None:
-        require(
-            self.positive.strip().lower() != self.negative.strip().lower(),
-            f"persona.positive and persona.negative of {self.name} are equal, so nothing points "
-            "from one to the other; give direct opposites.",
-        )
-        require(
-            "{persona}" in self.prompt,
-            f"persona.prompt={self.prompt!r} has no {{persona}}, so both sides would be the same.",
-        )
-        for pattern in self.narration:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(
-                    f"persona.narration: {pattern!r} is no regular expression ({error}); mend it, "
-                    "or put a backslash before a sign that is meant as it stands."
-                ) from error
-        require(
-            len(self.probe_pairs) >= 2,
-            f"persona.probe_pairs has {len(self.probe_pairs)} entries, which give no interval; "
-            "give at least 2.",
-        )
-        require(
-            self.frame is None or bool(self.frame.strip()),
-            "persona.frame is empty; give a system line, or null for none.",
-        )
-        measured = {text.strip().lower() for text in self._measured()}
-        for text in self.prompts:
-            require(
-                bool(text.strip()) and text.strip().lower() not in measured,
-                f"persona.prompts: {text!r} is empty or also measures the trait (as a question of "
-                "probe_pairs, a held-out prompt or the diary); steer on others.",
-            )
-
-    def _measured(self) -> list[str]:
-        questions = [pair.question for pair in self.probe_pairs]
-        return [*questions, *self.held_out_prompts, self.diary]
 
 
 @dataclass(kw_only=True)
@@ -418,86 +344,6 @@ class SteerHealConfig(SteeringConfig):
         _require_count("target", self.target)
         require_positive("trainer", most_batches=self.most_batches)
         require_at_most("trainer", MOST, most_batches=self.most_batches)
-
-
-@dataclass(kw_only=True)
-class SteerOnlineConfig(SteeringConfig):
-    """Steered completions as the exploration of a policy gradient; see `homeostat.steering.online`.
-
-    A step is one batch, learnt from in minibatches. ``group`` completions answer each message,
-    spread over ``shares`` of the dose, 0 being the student itself. A completion is paid
-    ``shown_nats``, less ``failure_price`` where it falls through the filter. A token counts by how
-    much likelier the unsteered student is to say it than the steered one that said it, at most
-    ``max_importance``.
-
-    The dose begins at ``dose.low`` and follows a set point: its logarithm rises by ``dose_lr``
-    times the share of the steered completions that pass the filter less ``target_pass``; it stays
-    between a twentieth of ``dose.low`` and ``dose.high``. What else ``dose`` says of searching is
-    of rounds. Every ``measure_every`` steps, and after the last one, the student is measured.
-    """
-
-    schema: ClassVar[str] = "trainer/steer_online"
-    amounts: ClassVar[tuple[str, str]] = ("updates", "completions")
-
-    _target_: str = "homeostat.steering.online.SteerOnline"
-    group: int
-    shares: list[float]
-    failure_price: float
-    max_importance: float
-    target_pass: float
-    dose_lr: float
-    measure_every: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(
-            "trainer",
-            max_importance=self.max_importance,
-            dose_lr=self.dose_lr,
-            measure_every=self.measure_every,
-        )
-        require_fraction("trainer", target_pass=self.target_pass)
-        require(
-            self.group >= 2 and self.batch_size % self.group == 0,
-            f"trainer.group={self.group} must be at least 2 and divide "
-            f"trainer.batch_size={self.batch_size}: completions of a group are compared.",
-        )
-        require(
-            bool(self.shares) and all(math.isfinite(share) for share in self.shares),
-            f"trainer.shares={self.shares} must be numbers, at least one.",
-        )
-        require(
-            any(self.shares[: self.batch_size]),
-            f"trainer.shares={self.shares} steer nothing of a batch of {self.batch_size}; give one "
-            "that is not 0.",
-        )
-        require(
-            self.failure_price >= 0,
-            f"trainer.failure_price={self.failure_price} must be 0 or above.",
-        )
-        require(
-            self.barrier.reference == "base" and self.barrier.tau != QUANTILE,
-            f"trainer.barrier.reference={self.barrier.reference} and tau={self.barrier.tau}: "
-            "without rounds there is only reference=base, and no pilot for tau=quantile.",
-        )
-        of_a_round = {
-            "heal.validation": (self.heal.validation, 0),
-            "heal.warmup": (self.heal.warmup, 0),
-            "heal.schedule": (self.heal.schedule, "constant"),
-            "dose.backtracks": (self.dose.backtracks, 0),
-            "dose.shares": (list(self.dose.shares), [1.0]),
-        }
-        for name, (value, only) in of_a_round.items():
-            require(
-                value == only,
-                f"trainer.{name}={value} belongs to rounds of healing, which trainer=steer_online "
-                f"does not have; leave it at {only}.",
-            )
-        require(
-            not self.stages.reversed,
-            "trainer.stages.reversed=true measures a steered stage, and trainer=steer_online has "
-            "none; leave it false.",
-        )
 
 
 def _require_count(name: str, value: int | None) -> None:

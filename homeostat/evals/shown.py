@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from homeostat.config.steering import PersonaConfig
+from homeostat.config.persona import PersonaConfig
 from homeostat.models.adapters import Policy
-from homeostat.rollout.replies import Sampling, reply_ids, sampled
+from homeostat.rollout.replies import Sampling, reply_ids, with_sampled_replies
 from homeostat.signals.probing.auroc import auroc, auroc_samples, interval95
 from homeostat.steering.shown import SIDES, shown_nats
 from homeostat.steering.vectors import as_persona
@@ -48,7 +48,7 @@ def validate_shown(
     """
     asked = [as_persona(persona, side, text) for text in prompts for side in SIDES]
     with policy.reference():
-        talks = [talk for talk, _ in sampled(policy, asked, sampling, progress=progress)]
+        talks = with_sampled_replies(policy, asked, sampling, progress=progress)
     label = np.array([1, 0] * len(prompts))
     group = np.repeat(np.arange(len(prompts)), 2)
     scores: dict[str, Sequence[float | None]] = {
@@ -87,7 +87,7 @@ def compare_lines(
         told = replace(persona, prompt=line)
         asked = [as_persona(told, "positive", text) for text in persona.prompts[:ASKED]]
         with policy.reference():
-            talks = [talk for talk, _ in sampled(policy, asked, sampling, progress=progress)]
+            talks = with_sampled_replies(policy, asked, sampling, progress=progress)
         known = [nats for nats in shown_nats(policy, persona, talks) if nats is not None]
         mean = float(np.mean(known)) if known else None
         rows.append({"line": line, "shown_nats": mean, "n": len(known)})

@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 import scipy
 
-from homeostat.config.steering import PersonaConfig, StagesConfig
+from homeostat.config.persona import PersonaConfig
+from homeostat.config.steering import StagesConfig
 from homeostat.evals.foundations import FOUNDATIONS, Vignette, choose_foundations, informedness
 from homeostat.evals.stats import compare_paired
 from homeostat.evals.subject import PolicySubject

@@ -13,31 +13,28 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from homeostat.config.persona import PersonaConfig
 from homeostat.config.register import build
-from homeostat.config.rows import kept_rows
 from homeostat.config.run import RunConfig
-from homeostat.config.steering import PersonaConfig, SteeringConfig
+from homeostat.config.steering import SteeringConfig
 from homeostat.errors import HomeostatError
 from homeostat.evals.foundations import read_vignettes
 from homeostat.evals.shown import compare_lines, validate_shown
 from homeostat.evals.stages import (
     BASE,
     CONTRARY,
-    DIARY,
     PROMPTED,
     TOLD,
     Row,
     Stages,
-    compare_arms,
     stage_figures,
-    trait_per_nat,
 )
 from homeostat.evals.verdicts import Verdict, run_verdicts
-from homeostat.files import LOST, write_text
+from homeostat.files import write_text
 from homeostat.models.adapters import Policy
 from homeostat.models.cache import file_sha256, identity, remembered
 from homeostat.report.console import interval, number
-from homeostat.report.metrics import write_rows
+from homeostat.runs.arm_log import REVERSED, ArmLog, keep_arm, stage_number
 from homeostat.runs.context import Run
 from homeostat.runs.memory import PROMPT_TOKENS
 from homeostat.steering.bank import fallen_by_gate
@@ -54,7 +51,6 @@ from homeostat.types import StepResult, Trainer
 # Keys of the random numbers behind the replies that measure an arm, the reading, system lines.
 EVALUATION, POLES, LINES = 13, 19, 23
 SHOWN, PROMPTING = "shown.json", "prompting.json"
-REVERSED = "reversed"  # the steered student at the opposite dose
 
 
 class SteeringWing:
@@ -63,9 +59,8 @@ class SteeringWing:
     @staticmethod
     def check_files(config: RunConfig) -> None:
         """See `Wing.check_files`: the contexts of the persona's vector, prompts for its lines."""
-        trainer, persona = config.trainer, config.persona
-        assert isinstance(trainer, SteeringConfig)
-        assert persona is not None
+        trainer: SteeringConfig = config.trainer  # type: ignore[assignment]
+        persona: PersonaConfig = config.persona  # type: ignore[assignment]
         share_contexts(trainer, persona)
         if trainer.stages.lines and not persona.prompts:
             raise HomeostatError(
@@ -249,7 +244,7 @@ class SteeringWing:
         if "steer/shown_own" in result.metrics:
             self.run.console.say(describe_batch(result))
         for row in self.kept.rows["rounds.jsonl"]:
-            if _stage_number(row) == result.step:
+            if stage_number(row) == result.step:
                 self.run.console.say(describe_stage(row))
 
     @property
@@ -329,32 +324,6 @@ def before_healing(config: RunConfig, policy: Policy, what: str, compute: Callab
     return remembered("stages", recipe, compute)
 
 
-def keep_arm(
-    kept: ArmLog,
-    rows: Sequence[Row],
-    round_: int,
-    arm: str,
-    metrics: Mapping[str, float],
-    stages: Stages,
-) -> dict[str, Any]:
-    """Add an arm's items and its row in rounds.jsonl; returns that row."""
-    entries = [
-        {key: row[key] for key in ("question", "reply")} for row in rows if row["kind"] == DIARY
-    ]
-    kept.add("evals/diary.jsonl", entries, round_, arm)
-    rows = [row for row in rows if row["kind"] != DIARY]
-    kept.add("evals/stages.jsonl", rows, round_, arm)
-    row: dict[str, Any] = {**stage_figures(rows), **metrics}
-    base = kept.arm(0, BASE)
-    if arm != BASE:
-        samples = stages.config.bootstrap_samples
-        moved = compare_arms(base, rows, samples)
-        row["moved"] = {name: asdict(shift) for name, shift in moved.items()}
-        row["trait_per_nat"] = asdict(trait_per_nat(base, rows, samples))
-    kept.add("rounds.jsonl", [row], round_, arm)
-    return row
-
-
 def lost_coherence(kept: ArmLog, stages: Stages, done: int) -> str | None:
     """Why the loop must stop, if the newest healed model is below the floor."""
     if done == 0 or done % 2:
@@ -409,60 +378,3 @@ def describe_stage(row: Mapping[str, Any]) -> str:
         f"coherent {row['coherence']:.2f}, perplexity {row['median_perplexity']:.1f}, KL "
         f"{row['kl_nats_per_token']:.2f}"
     )
-
-
-class ArmLog:
-    """What every arm has measured, kept in the run folder after each stage.
-
-    ``rounds.jsonl`` has a row per arm, ``evals/stages.jsonl`` a row per item,
-    ``evals/filter.jsonl`` what fell by dose and gate, ``evals/diary.jsonl`` one question all along,
-    ``heal.jsonl`` a row per step of healing.
-    """
-
-    NAMES = (
-        "rounds.jsonl",
-        "heal.jsonl",
-        "evals/stages.jsonl",
-        "evals/filter.jsonl",
-        "evals/diary.jsonl",
-    )
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.rows: dict[str, list[dict[str, Any]]] = {name: [] for name in self.NAMES}
-
-    def resume(self, done: int) -> bool:
-        """Read what an earlier process kept of the ``done`` stages; whether the base is there."""
-        for name in self.NAMES:
-            path = self.folder / name
-            rows = kept_rows(path, LOST) if path.exists() else []
-            self.rows[name] = [row for row in rows if _stage_number(row) <= done]
-        return bool(self.arm(0, PROMPTED))
-
-    def arm(self, round_: int, name: str) -> list[dict[str, Any]]:
-        """Rows of one arm."""
-        items = self.rows["evals/stages.jsonl"]
-        return [r for r in items if (r["round"], r["stage"]) == (round_, name)]
-
-    def arms(self) -> dict[tuple[int, str], list[dict[str, Any]]]:
-        """Rows of every arm by round and name."""
-        by_arm: dict[tuple[int, str], list[dict[str, Any]]] = {}
-        for row in self.rows["evals/stages.jsonl"]:
-            by_arm.setdefault((row["round"], row["stage"]), []).append(row)
-        return by_arm
-
-    def add(self, file: str, rows: Sequence[Mapping[str, Any]], round_: int, arm: str) -> None:
-        """Keep rows of an arm, with its round and name in front."""
-        self.rows[file] += [{"round": round_, "stage": arm, **row} for row in rows]
-
-    def save(self) -> None:
-        """Write every file anew, each whole or not at all."""
-        for name, rows in self.rows.items():
-            if rows:
-                write_rows(self.folder / name, rows)
-
-
-def _stage_number(row: Mapping[str, Any]) -> int:
-    """How many of the loop's stages were done when this row had been measured."""
-    healing = row["stage"] not in (STEERED, REVERSED)
-    return 0 if row["round"] == 0 else 2 * row["round"] - 1 + healing

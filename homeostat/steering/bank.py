@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from homeostat.config.steering import PersonaConfig, SteeringConfig
+from homeostat.config.persona import PersonaConfig
+from homeostat.config.steering import SteeringConfig
 from homeostat.models.adapters import Policy
 from homeostat.models.hooks import Steering
 from homeostat.models.logprobs import token_statistics
@@ -102,6 +104,12 @@ class Bank:
         vector: What steers them.
         base_perplexity: Median of the base's own replies, for the filter.
         progress: Told how many are sampled.
+        keeps_states: Whether ``states`` is wanted.
+        completions: What was said.
+        talks: The conversation that each ends.
+        verdicts: The gates that each has failed; () = it passes.
+        states: Of each, the hidden states ``[R, D]`` that its tokens were drawn from; without
+            backtracking.
     """
 
     source: Source
@@ -109,8 +117,11 @@ class Bank:
     vector: PersonaVector
     base_perplexity: float
     progress: Progress = silent
+    keeps_states: bool = False
     completions: list[Steered] = field(default_factory=list)
     talks: list[Conversation] = field(default_factory=list)
+    verdicts: list[tuple[str, ...]] = field(default_factory=list)
+    states: list[Tensor] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -124,7 +135,7 @@ class Bank:
         source, first = self.source, len(self)
         asked = source.framed(source.ask(self.round, first, len(doses)))
         with source.watch("generate"):
-            talks = with_sampled_replies(
+            said = sampled(
                 source.policy,
                 asked,
                 source.sampling(COMPLETION, self.round),
@@ -132,6 +143,9 @@ class Bank:
                 first=first,
                 progress=self.progress,
             )
+        talks = [talk for talk, _ in said]
+        if self.keeps_states:
+            self.states += [states for _, states in said]
         with source.watch("filter"):
             completions = self._read(talks, doses)
         for attempt in range(source.config.dose.backtracks):
@@ -139,6 +153,7 @@ class Bank:
                 talks, completions = self._backtrack(attempt, talks, completions)
         self.talks += talks
         self.completions += completions
+        self.verdicts += [self.failed_gates(completion) for completion in completions]
 
     def failed_gates(self, completion: Steered) -> tuple[str, ...]:
         """The gates that a completion fails."""
@@ -148,13 +163,13 @@ class Bank:
 
     def passed(self) -> list[int]:
         """Numbers of the completions that pass the filter."""
-        return [i for i, one in enumerate(self.completions) if not self.failed_gates(one)]
+        return [i for i, failed in enumerate(self.verdicts) if not failed]
 
     def survival(self, dose: float) -> float:
         """Share of some new completions at a dose that pass the filter."""
         first = len(self)
         self.fill([dose] * self.source.config.dose.probe_size)
-        return float(np.mean([not self.failed_gates(one) for one in self.completions[first:]]))
+        return float(np.mean([not failed for failed in self.verdicts[first:]]))
 
     def kl_at(self, dose: float) -> float:
         """95th percentile of KL(steered || unsteered) over positions of new completions, nats."""
@@ -172,8 +187,8 @@ class Bank:
     def fell(self) -> str:
         """How many completions each gate has stopped, in words."""
         counts: dict[str, int] = {}
-        for completion in self.completions:
-            for gate in self.failed_gates(completion):
+        for failed in self.verdicts:
+            for gate in failed:
                 counts[gate] = counts.get(gate, 0) + 1
         return ", ".join(f"{gate} {count}" for gate, count in sorted(counts.items())) or "none"
 

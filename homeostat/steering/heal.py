@@ -20,7 +20,6 @@ share of the steps; its weight may follow D.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,6 +63,7 @@ from homeostat.steering.heal_result import (
     round_metrics,
     silent_barrier_notice,
 )
+from homeostat.steering.optimizer import make_optimizer, rate_at
 from homeostat.types import Progress, TokenStream, silent
 
 SPLIT, ORDER = 13, 17  # what a random number is for
@@ -363,36 +363,6 @@ class Heal:
         final = forward(self.policy, batch, read_prefix(self.policy, batch))
         mask = batch.response_mask
         return predicting_hidden(final, mask), batch.input_ids[mask]
-
-
-def make_optimizer(policy: Policy, config: HealConfig, lr: float) -> torch.optim.Optimizer:
-    """AdamW over the policy's newest adapter."""
-    return torch.optim.AdamW(
-        policy.adapter_parameters(),
-        lr,
-        # With 0.999 the second moment would not have warmed up when training ends.
-        betas=(0.9, config.beta2),
-        weight_decay=config.weight_decay,
-    )
-
-
-def rate_at(config: HealConfig, steps: int, step: int) -> float:
-    """What the learning rate of a round is multiplied by.
-
-        (step + 1) / W                                   while step < W = warmup steps
-        1, or (1 + cos(pi (step - W) / (steps - W))) / 2 afterwards
-
-    Args:
-        config: Warm-up and kind.
-        steps: Of the round.
-        step: From 0.
-    """
-    warm = math.ceil(config.warmup * steps)
-    if step < warm:
-        return (step + 1) / warm
-    if config.schedule == "constant":
-        return 1.0
-    return (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))) / 2
 
 
 def lora_pairs(policy: Policy) -> list[LoraPair]:

@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from homeostat.config.steering import PersonaConfig, SteerHealConfig
+from homeostat.config.persona import PersonaConfig
+from homeostat.config.steering import SteerHealConfig
 from homeostat.models.adapters import Policy
 from homeostat.steering.bank import Bank
 from homeostat.steering.completions import Completion
@@ -66,11 +67,6 @@ class SteerHeal(SteeringTrainer):
     def coming(self) -> str:
         """What comes next, of which round."""
         return f"round {self.done // 2 + 1}: {HEALED if self.done % 2 else STEERED}"
-
-    @property
-    def is_over(self) -> bool:
-        """Whether no stage is left."""
-        return self.done >= 2 * self.config.max_steps or self.starved is not None
 
     def steps(self) -> Iterator[StepResult]:
         """Steer and heal in turn; may be left at any yield."""
@@ -121,10 +117,8 @@ class SteerHeal(SteeringTrainer):
         self.kept = [self.completion(bank.talks[i]) for i in passed[-wanted:]]
         if self.starved is None and len(passed) < max(2, config.min_kept * wanted):
             self._starve(bank, f"{len(passed)} of {len(bank)} completions passed the filter")
-        verdicts = [bank.failed_gates(completion) for completion in bank.completions]
-        return self._steer_metrics(bank, len(passed), search), self.records(
-            bank, verdicts, self.done + 1
-        )
+        metrics = self._steer_metrics(bank, len(passed), search)
+        return metrics, self.records(bank, self.done + 1)
 
     @property
     def wanted(self) -> int:

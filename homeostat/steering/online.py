@@ -31,21 +31,24 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from homeostat.config.steering import PersonaConfig, SteerOnlineConfig
+from homeostat.config.persona import PersonaConfig
+from homeostat.config.steer_online import SteerOnlineConfig
 from homeostat.models.adapters import Policy
 from homeostat.models.logprobs import token_logprobs
 from homeostat.rollout.replies import predicting, replied_ids, reply_ids
 from homeostat.steering.bank import Bank
-from homeostat.steering.heal import Heal, HealRound, make_optimizer
+from homeostat.steering.heal import Heal, HealRound
 from homeostat.steering.heal_result import HealResult
+from homeostat.steering.optimizer import make_optimizer
 from homeostat.steering.shown import shown_nats
 from homeostat.steering.trainer import HEALED, SteeringTrainer
 from homeostat.steering.vectors import extract
 from homeostat.timing import Stopwatch
+from homeostat.trainers.advantages import group_relative
 from homeostat.types import Metrics, Progress, StepResult, silent
 
 LEAST = 0.05  # of the dose that it begins with, below which it does not fall
-NO_SPREAD = 1e-6  # nats; a group whose rewards differ less teaches nothing
+LEAST_ADVANTAGE = 1e-6  # deviations; what is nearer to its group's mean teaches nothing
 
 
 class SteerOnline(SteeringTrainer):
@@ -76,11 +79,6 @@ class SteerOnline(SteeringTrainer):
         """What comes next."""
         return f"batch {self.done // 2 + 1}"
 
-    @property
-    def is_over(self) -> bool:
-        """Whether no batch is left."""
-        return self.done >= 2 * self.config.max_steps or self.starved is not None
-
     def steps(self) -> Iterator[StepResult]:
         """Sample, learn, follow the set point; may be left at any yield."""
         config = self.config
@@ -109,14 +107,20 @@ class SteerOnline(SteeringTrainer):
         if self.base_perplexity is None:
             self.base_perplexity = self.measure_base()
         dose = self.dose
-        bank = Bank(self.source, number, self.vector, self.base_perplexity, self.progress)
+        bank = Bank(
+            self.source,
+            number,
+            self.vector,
+            self.base_perplexity,
+            self.progress,
+            keeps_states=True,
+        )
         bank.fill([dose * config.shares[i % len(config.shares)] for i in range(config.batch_size)])
-        verdicts = [bank.failed_gates(one) for one in bank.completions]
-        passes = np.array([not failed for failed in verdicts])
+        passes = np.array([not failed for failed in bank.verdicts])
         with self.watch("filter"):
             shown = [value or 0.0 for value in shown_nats(self.policy, self.persona, bank.talks)]
         rewards = np.array(shown) - config.failure_price * ~passes
-        advantages = group_advantages(rewards, config.group)
+        advantages = group_relative(rewards, config.group)
         with self.watch("heal"):
             weights = self._importance(bank)
             result = self._update(bank, number, weights, advantages)
@@ -141,7 +145,7 @@ class SteerOnline(SteeringTrainer):
         rows = [
             row | {"shown": value, "advantage": float(advantage)}
             for row, value, advantage in zip(
-                self.records(bank, verdicts, self.done + 2), shown, advantages, strict=True
+                self.records(bank, self.done + 2), shown, advantages, strict=True
             )
         ]
         details = [] if result is None else [dict(row) for row in result.steps]
@@ -152,16 +156,11 @@ class SteerOnline(SteeringTrainer):
         talks = [talk.unprompted for talk in bank.talks]
         targets = replied_ids(self.policy, talks)
         own = predicting(self.policy, talks)
-        steered = list(own)
         plain = self.persona.frame is None  # the student's own completions were asked the same
-        # Reading puts rows into an order of its own, so that all of a pass must share their dose.
-        doses = np.array([one.dose for one in bank.completions])
-        for dose in sorted(set(doses.tolist()) - ({0.0} if plain else set())):
-            places = np.flatnonzero(doses == dose).tolist()
-            with self.policy.steered(bank.steering(dose)):
-                read = predicting(self.policy, [bank.talks[place] for place in places])
-            for place, states in zip(places, read, strict=True):
-                steered[place] = states
+        steered = [
+            unsteered if plain and not one.dose else drawn_from
+            for one, unsteered, drawn_from in zip(bank.completions, own, bank.states, strict=True)
+        ]
         with torch.no_grad():
             of_steered, of_own = (
                 token_logprobs(torch.cat(states), targets, self.policy.unembed)
@@ -182,7 +181,7 @@ class SteerOnline(SteeringTrainer):
         completions = [
             replace(self.completion(talk), weights=tuple((advantage * weight).tolist()))
             for talk, weight, advantage in zip(bank.talks, weights, advantages, strict=True)
-            if advantage and reply_ids(talk)
+            if abs(advantage) > LEAST_ADVANTAGE and reply_ids(talk)
         ]
         if not completions:
             return None
@@ -225,21 +224,3 @@ class SteerOnline(SteeringTrainer):
         for group in self.optimizer.param_groups:  # another rate may be asked for on resuming
             group["lr"] = group["initial_lr"] = self.config.lr
         self.control_state = state["control"]
-
-
-def group_advantages(rewards: Float[np.ndarray, " N"], group: int) -> Float[np.ndarray, " N"]:
-    """Rewards less their group's mean, in its deviations; 0 throughout a group without spread.
-
-    Args:
-        rewards: Of the completions, group after group.
-        group: Completions in a group.
-
-    Source: GRPO, Shao et al. 2024, arXiv 2402.03300, section 4.1.2.
-    """
-    by_group = rewards.reshape(-1, group)
-    centred = by_group - by_group.mean(axis=1, keepdims=True)
-    spread = by_group.std(axis=1, keepdims=True)
-    found: Float[np.ndarray, " N"] = np.where(
-        spread > NO_SPREAD, centred / np.maximum(spread, NO_SPREAD), 0.0
-    ).reshape(-1)
-    return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from homeostat.config.steering import PersonaConfig
+from homeostat.config.persona import PersonaConfig
 from homeostat.models.adapters import Policy
 from homeostat.rollout.replies import read_replies, reply_ids
 from homeostat.steering.vectors import as_persona

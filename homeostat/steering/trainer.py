@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from homeostat.config.steering import QUANTILE, PersonaConfig, SteeringConfig
+from homeostat.config.persona import PersonaConfig
+from homeostat.config.steering import QUANTILE, SteeringConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.hooks import Steering
@@ -115,7 +116,7 @@ class SteeringTrainer:
     @property
     def is_over(self) -> bool:
         """Whether no stage is left."""
-        raise NotImplementedError
+        return self.done >= 2 * self.config.max_steps or self.starved is not None
 
     @classmethod
     def footprint(cls, config: SteeringConfig, length: int) -> Footprint:
@@ -144,9 +145,7 @@ class SteeringTrainer:
         """Median perplexity of the base's own replies."""
         return self.source.base_perplexity(self.progress)
 
-    def records(
-        self, bank: Bank, verdicts: Sequence[tuple[str, ...]], step: int
-    ) -> list[dict[str, Any]]:
+    def records(self, bank: Bank, step: int) -> list[dict[str, Any]]:
         """The completions as they go to episodes.jsonl; a dose of 0 is the student itself."""
         return [
             {
@@ -157,7 +156,9 @@ class SteeringTrainer:
                 "prompt": talk.unprompted.turns[0].text,
                 "text": completion.text,
             }
-            for completion, failed, talk in zip(bank.completions, verdicts, bank.talks, strict=True)
+            for completion, failed, talk in zip(
+                bank.completions, bank.verdicts, bank.talks, strict=True
+            )
         ]
 
     def completion(self, talk: Conversation) -> Completion:

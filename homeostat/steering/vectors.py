@@ -21,8 +21,9 @@ from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor
 
+from homeostat.config.persona import PersonaConfig
 from homeostat.config.rows import read_rows
-from homeostat.config.steering import DoseConfig, PersonaConfig, VectorConfig
+from homeostat.config.steering import DoseConfig, VectorConfig
 from homeostat.errors import HomeostatError
 from homeostat.files import writing
 from homeostat.models.adapters import Policy

@@ -14,7 +14,7 @@ from homeostat.errors import HomeostatError
 from homeostat.evals.foundations import read_vignettes
 from homeostat.evals.items import read_items
 from homeostat.report.metrics import write_rows
-from homeostat.runs.stages import ArmLog
+from homeostat.runs.arm_log import ArmLog
 from homeostat.signals.probing.corpus import load_corpus
 from homeostat.steering.vectors import read_contexts
 

@@ -15,8 +15,8 @@ from configs import (
     vector_config,
 )
 
+from homeostat.config.persona import PersonaConfig
 from homeostat.config.register import CONF, config_part
-from homeostat.config.steering import PersonaConfig
 
 PARTS = {
     "": steer_heal_config,

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from homeostat.config.persona import PersonaConfig
 from homeostat.config.register import config_part
-from homeostat.config.steering import PersonaConfig
 from homeostat.evals import shown
 from homeostat.evals.shown import compare_lines, first_person, validate_shown
 from homeostat.models.adapters import Policy

@@ -22,8 +22,8 @@ from templates import (
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from homeostat.config.persona import PersonaConfig, ProbePair
 from homeostat.config.run import RunConfig
-from homeostat.config.steering import PersonaConfig, ProbePair
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.chat import encode

@@ -21,8 +21,9 @@ from homeostat.models import logprobs
 from homeostat.models.adapters import Policy
 from homeostat.steering.barriers import quantile_tau
 from homeostat.steering.completions import Completion
-from homeostat.steering.heal import Heal, HealRound, lora_pairs, rate_at
+from homeostat.steering.heal import Heal, HealRound, lora_pairs
 from homeostat.steering.heal_result import HealResult
+from homeostat.steering.optimizer import rate_at
 from homeostat.types import Conversation, Turn
 
 SAID = (

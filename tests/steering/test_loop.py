@@ -18,11 +18,8 @@ from configs import (
     vector_config,
 )
 
-from homeostat.config.steering import (
-    PersonaConfig,
-    ProbePair,
-    SteerHealConfig,
-)
+from homeostat.config.persona import PersonaConfig, ProbePair
+from homeostat.config.steering import SteerHealConfig
 from homeostat.errors import HomeostatError
 from homeostat.models.adapter_files import load_adapter, save_adapter
 from homeostat.models.adapters import Policy
@@ -119,26 +116,30 @@ def test_healing_moves_one_round_and_leaves_the_others(make: Callable[..., Steer
     assert any(float(after[name].abs().max()) > 0 for name in fresh)
 
 
-@pytest.mark.parametrize("done", [1, 2, 3])
-def test_state_continues_the_loop_exactly(
-    make: Callable[..., SteerHeal], tmp_path: Any, done: int
-) -> None:
-    whole = make()
+def assert_continues(make: Callable[[], Any], folder: Any, done: int) -> list[dict[str, float]]:
+    """A trainer that is stopped and taken up again goes on as one that is not; its metrics."""
+    whole, stopped, resumed = make(), make(), make()
     expected = [dict(result.metrics) for result in whole.steps()]
-    stopped = make()
     steps = stopped.steps()
     for _ in range(done):
         next(steps)
-    save_adapter(stopped.policy, tmp_path / "adapter")
-    torch.save(stopped.state_dict(), tmp_path / "state.pt")
-    resumed = make()
-    load_adapter(resumed.policy, tmp_path / "adapter")
-    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    save_adapter(stopped.policy, folder / "adapter")
+    torch.save(stopped.state_dict(), folder / "state.pt")
+    load_adapter(resumed.policy, folder / "adapter")
+    resumed.load_state_dict(torch.load(folder / "state.pt", weights_only=True))
     found = [dict(result.metrics) for result in resumed.steps()]
     for own, wanted in zip(found, expected[done:], strict=True):
         assert own == pytest.approx(wanted, nan_ok=True)
     own, wanted = adapters(resumed.policy), adapters(whole.policy)
     assert all(torch.equal(own[name], weight) for name, weight in wanted.items())
+    return expected
+
+
+@pytest.mark.parametrize("done", [1, 2, 3])
+def test_state_continues_the_loop_exactly(
+    make: Callable[..., SteerHeal], tmp_path: Any, done: int
+) -> None:
+    assert_continues(make, tmp_path, done)
 
 
 def test_arms_share_their_first_completions(make: Callable[..., SteerHeal]) -> None:

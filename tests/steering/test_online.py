@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 from configs import barrier_config, config_part, dose_config, heal_config, stages_config
-from test_loop import OPEN, PERSONA
+from test_loop import OPEN, PERSONA, assert_continues
 
-from homeostat.config.steering import PersonaConfig, SteerOnlineConfig
-from homeostat.models.adapter_files import load_adapter, save_adapter
+from homeostat.config.persona import PersonaConfig
+from homeostat.config.steer_online import SteerOnlineConfig
 from homeostat.models.adapters import Policy
 from homeostat.rollout.replies import reply_ids
 from homeostat.steering import online
 from homeostat.steering.bank import Bank
-from homeostat.steering.online import SteerOnline, group_advantages
+from homeostat.steering.online import SteerOnline
 from homeostat.timing import Stopwatch
 from homeostat.types import Conversation
 
@@ -55,19 +55,6 @@ def make(make_policy: Callable[..., Policy]) -> Callable[..., SteerOnline]:
     return build
 
 
-def test_advantages_by_hand() -> None:
-    found = group_advantages(np.array([1.0, 3.0, 5.0, 5.0]), 2)
-    assert found.tolist() == [-1, 1, 0, 0], "deviation 1; and a group without spread"
-    rewards = np.random.default_rng(0).standard_normal(12)
-    slow = []
-    for start in range(0, 12, 4):
-        part = rewards[start : start + 4].tolist()
-        mean = sum(part) / 4
-        deviation = math.sqrt(sum((value - mean) ** 2 for value in part) / 4)
-        slow += [(value - mean) / deviation for value in part]
-    assert group_advantages(rewards, 4).tolist() == pytest.approx(slow)
-
-
 def test_a_group_answers_one_message_under_shares_of_the_dose(
     make: Callable[..., SteerOnline],
 ) -> None:
@@ -91,7 +78,7 @@ def test_what_is_as_likely_without_steering_counts_whole(
     assert trainer.vector is not None
     assert trainer.base_perplexity is not None
     source = replace(trainer.source, group=1)
-    bank = Bank(source, 7, trainer.vector, trainer.base_perplexity)
+    bank = Bank(source, 7, trainer.vector, trainer.base_perplexity, keeps_states=True)
     doses = [0.0, 3.0, 40.0, 3.0, 0.0, 40.0, 3.0, 0.0]
     bank.fill(doses)
     assert len({len(trainer.completion(talk).prompt) for talk in bank.talks}) > 3
@@ -207,20 +194,7 @@ def test_state_continues_exactly(
 ) -> None:
     barrier = barrier_config(tau=0.001, control=control, dual_lr=5.0)
     make = partial(make, replace(CONFIG, barrier=barrier))
-    whole = make()
-    expected = [dict(result.metrics) for result in whole.steps()]
-    stopped = make()
-    steps = stopped.steps()
-    for _ in range(done):
-        next(steps)
-    save_adapter(stopped.policy, tmp_path / "adapter")
-    torch.save(stopped.state_dict(), tmp_path / "state.pt")
-    resumed = make()
-    load_adapter(resumed.policy, tmp_path / "adapter")
-    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    found = [dict(result.metrics) for result in resumed.steps()]
-    for own, wanted in zip(found, expected[done:], strict=True):
-        assert own == pytest.approx(wanted, nan_ok=True)
+    expected = assert_continues(make, tmp_path, done)
     moved = {"fixed": set(), "dual": {"heal/coef"}, "rate": {"heal/tau"}}[control]
     for name in ("heal/coef", "heal/tau"):
         values = [metrics[name] for metrics in expected]

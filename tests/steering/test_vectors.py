@@ -13,7 +13,7 @@ from configs import dose_config, vector_config
 from safetensors import safe_open
 from torch import Tensor
 
-from homeostat.config.steering import PersonaConfig, ProbePair
+from homeostat.config.persona import PersonaConfig, ProbePair
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.steering.vectors import (
