@@ -1,12 +1,13 @@
 """Times whole runs of `homeostat` at its defaults, beside another tree's, all else cached.
 
-python scripts/bench_default.py --other PATH [--json] [--repeats 2] [overrides ...]
+python scripts/bench_default.py --other PATH [--json] [--repeats 2] [--cold] [overrides ...]
 
 Each tree has a cache of its own, which one run that does not count fills first unless `--caches`
-names a folder where it is full. Then `--repeats`
-rounds let each make one run, in alternating order, in a process of its own, exec to exit; a round
-gives one ratio. Both get the same overrides, such as `dtype=float32`; without any, each takes its
-own defaults, and what they have in common is said by the work that summary.json counts.
+names a folder where it is full; with `--cold` every run begins with an empty one instead. Then
+`--repeats` rounds let each make one run, in alternating order, in a process of its own, exec to
+exit; a round gives one ratio. Both get the same overrides, such as `dtype=float32`; without any,
+each takes its own defaults, and what they have in common is said by the work that summary.json
+counts.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def run(tree: Path, cache: Path, folder: Path, overrides: Sequence[str]) -> dict
         sys.exit(f"the run of {tree} has failed:\n{done.stderr[-4000:]}")
     summary = json.loads((folder / "summary.json").read_text())
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    tokens = sum(json.loads(line)["rollout/response_tokens"] for line in lines)
+    played = [json.loads(line).get("rollout/response_tokens") for line in lines]
+    tokens = None if None in played else sum(played)
     counted = {key: summary[key] for key in COUNTED}
     return {"seconds": seconds, "trained_tokens": tokens, **counted}
 
@@ -54,13 +56,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     reports: dict[str, list[dict[str, Any]]] = {name: [] for name in trees}
     with tempfile.TemporaryDirectory() as name:
         root, caches = Path(name), options.caches or Path(name)
-        full = {tree: (caches / tree).is_dir() for tree in trees}
+        full = {tree: options.cold or (caches / tree).is_dir() for tree in trees}
         for number in range(options.repeats + 1):
             for tree in list(trees)[:: 1 if number % 2 else -1]:
                 if full[tree] and not number:
                     continue
                 folder = root / f"run {number} of {tree}"
-                report = run(trees[tree], caches / tree, folder, options.overrides)
+                cache = root / f"cache {number} of {tree}" if options.cold else caches / tree
+                report = run(trees[tree], cache, folder, options.overrides)
                 print(f"round {number}: {tree} {report['seconds']:.0f} s", file=sys.stderr)
                 if number:
                     reports[tree].append(report)
@@ -70,6 +73,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     ]
     return {
         "overrides": options.overrides,
+        "cold": options.cold,
         "rounds": options.repeats,
         "runs": reports,
         "share": statistics.median(ratios),
@@ -87,10 +91,11 @@ def table(results: dict[str, Any]) -> list[str]:
         seconds = [report["seconds"] for report in reports]
         parts = reports[-1]["time_s"].items()
         spent = "   ".join(f"{part} {s:.0f}" for part, s in parts if s >= 1)
+        tokens = reports[-1]["trained_tokens"]
+        work = "" if tokens is None else f" of {tokens:.0f} tokens in all"
         lines.append(
             f"{name:<11} {statistics.median(seconds):.0f} s ({min(seconds):.0f} to "
-            f"{max(seconds):.0f}), {reports[-1]['steps']} updates of "
-            f"{reports[-1]['trained_tokens']:.0f} tokens in all: {spent}"
+            f"{max(seconds):.0f}), {reports[-1]['steps']} steps{work}: {spent}"
         )
     verdict = "met" if results["met"] else "NOT met"
     return [
@@ -108,6 +113,7 @@ def main() -> None:
     parser.add_argument("--other", type=Path, required=True, help="a checkout of another commit")
     parser.add_argument("--caches", type=Path, help="a folder that keeps the trees' caches")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.add_argument("--cold", action="store_true", help="an empty cache for every run")
     parser.add_argument("--repeats", type=int, default=2, help="rounds after the caches are full")
     parser.add_argument("overrides", nargs="*", help="of the run, such as dtype=float32")
     options = parser.parse_args()

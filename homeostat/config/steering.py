@@ -26,6 +26,7 @@ DIVERGENCES = ("kl_rev", "kl_fwd", "none")
 AGGREGATES = ("mean", "rmse", "p95", "max", "cvar")
 REFERENCES = ("base", "prev", "last_good")
 CONTROLS = ("fixed", "dual", "rate")
+MOST_TURNS = 12  # of the talks that measure a stage
 QUANTILE = "quantile"  # a tau that is read off a pilot
 SCHEDULES = ("constant", "cosine")
 TEACHERS = ("steered", "prompted")
@@ -230,15 +231,22 @@ class StagesConfig:
     that makes most of the trait show on the persona's prompts tells the prompted base; none: the
     persona's own.
 
+    With ``examples`` the prompted base is measured a second time, with so many of its own replies
+    before the question. ``turns`` is how long the talks are that begin with a held-out prompt.
+
     With ``reversed`` the student is also measured under the opposite of the round's dose, with
-    ``contrary`` base and healed student when a system line tells them to be the persona's opposite.
+    ``contrary`` base and healed student when a system line tells them to be the persona's opposite,
+    with ``ablated`` both without their component along the first round's vector.
     """
 
     contexts: int
     prompts: int
     lines: list[str]
+    examples: int
+    turns: int
     reversed: bool
     contrary: bool
+    ablated: bool
     max_new_tokens: int
     vignettes: int
     coherence_floor: float
@@ -258,9 +266,13 @@ class StagesConfig:
                 f"{key}.lines: {line!r} has no {{persona}}, so it tells the model nothing of it.",
             )
         require(self.contexts >= 4, f"{key}.contexts={self.contexts} is too few; use at least 4.")
-        for name in ("vignettes", "prompts"):
+        for name in ("vignettes", "prompts", "examples"):
             value = getattr(self, name)
             require(value >= 0, f"{key}.{name}={value} must be 0 or above.")
+        require(
+            1 <= self.turns <= MOST_TURNS,
+            f"{key}.turns={self.turns} must be 1 to {MOST_TURNS}; 1 measures single replies only.",
+        )
         require_fraction(key, coherence_floor=self.coherence_floor)
 
 

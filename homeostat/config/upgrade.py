@@ -76,6 +76,9 @@ ADDED: dict[str, Callable[[Values], Any]] = {
     "trainer.stages.lines": lambda _: [],
     "trainer.stages.reversed": lambda _: False,
     "trainer.stages.contrary": lambda _: False,
+    "trainer.stages.ablated": lambda _: False,
+    "trainer.stages.examples": lambda _: 0,
+    "trainer.stages.turns": lambda _: 1,
     "trainer.barrier.rate_lr": lambda _: 0.3,
 }
 

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from homeostat.config.persona import PersonaConfig
+from homeostat.evals.stages import ASKED
 from homeostat.models.adapters import Policy
 from homeostat.rollout.replies import Sampling, reply_ids, with_sampled_replies
 from homeostat.signals.probing.auroc import auroc, auroc_samples, interval95
-from homeostat.steering.shown import SIDES, shown_nats
-from homeostat.steering.vectors import as_persona
+from homeostat.steering.shown import SIDES, shown_nats, shown_shift
+from homeostat.steering.vectors import PersonaVector, as_persona
 from homeostat.types import Progress, silent
 
-ASKED = 16  # prompts that a system line is judged on
 FIRST_PERSON = re.compile(r"\b(?:i|me|my|mine|myself|i'm|i've|i'll|i'd)\b")
 
 
@@ -31,6 +31,7 @@ def validate_shown(
     persona: PersonaConfig,
     prompts: Sequence[str],
     sampling: Sampling,
+    vector: PersonaVector | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Whether the reading tells the two sides apart in replies of the base that is told to be them.
@@ -40,11 +41,12 @@ def validate_shown(
         persona: The two sides.
         prompts: Each is answered by both.
         sampling: Of the replies.
+        vector: The persona's under the base; None: the reading as a shift is left out.
         progress: Told how many replies are done.
 
     Returns:
-        ``n`` replies, and for ``shown``, ``tokens`` and ``first_person`` the ``auroc`` of positive
-        against negative with ``ci95``, a bootstrap over prompts.
+        ``n`` replies, and for ``shown``, ``shift``, ``tokens`` and ``first_person`` the ``auroc``
+        of positive against negative with ``ci95``, a bootstrap over prompts.
     """
     asked = [as_persona(persona, side, text) for text in prompts for side in SIDES]
     with policy.reference():
@@ -56,6 +58,8 @@ def validate_shown(
         "tokens": [float(len(reply_ids(talk))) for talk in talks],
         "first_person": [first_person(talk.turns[-1].text) for talk in talks],
     }
+    if vector is not None:
+        scores["shift"] = shown_shift(policy, vector, talks)
     return {"n": len(talks)} | {name: _area(label, score, group) for name, score in scores.items()}
 
 

@@ -1,16 +1,17 @@
 """Where a stage of steering or healing stands: the trait, coherence, distance, foundations.
 
 Every arm answers the same items: base, steered, healed, the base that is merely told to be the
-persona, and where asked for base and healed when they are told to be its opposite. Rows are of
-five kinds:
+persona, and where asked for the base that is told with examples, and base and healed when they are
+told to be its opposite or lose their component along the vector. Rows are of six kinds:
 
     trait      a question with two given replies of equal length, one of either side of the trait:
                mean log-probability per token of the one less that of the other, nats per token
     reply      a context that is never steered or trained on, with a sampled reply: its perplexity
                under the plain base, whether it passes the gates of coherence, KL from the base per
-               token
-    shown      a message that invites the trait, with a sampled reply: how much of it shows there
-               (`homeostat.steering.shown`), nats per token
+               token, and how much of the trait shows where nothing invites it
+    shown      a message that invites the trait, with a sampled reply: how much of it shows there,
+               as a likelihood and as a shift (`homeostat.steering.shown`)
+    talk       the same talk gone on with: how much shows in each of its replies
     vignette   the forced choice over moral foundations
     diary      the persona's own question with a sampled reply, to be read and not to be counted
 
@@ -35,21 +36,26 @@ from homeostat.evals.subject import PolicySubject
 from homeostat.models.adapters import Policy
 from homeostat.rollout.replies import (
     Sampling,
+    base_nll,
     read_replies,
     reply_ids,
     sampled,
     statistics_of,
     with_given_reply,
+    with_sampled_replies,
 )
 from homeostat.signals.repetition import repetition
 from homeostat.steering.filters import Steered, failed_gates, is_coherent
-from homeostat.steering.shown import shown_nats
-from homeostat.steering.vectors import Context, as_message, as_persona
-from homeostat.types import Conversation, Estimate, Progress, silent
+from homeostat.steering.shown import shown_nats, shown_shift
+from homeostat.steering.vectors import Context, PersonaVector, as_message, as_persona
+from homeostat.types import Conversation, Estimate, Progress, Turn, silent
 
 BASE, PROMPTED = "base", "prompted"
+EXAMPLES = "examples"  # told to be the persona, and given examples
 CONTRARY = "contrary"  # told to be the persona's opposite
-TOLD = {PROMPTED: "positive", CONTRARY: "negative"}
+ABLATED, BASE_ABLATED = "ablated", "base ablated"  # student and base without the direction
+TOLD = {PROMPTED: "positive", EXAMPLES: "positive", CONTRARY: "negative"}
+ASKED = 16  # of the persona's own prompts, that system lines and examples come from
 DIARY = "diary"  # kind of the row that is only read
 Row = dict[str, Any]
 
@@ -66,6 +72,8 @@ class Stages:
         sampling: Of the replies; the same random numbers for every arm.
         base_perplexity: Median perplexity of the base's own replies.
         line: That tells a model to be the persona; None: the persona's own.
+        examples: Turns between that line and a question: questions and replies that show the trait.
+        vector: The persona's under the base, that shifts are read along; None: they are not read.
     """
 
     config: StagesConfig
@@ -75,6 +83,8 @@ class Stages:
     sampling: Sampling
     base_perplexity: float
     line: str | None = None
+    examples: tuple[Turn, ...] = ()
+    vector: PersonaVector | None = None
 
     def measure(
         self,
@@ -102,7 +112,8 @@ class Stages:
         if told is None:
             return as_message(text)
         own = self.persona.prompt if self.line is None else self.line
-        return as_persona(replace(self.persona, prompt=own), told, text)
+        system, question = as_persona(replace(self.persona, prompt=own), told, text).turns
+        return Conversation((system, *self.examples, question))
 
     def _trait(self, policy: Policy, told: str | None) -> list[Row]:
         pairs = self.persona.probe_pairs
@@ -129,14 +140,26 @@ class Stages:
         invited = [talk for talk, _ in replied[len(questions) :]]
         talks, states = [talk for talk, _ in said], [state for _, state in said]
         is_base = not (policy.adapter_on or policy.is_steered or told is not None)
-        refs = None if is_base else [talk.unprompted for talk in talks]
-        statistics = statistics_of(policy, talks, states, refs)
+        bare = [last_exchanges(talk) for talk in talks]
+        statistics = statistics_of(policy, talks, states, None if is_base else bare)
         rows = [
             self._reply_row(context, talk, -s.ref_logprob.cpu().numpy(), float(s.kl.mean()))
-            for context, talk, s in zip(self.contexts, talks, statistics, strict=True)
+            | {"shown_nats": nats}
+            for context, talk, s, nats in zip(
+                self.contexts,
+                talks,
+                statistics,
+                shown_nats(policy, self.persona, bare),
+                strict=True,
+            )
         ]
         entry = {"question": self.persona.diary, "reply": diary[0].turns[-1].text}
-        return [*rows, *self._shown(policy, invited), {"kind": DIARY, **entry}]
+        return [
+            *rows,
+            *self._shown(policy, invited),
+            *self._talks(policy, invited, progress),
+            {"kind": DIARY, **entry},
+        ]
 
     @property
     def prompts(self) -> list[str]:
@@ -144,25 +167,75 @@ class Stages:
         return self.persona.held_out_prompts[: self.config.prompts]
 
     def _shown(self, policy: Policy, talks: Sequence[Conversation]) -> list[Row]:
+        bare = [last_exchanges(talk) for talk in talks]
+        shifts: Sequence[float | None] = [None] * len(bare)
+        if self.vector is not None:
+            shifts = shown_shift(policy, self.vector, bare)
+        found = zip(talks, shown_nats(policy, self.persona, bare), shifts, strict=True)
         return [
             {
                 "kind": "shown",
                 "item": f"prompt-{number:02d}",
                 "shown_nats": nats,
+                "shown_shift": shift,
                 "tokens": len(reply_ids(talk)),
                 "text": talk.turns[-1].text,
             }
-            for number, (talk, nats) in enumerate(
-                zip(talks, shown_nats(policy, self.persona, talks), strict=True)
+            for number, (talk, nats, shift) in enumerate(found)
+        ]
+
+    def _talks(
+        self, policy: Policy, talks: Sequence[Conversation], progress: Progress
+    ) -> list[Row]:
+        """What shows in each later reply of the talks, which go on with the other prompts."""
+        turns = self.config.turns
+        if turns == 1 or not talks:
+            return []
+        shown = [shown_nats(policy, self.persona, [last_exchanges(talk) for talk in talks])]
+        for turn in range(1, turns):
+            asked = [
+                Conversation((*_given(talk), Turn("user", self.prompts[(n + turn) % len(talks)])))
+                for n, talk in enumerate(talks)
+            ]
+            sampling = replace(self.sampling, key=(*self.sampling.key, turn))
+            talks = with_sampled_replies(policy, asked, sampling, progress=progress)
+            bare = [last_exchanges(talk, turn + 1) for talk in talks]
+            shown.append(shown_nats(policy, self.persona, bare))
+        return [
+            {
+                "kind": "talk",
+                "item": f"prompt-{number:02d}",
+                "by_turn": list(by_turn),
+                "last_nats": by_turn[-1],
+                "texts": [turn.text for turn in last_exchanges(talk, turns).turns[1::2]],
+            }
+            for number, (talk, by_turn) in enumerate(
+                zip(talks, zip(*shown, strict=True), strict=True)
             )
         ]
+
+    def best_replies(self, policy: Policy, progress: Progress = silent) -> list[dict[str, Any]]:
+        """Coherent replies of a model that is told to be the persona, those first that show most.
+
+        To the persona's own prompts, which measure no stage; as many as ``examples`` are asked for.
+        """
+        asked = self.persona.prompts[:ASKED]
+        talks = [self._ask(text, "positive") for text in asked]
+        talks = with_sampled_replies(policy, talks, self.sampling, progress=progress)
+        shown = shown_nats(policy, self.persona, talks)
+        rows: list[dict[str, Any]] = [
+            {"question": text, "reply": talk.turns[-1].text, "shown_nats": nats}
+            for text, talk, nats, nll_R in zip(
+                asked, talks, shown, base_nll(policy, talks), strict=True
+            )
+            if nats is not None and is_coherent(self._failed(talk, nll_R))
+        ]
+        return sorted(rows, key=lambda row: -row["shown_nats"])[: self.config.examples]
 
     def _reply_row(self, context: Context, talk: Conversation, nll_R: np.ndarray, kl: float) -> Row:
         text = talk.turns[-1].text
         ids = reply_ids(talk)
-        patterns = [re.compile(pattern) for pattern in self.persona.narration]
-        completion = Steered(text, ids, nll_R, 0.0)
-        failed = failed_gates(completion, self.config.gates, self.base_perplexity, patterns)
+        failed = self._failed(talk, nll_R)
         return {
             "kind": "reply",
             "item": context.id,
@@ -177,6 +250,21 @@ class Stages:
             "text": text,
         }
 
+    def _failed(self, talk: Conversation, nll_R: np.ndarray) -> tuple[str, ...]:
+        patterns = [re.compile(pattern) for pattern in self.persona.narration]
+        completion = Steered(talk.turns[-1].text, reply_ids(talk), nll_R, 0.0)
+        return failed_gates(completion, self.config.gates, self.base_perplexity, patterns)
+
+
+def last_exchanges(talk: Conversation, count: int = 1) -> Conversation:
+    """The last messages with their replies, without any system line or examples."""
+    return Conversation(talk.turns[-2 * count :])
+
+
+def _given(talk: Conversation) -> tuple[Turn, ...]:
+    """The turns of a talk, its replies as somebody else's, so that only new ones are read."""
+    return tuple(replace(turn, token_ids=None) for turn in talk.turns)
+
 
 def values(rows: Sequence[Mapping[str, Any]], kind: str, name: str) -> list[float]:
     """One number of every row of a kind, in the order of the items; NaN where it is missing."""
@@ -190,6 +278,9 @@ def stage_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     figures: dict[str, float | None] = {
         "trait_nats": _mean(values(rows, "trait", "trait_nats")),
         "shown_nats": _mean(values(rows, "shown", "shown_nats")),
+        "shown_shift": _mean(values(rows, "shown", "shown_shift")),
+        "shown_neutral_nats": _mean(values(rows, "reply", "shown_nats")),
+        "shown_last_turn_nats": _mean(values(rows, "talk", "last_nats")),
         "coherence": _mean(values(rows, "reply", "coherent")),
         "median_perplexity": _median(values(rows, "reply", "base_perplexity")),
         "kl_nats_per_token": _mean(values(rows, "reply", "kl_nats_per_token")),
@@ -215,6 +306,9 @@ def compare_arms(
     compared = (
         ("trait_nats", "trait", "trait_nats"),
         ("shown_nats", "shown", "shown_nats"),
+        ("shown_shift", "shown", "shown_shift"),
+        ("shown_neutral_nats", "reply", "shown_nats"),
+        ("shown_last_turn_nats", "talk", "last_nats"),
         ("coherence", "reply", "coherent"),
         ("log_perplexity", "reply", "log_perplexity"),
         ("kl_nats_per_token", "reply", "kl_nats_per_token"),

@@ -31,6 +31,7 @@ from transformers import (
 
 from homeostat.config.model import ModelConfig, PretrainedModelConfig
 from homeostat.errors import HomeostatError, out_of_memory
+from homeostat.models.attention import use_fast_attention
 from homeostat.models.fingerprint import fingerprint
 from homeostat.models.hub import require_on_hub
 from homeostat.models.quiet import quiet
@@ -267,4 +268,5 @@ def finish(
     model.requires_grad_(False)
     if not getattr(model, "is_quantized", False):
         model = model.to(device)
+    use_fast_attention(model)
     return BaseModel(model.eval(), tokenizer, config.name, fingerprint(model), template, unused)

@@ -23,6 +23,9 @@ COLOURS = {
     "dropped": DROPPED,
     "reversed": "#c9a227",
     "contrary": "#5f9ea0",
+    "examples": "#5b3f8f",
+    "ablated": "#4c9a6a",
+    "base ablated": "#7f8a94",
 }
 MARKERS = {
     "base": "s",
@@ -32,8 +35,12 @@ MARKERS = {
     "dropped": "x",
     "reversed": "v",
     "contrary": "P",
+    "examples": "d",
+    "ablated": "<",
+    "base ablated": ">",
 }
-ASIDE = ("prompted", "dropped", "reversed", "contrary")  # not on the student's way
+# Not on the student's way.
+ASIDE = ("prompted", "examples", "dropped", "reversed", "contrary", "ablated", "base ablated")
 GATE_COLOURS = ("#b3402f", "#d1792b", "#c9a227", "#4c9a6a", "#5f9ea0", "#0b6e99", "#8a6bb1", BASE)
 LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 7, "ncols": 4}
 Rows = Sequence[Mapping[str, Any]]

@@ -6,11 +6,9 @@ steering and after each healing.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from homeostat.config.persona import PersonaConfig
@@ -19,10 +17,12 @@ from homeostat.config.run import RunConfig
 from homeostat.config.steering import SteeringConfig
 from homeostat.errors import HomeostatError
 from homeostat.evals.foundations import read_vignettes
-from homeostat.evals.shown import compare_lines, validate_shown
 from homeostat.evals.stages import (
+    ABLATED,
     BASE,
+    BASE_ABLATED,
     CONTRARY,
+    EXAMPLES,
     PROMPTED,
     TOLD,
     Row,
@@ -30,11 +30,15 @@ from homeostat.evals.stages import (
     stage_figures,
 )
 from homeostat.evals.verdicts import Verdict, run_verdicts
-from homeostat.files import write_text
 from homeostat.models.adapters import Policy
-from homeostat.models.cache import file_sha256, identity, remembered
-from homeostat.report.console import interval, number
 from homeostat.runs.arm_log import REVERSED, ArmLog, keep_arm, stage_number
+from homeostat.runs.before_healing import (
+    base_vector,
+    before_healing,
+    best_examples,
+    best_line,
+    check_reading,
+)
 from homeostat.runs.context import Run
 from homeostat.runs.memory import PROMPT_TOKENS
 from homeostat.steering.bank import fallen_by_gate
@@ -48,9 +52,7 @@ from homeostat.steering.trainer import (
 from homeostat.steering.vectors import PersonaVector
 from homeostat.types import StepResult, Trainer
 
-# Keys of the random numbers behind the replies that measure an arm, the reading, system lines.
-EVALUATION, POLES, LINES = 13, 19, 23
-SHOWN, PROMPTING = "shown.json", "prompting.json"
+EVALUATION = 13  # key of the random numbers behind the replies that measure an arm
 
 
 class SteeringWing:
@@ -62,10 +64,17 @@ class SteeringWing:
         trainer: SteeringConfig = config.trainer  # type: ignore[assignment]
         persona: PersonaConfig = config.persona  # type: ignore[assignment]
         share_contexts(trainer, persona)
-        if trainer.stages.lines and not persona.prompts:
+        stages = trainer.stages
+        if (stages.lines or stages.examples) and not persona.prompts:
             raise HomeostatError(
-                f"trainer.stages.lines are judged on persona.prompts, and {persona.name} has none; "
-                "give some, or leave the lines away."
+                "trainer.stages.lines and examples are judged on persona.prompts, and "
+                f"{persona.name} has none; give some, or leave lines and examples away."
+            )
+        if stages.turns > 1 and not persona.held_out_prompts[: stages.prompts]:
+            raise HomeostatError(
+                f"trainer.stages.turns={stages.turns} begin with held-out prompts, and there are "
+                f"none: {persona.name} has {len(persona.held_out_prompts)}, and "
+                f"trainer.stages.prompts={stages.prompts}."
             )
 
     def __init__(self, run: Run, policy: Policy) -> None:
@@ -103,11 +112,10 @@ class SteeringWing:
         if trainer.base_perplexity is None:
             trainer.base_perplexity = self._base_perplexity()
         self.stages = make_stages(trainer, self.persona)
+        if self.stages.prompts:
+            self.stages = replace(self.stages, vector=base_vector(run, self.policy, trainer))
         if not measured:
-            contrary = [CONTRARY] if self.config.stages.contrary else []
-            for name in (BASE, PROMPTED, *contrary):
-                self._measure_fixed(name)
-            self._validate_shown()
+            self._measure_base()
             self.kept.save()
 
     def _base_perplexity(self) -> float:
@@ -120,11 +128,21 @@ class SteeringWing:
 
         return float(before_healing(run.config, self.policy, "base_perplexity", compute))
 
-    def _measure_fixed(self, name: str) -> None:
-        stages = self._stages
-        if name == PROMPTED:
-            stages = replace(stages, line=self._best_line())
+    def _measure_base(self) -> None:
+        """The base as it is, told to be the persona, and whatever else is asked of it."""
+        stages, asked = self._stages, self.config.stages
+        self._measure_fixed(BASE, stages)
+        prompted = replace(stages, line=best_line(self.run, self.policy, stages))
+        self._measure_fixed(PROMPTED, prompted)
+        if asked.examples:
+            examples = best_examples(self.run, self.policy, prompted)
+            self._measure_fixed(EXAMPLES, replace(prompted, examples=examples))
+        if asked.contrary:
+            self._measure_fixed(CONTRARY, stages)
+        if stages.prompts:
+            check_reading(self.run, self.policy, stages)
 
+    def _measure_fixed(self, name: str, stages: Stages) -> None:
         def compute() -> list[Row]:
             section = self.run.section(f"measure: {name}", "evaluate")
             with section as progress, self.policy.reference():
@@ -132,48 +150,6 @@ class SteeringWing:
 
         rows = before_healing(self.run.config, self.policy, name, compute)
         keep_arm(self.kept, rows, 0, name, {}, self._stages)
-
-    def _best_line(self) -> str | None:
-        """The system line that makes most of the trait show; None where there is but one."""
-        run, more = self.run, self.config.stages.lines
-        if not more:
-            return None
-
-        def compute() -> list[dict[str, Any]]:
-            sampling = replace(self._stages.sampling, key=(run.config.seed, LINES))
-            lines = [self.persona.prompt, *more]
-            with run.section("compare system lines", "evaluate") as progress:
-                return compare_lines(self.policy, self.persona, lines, sampling, progress)
-
-        found = before_healing(run.config, self.policy, "lines", compute)
-        self._keep(PROMPTING, found)
-        known = [row for row in found if row["shown_nats"] is not None]
-        best = max(known, key=lambda row: row["shown_nats"], default=found[0])
-        run.console.say(f"of {len(found)} system lines the best is: {best['line']}")
-        return str(best["line"])
-
-    def _keep(self, name: str, found: Any) -> None:
-        """Write what was found into a file among the evaluations."""
-        folder = self.run.folder / "evals"
-        folder.mkdir(exist_ok=True)
-        write_text(folder / name, json.dumps(found, indent=1) + "\n")
-
-    def _validate_shown(self) -> None:
-        """Keep whether the trait in a model's own replies can be read at all."""
-        run, stages = self.run, self._stages
-        if not stages.prompts:
-            return
-
-        def compute() -> dict[str, Any]:
-            with run.section("measure: whether the trait shows", "evaluate") as progress:
-                sampling = replace(stages.sampling, key=(run.config.seed, POLES))
-                prompts = self.persona.held_out_prompts  # all, however few measure a stage
-                return validate_shown(self.policy, self.persona, prompts, sampling, progress)
-
-        found = before_healing(run.config, self.policy, "shown", compute)
-        self._keep(SHOWN, found)
-        if doubt := doubt_about_reading(found):
-            run.console.say(doubt)
 
     def after_step(self, result: StepResult) -> None:
         """Measure a steered or healed student, and keep what was measured."""
@@ -194,6 +170,8 @@ class SteeringWing:
                 self._measure_beside(round_, REVERSED, opposite)
             if arm == HEALED and self.config.stages.contrary:
                 self._measure_beside(round_, CONTRARY, nullcontext())
+            if arm == HEALED and self.config.stages.ablated:
+                self._measure_ablated(round_)
         self.kept.save()
 
     def _measure_beside(
@@ -204,6 +182,15 @@ class SteeringWing:
         with section as progress, context:
             rows = self._stages.measure(self.policy, TOLD.get(name), progress)
         keep_arm(self.kept, rows, round_, name, {}, self._stages)
+
+    def _measure_ablated(self, round_: int) -> None:
+        """Student and base without the direction that was steered along."""
+        first, policy = self._trainer.first_vector, self.policy
+        assert first is not None
+        ablation = first.ablation(policy.num_layers)
+        self._measure_beside(round_, ABLATED, policy.steered(ablation))
+        with policy.reference():
+            self._measure_beside(round_, BASE_ABLATED, policy.steered(ablation))
 
     def _judged(self, stage: str, rows: Sequence[Row]) -> str:
         """What the arm is called: a healed round that the trainer does not keep was dropped."""
@@ -309,21 +296,6 @@ def make_stages(trainer: SteeringTrainer, persona: PersonaConfig) -> Stages:
     )
 
 
-def before_healing(config: RunConfig, policy: Policy, what: str, compute: Callable[[], Any]) -> Any:
-    """What was measured before the first healing, from the cache where nothing has changed.
-
-    The arms of a sweep over barriers share it: neither adapter nor barrier has acted yet.
-    """
-    if not config.signals.cache:
-        return compute()
-    later = ("lr", "max_steps", "gradient_checkpointing", "heal", "barrier", "good", "adopt")
-    acting = {name: value for name, value in asdict(config.trainer).items() if name not in later}
-    path = acting["vector"]["contexts_path"]
-    contexts = None if path is None else file_sha256(Path(path).expanduser())
-    recipe = [what, *identity(policy), config.seed, config.persona, acting, contexts]
-    return remembered("stages", recipe, compute)
-
-
 def lost_coherence(kept: ArmLog, stages: Stages, done: int) -> str | None:
     """Why the loop must stop, if the newest healed model is below the floor."""
     if done == 0 or done % 2:
@@ -336,26 +308,6 @@ def lost_coherence(kept: ArmLog, stages: Stages, done: int) -> str | None:
         f"broken: {share:.2f} of the healed model's replies are coherent in round {done // 2}, and "
         f"trainer.stages.coherence_floor={floor:g}"
     )
-
-
-def doubt_about_reading(found: Mapping[str, Any]) -> str | None:
-    """What speaks against the reading of own replies, from evals/shown.json; None: nothing."""
-    reading = found["shown"]
-    said = f"AUROC {number(reading['auroc'])} {interval(reading['ci95'])}"
-    if reading["ci95"] is None or reading["ci95"][0] <= 0.5:
-        return (
-            "whether the trait shows in a reply cannot be read on this model: replies of either "
-            f"side are told apart with {said}"
-        )
-    controls = {"length": found["tokens"], "speaking of oneself": found["first_person"]}
-    for name, control in controls.items():
-        area = control["auroc"]
-        if area is not None and max(area, 1 - area) >= reading["auroc"]:
-            return (
-                f"{name} alone tells replies of either side apart as well as the reading of the "
-                f"trait does (AUROC {number(area)} beside {said}): shown_nats may be no more"
-            )
-    return None
 
 
 def describe_batch(result: StepResult) -> str:

@@ -124,8 +124,10 @@ class SteeringTrainer:
         tokens = config.heal.minibatch * length  # an aggregate needs its whole minibatch at once
         stages, prompt = config.stages, length - config.max_new_tokens
         # What measures a stage is more rows, but shorter ones: as many as would hold as much.
-        asked = min(stages.contexts + 1 + stages.prompts, BATCH)
-        measured = asked * (prompt + stages.max_new_tokens) / length
+        said = prompt + stages.max_new_tokens
+        asked = min(stages.contexts + 1 + stages.prompts, BATCH) * said
+        talks = min(stages.prompts, BATCH) * stages.turns * said
+        measured = max(asked, talks) / length
         return Footprint(
             rows=max(min(config.batch_size, BATCH), math.ceil(measured)),
             length=length,

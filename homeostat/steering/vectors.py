@@ -162,6 +162,16 @@ class PersonaVector:
             everywhere=config.positions == "all",
         )
 
+    def ablation(self, num_layers: int) -> Steering:
+        """What removes the component along the band's mean direction after every block.
+
+        At every position, so that no block can write it anew for a later one to read.
+        """
+        directions = [vector / vector.norm() for _, vector in sorted(self.vectors.items())]
+        mean = torch.stack(directions).mean(dim=0)
+        everywhere = dict.fromkeys(range(num_layers), mean)
+        return Steering(everywhere, torch.ones(1), ablate=True, everywhere=True)
+
     def cosine(self, other: Mapping[int, Float[Tensor, " D"]]) -> float:
         """Cosine with a direction over all blocks; 0 with one of length 0."""
         own, others = self._flat(self.vectors), self._flat(other)

@@ -74,6 +74,9 @@ WRONG: list[tuple[str, Any, list[str]]] = [
     ("stages.contexts", 2, ["at least 4"]),
     ("stages.vignettes", -1, ["0 or above"]),
     ("stages.prompts", -1, ["0 or above"]),
+    ("stages.examples", -1, ["0 or above"]),
+    ("stages.turns", 0, ["1 to 12", "single replies"]),
+    ("stages.turns", 13, ["1 to 12"]),
     ("stages.lines", ["Be kind."], ["has no {persona}"]),
     ("stages.coherence_floor", 1.5, ["between 0 and 1"]),
 ]

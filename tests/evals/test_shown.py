@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from homeostat.evals import shown
 from homeostat.evals.shown import compare_lines, first_person, validate_shown
 from homeostat.models.adapters import Policy
 from homeostat.rollout.replies import Sampling, with_given_reply
-from homeostat.steering.shown import shown_nats
+from homeostat.steering.shown import shown_nats, shown_shift
+from homeostat.steering.vectors import PersonaVector
 from homeostat.types import Conversation, Turn
 
 PERSONA: PersonaConfig = config_part("persona=calm")
@@ -54,6 +56,65 @@ def test_log_odds_equal_the_slow_loop_and_know_nothing_of_the_adapter(
     assert shown_nats(policy, PERSONA, given) == pytest.approx(expected, abs=1e-4)
     alone = [shown_nats(policy, PERSONA, [talk])[0] for talk in given]
     assert alone == pytest.approx(expected, abs=1e-4)
+
+
+@torch.no_grad()
+def test_the_shift_equals_the_slow_loop_and_knows_nothing_of_adapter_or_batch(
+    make_policy: Callable[..., Policy], stir: Callable[..., None]
+) -> None:
+    policy = make_policy()
+    generator = torch.Generator().manual_seed(0)
+    # Not the last: transformers normalises what it puts out.
+    blocks = range(policy.num_layers - 1)
+    by_block = {n: torch.randn(policy.hidden_size, generator=generator) for n in blocks}
+    vector = PersonaVector(by_block, {}, "mean_diff")
+    given = talks(policy)
+
+    def slow_shift(talk: Conversation) -> float:
+        prompt = policy.encode(Conversation(talk.turns[:1])).ids
+        reply = list(talk.turns[-1].token_ids or ())
+        with policy.model.disable_adapter():
+            ids = torch.tensor([prompt + reply])
+            states = policy.model(input_ids=ids, output_hidden_states=True).hidden_states
+        along, length = 0.0, 0.0
+        for block, v in by_block.items():
+            mean = sum(states[block + 1][0, len(prompt) + n] for n in range(len(reply)))
+            along += float(mean @ v) / len(reply)
+            length += float(v @ v)
+        return along / length
+
+    expected = [slow_shift(talk) for talk in given]
+    assert len({round(value, 4) for value in expected}) == 3
+    stir(policy)
+    assert shown_shift(policy, vector, given) == pytest.approx(expected, abs=1e-5)
+    assert shown_shift(policy, vector, given[1:2]) == pytest.approx(expected[1:2], abs=1e-5)
+    silent = Conversation((Turn("user", "well?"), Turn("assistant", "", token_ids=())))
+    assert shown_shift(policy, vector, [silent, given[0]]) == [
+        None,
+        pytest.approx(expected[0], abs=1e-5),
+    ]
+    told = [Conversation((Turn("system", "You are a pirate."), *talk.turns)) for talk in given]
+    assert shown_shift(policy, vector, told) == pytest.approx(expected, abs=1e-5)
+
+
+def test_of_a_talk_only_the_last_reply_is_read(make_policy: Callable[..., Policy]) -> None:
+    """What was said before is context, whoever said it."""
+    policy = make_policy()
+    first, second = talks(policy)[:2]
+    before = tuple(replace(turn, token_ids=None) for turn in first.turns)
+    both = Conversation((*before, *second.turns))
+    (found,) = shown_nats(policy, PERSONA, [both])
+    sides = []
+    for side in (PERSONA.positive, PERSONA.negative):
+        system = Turn("system", PERSONA.prompt.format(persona=side))
+        prompt = policy.encode(Conversation((system, *both.turns[:-1]))).ids
+        reply = list(second.turns[-1].token_ids or ())
+        with torch.no_grad():
+            logits = policy.model(input_ids=torch.tensor([prompt + reply])).logits[0]
+        chances = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+        sides.append(float(chances[range(len(reply)), reply].mean()))
+    assert found == pytest.approx(sides[0] - sides[1], abs=1e-5)
+    assert found != pytest.approx(shown_nats(policy, PERSONA, [second])[0], abs=1e-4)
 
 
 def test_a_system_turn_of_the_talk_is_left_away(make_policy: Callable[..., Policy]) -> None:

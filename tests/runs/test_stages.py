@@ -26,9 +26,9 @@ from homeostat.models.adapter_files import load_adapter
 from homeostat.models.load import BaseModel
 from homeostat.models.placement import place
 from homeostat.report.console import Console
+from homeostat.runs.before_healing import doubt_about_reading
 from homeostat.runs.export import export
 from homeostat.runs.run import run
-from homeostat.runs.stages import doubt_about_reading
 from homeostat.runs.work import load_policy
 from homeostat.steering.loop import SteerHeal
 from homeostat.timing import Stopwatch
@@ -326,6 +326,7 @@ def test_the_opposite_dose_and_a_prompted_teacher_are_measured(
     beside = (
         "eval=homeostasis",  # no suite, so that nothing else has made the folder of evaluations
         *("trainer.stages.reversed=true", "trainer.stages.contrary=true"),
+        *("trainer.stages.ablated=true", "trainer.stages.examples=2", "trainer.stages.turns=3"),
         "trainer.stages.lines=['Be {persona}!','Speak as {persona}.']",
     )
     for label, name in (("beside", beside), ("told", ("trainer.teacher=prompted",))):
@@ -333,8 +334,27 @@ def test_the_opposite_dose_and_a_prompted_teacher_are_measured(
         assert run(composed(*overrides), folder, Console(), overrides) == "finished"
         found[label] = {row["stage"]: row for row in rows(folder / "rounds.jsonl")}
     both, told = found.values()
-    assert list(both) == ["base", "prompted", "contrary", "steered", "reversed", "healed"]
+    arms = ["base", "prompted", "examples", "contrary", "steered", "reversed", "healed"]
+    assert list(both) == [*arms, "ablated", "base ablated"]
     lines = rows(tmp_path / "beside" / "rounds.jsonl")
+    given = json.loads((tmp_path / "beside" / "evals" / "examples.json").read_text())
+    assert len(given) == 2
+    assert given[0]["shown_nats"] >= given[1]["shown_nats"], "those that show most"
+    items = rows(tmp_path / "beside" / "evals" / "stages.jsonl")
+    talks = [row for row in items if row["kind"] == "talk"]
+    assert len(talks) == 2 * len(lines)
+    first = {(r["round"], r["stage"], r["item"]): r for r in items if r["kind"] == "shown"}
+    for talk in talks:
+        assert len(talk["by_turn"]) == len(talk["texts"]) == 3
+        assert talk["last_nats"] == talk["by_turn"][-1]
+        alone = first[talk["round"], talk["stage"], talk["item"]]
+        assert talk["texts"][0] == alone["text"]
+        assert talk["by_turn"][0] == pytest.approx(alone["shown_nats"], abs=1e-5)
+    assert both["ablated"]["trait_nats"] != both["healed"]["trait_nats"]
+    assert both["base ablated"]["trait_nats"] not in (
+        both["base"]["trait_nats"],
+        both["ablated"]["trait_nats"],
+    )
     judged = json.loads((tmp_path / "beside" / "evals" / "prompting.json").read_text())
     assert [row["line"] for row in judged][1:] == ["Be {persona}!", "Speak as {persona}."]
     contrary = [row for row in lines if row["stage"] == "contrary"]
@@ -374,7 +394,7 @@ def test_steering_online_measures_its_student_and_answers(
 def test_whether_the_trait_shows_is_validated_before_anything_is_trained(whole: Path) -> None:
     found = json.loads((whole / "evals" / "shown.json").read_text())
     assert found["n"] == 32, "both sides of all held-out prompts"
-    for name in ("shown", "tokens", "first_person"):
+    for name in ("shown", "shift", "tokens", "first_person"):
         assert 0 <= found[name]["auroc"] <= 1
     by_arm = [row["shown_nats"] for row in rows(whole / "rounds.jsonl")]
     assert len({round(value, 6) for value in by_arm}) == 6, "every arm says something else"

@@ -16,6 +16,7 @@ from torch import Tensor
 from homeostat.config.persona import PersonaConfig, ProbePair
 from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
+from homeostat.models.hooks import read_residual
 from homeostat.steering.vectors import (
     Context,
     PersonaVector,
@@ -29,6 +30,7 @@ from homeostat.steering.vectors import (
     spread,
     student_shift,
 )
+from homeostat.types import TokenBlock
 
 PERSONA = PersonaConfig(
     name="calm",
@@ -200,3 +202,36 @@ def test_only_ablation_removes() -> None:
         assert steering.ablate is ablates
         assert steering.dose_B.tolist() == [1.0, 2.0]
         assert (steering.half_life, steering.gate) == (8.0, 0.2)
+
+
+@torch.no_grad()
+def test_an_ablated_policy_has_nothing_along_the_direction(
+    make_policy: Callable[..., Policy], stir: Callable[..., None]
+) -> None:
+    """After every block and at every position, prompt and padding included; and only then."""
+    policy = make_policy()
+    stir(policy)
+    by_block = {0: torch.arange(16.0) + 1, 1: 3 - torch.arange(16.0)}
+    by_block = {n: vector.repeat(policy.hidden_size // 16) for n, vector in by_block.items()}
+    mean = sum(vector / vector.norm() for vector in by_block.values()) / 2
+    direction = mean / mean.norm()
+    ids = torch.tensor([policy.encode(as_message("well? well?")).ids])
+    seen: dict[bool, list[Tensor]] = {False: [], True: []}
+
+    def along(_layer: int, hidden: Tensor) -> None:
+        seen[policy.is_steered].append((hidden @ direction).abs().max() / hidden.norm())
+
+    layers = range(policy.num_layers)
+    ablation = PersonaVector(by_block, {}, "mean_diff").ablation(policy.num_layers)
+    plain = policy.hidden(TokenBlock(ids))
+    with read_residual(policy.trunk, layers, along):
+        policy.hidden(TokenBlock(ids))
+    with policy.steered(ablation), read_residual(policy.trunk, layers, along):
+        policy.hidden(TokenBlock(ids))
+    assert len(seen[True]) == len(seen[False]) == policy.num_layers
+    assert max(map(float, seen[True])) < 1e-6 < 1e-3 < min(map(float, seen[False]))
+    with policy.steered(ablation), policy.reference():
+        inside = policy.hidden(TokenBlock(ids))
+    with policy.reference():
+        assert torch.equal(policy.hidden(TokenBlock(ids)), inside), "the reference is unsteered"
+    assert torch.equal(policy.hidden(TokenBlock(ids)), plain)
