@@ -152,7 +152,7 @@ def with_trainer(group: str, name: str, trainer: str) -> RunConfig:
     return converted(draft(f"trainer={trainer}", f"{group}={name}", *bot, *persona, "lora.rank=77"))
 
 
-STEERING = ("author", "love", "mean_vs_rmse")  # experiments of trainer=steer_heal
+STEERING = ("author", "love", "mean_vs_rmse", "told")  # experiments of trainer=steer_heal
 
 
 @pytest.mark.parametrize("trainer", GROUPS["trainer"])
