@@ -18,13 +18,16 @@ from typing import Any
 
 import torch
 from bench_calls import Talkative, run_config, sample, stir_adapter, time_rounds
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from homeostat.config.register import build
 from homeostat.models.adapters import Policy
-from homeostat.models.attention import FLOAT32, TORCH
+from homeostat.models.attention import NAME, attend_in_float32
 from homeostat.models.load import BaseModel
 from homeostat.types import TokenBlock
 
+ARMS = {"bfloat16": sdpa_attention_forward, "float32": attend_in_float32}
 CPU = torch.device("cpu")
 NEW_TOKENS = 48
 # What is done, with how many rows of how many tokens.
@@ -36,7 +39,7 @@ SIZES = (
 
 def work(policy: Policy, what: str, rows: int, tokens: int, attention: str) -> None:
     """Sample or update once under one of the two."""
-    policy.base.model.set_attn_implementation(attention)
+    AttentionInterface.register(NAME, ARMS[attention])
     ids = torch.randint(100, 40_000, (rows, tokens), generator=torch.Generator().manual_seed(0))
     if what == "sampling":
         sample(policy, ids.tolist(), NEW_TOKENS)
@@ -49,7 +52,7 @@ def work(policy: Policy, what: str, rows: int, tokens: int, attention: str) -> N
 
 def compare(policy: Policy, size: tuple[str, int, int], repeats: int) -> dict[str, Any]:
     """Seconds of both arms and their ratio by round."""
-    calls = {arm: partial(work, policy, *size, arm) for arm in (TORCH, FLOAT32)}
+    calls = {arm: partial(work, policy, *size, arm) for arm in ARMS}
     slow, fast = time_rounds(calls, repeats, CPU).values()
     ratios = [a / b for a, b in zip(slow, fast, strict=True)]
     return {

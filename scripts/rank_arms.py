@@ -4,8 +4,9 @@ python scripts/rank_arms.py RUN RUN ... [--json] [--evaluations false_beliefs an
 
 RUN are run folders of one model and one shape of adapter, such as the arms of
 `experiment=sycophancy`. Each adapter, and the base, is measured by the evaluations' first figure in
-either precision; nothing is trained. Said are the figures, the largest difference between the
-precisions beside the spread of the arms, and Spearman's rank correlation over arms.
+either precision; nothing is trained. Arms are named by sweep and run. Said are the figures, the
+largest difference between the precisions beside the spread of the arms, and Spearman's rank
+correlation over arms.
 """
 
 from __future__ import annotations
@@ -69,12 +70,15 @@ def measure_all(
     """By arm and evaluation, in one precision."""
     base = build(config.model, BaseModel, device=CPU, dtype=dtype)
     policy, suite = Policy(base, config.lora, config.seed), Suite.of(config.eval)
-    figures = {}
+    figures: dict[str, dict[str, float]] = {}
     for run in (None, *runs):
-        with console.section(f"{dtype}: {run.name if run else BASE}"):
+        name = BASE if run is None else f"{run.parent.name}/{run.name}"
+        if name in figures:
+            raise HomeostatError(f"two arms are called {name}; give every run folder once.")
+        with console.section(f"{dtype}: {name}"):
             if run is not None:
                 load_adapter(policy, run / "adapters")
-            figures[run.name if run else BASE] = measure(policy, suite)
+            figures[name] = measure(policy, suite)
     return figures
 
 

@@ -1,79 +1,141 @@
-"""What `experiment=told` has found: every arm less its own base, over seeds.
+"""What `experiment=told` has found: every arm less its own base, over seeds, and what beats what.
 
 python scripts/told_table.py SWEEP [SWEEP ...] [--json]
 
-A row per teacher and arm; arms of a round are those of the last. Means over seeds with a t
-interval, seeds being the unit; with one seed its own value. `left` is the share of the healed
-student's movement in given pairs that an ablated or contrary student keeps, each beside the base
-under the same.
+A row per teacher and arm; arms of a round are those of the last one that was healed. Means over
+seeds with a t interval, seeds being the unit; with one seed its own value. Pairs of arms are
+compared seed by seed. Runs that are not finished are named and left out. `left` is how much of the
+trait a healed student still has over the base when both are ablated, or told the opposite, as a
+share of how much it has over it otherwise: of means over seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
-from arms_table import finished, over_seeds
+from arms_table import over_seeds
 
 MOVED = {
     "pairs": "trait_nats",
     "own replies": "shown_nats",
     "as a shift": "shown_shift",
     "uninvited": "shown_neutral_nats",
-    "fifth turn": "shown_last_turn_nats",
+    "last turn": "shown_last_turn_nats",
 }
 LEVELS = {"coherent": "coherence", "KL": "kl_nats_per_token"}
+TOLD = "base, "  # before what the base is told
+# Of which arm is held against which: of the student of one teacher, and of two.
+PAIRS = (
+    (("steered", "healed"), ("steered", f"{TOLD}prompted")),
+    (("steered", "healed"), ("steered", f"{TOLD}examples")),
+    (("steered", "healed"), ("prompted", "healed")),
+)
 # An arm of the student's, and the base's that it is held against.
-BESIDE = {"ablated": "base ablated", "contrary": "base, contrary"}
+BESIDE = {"ablated": "base ablated", "contrary": f"{TOLD}contrary"}
+Arm = tuple[str, str]  # teacher, arm
+Runs = dict[Arm, dict[int, dict[str, float]]]  # figures by arm and seed
 
 
-def read(folder: Path) -> tuple[str, dict[str, dict[str, float]]]:
-    """The teacher of a run, and its figures by arm."""
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+def read_runs(sweeps: Sequence[Path]) -> tuple[Runs, list[str]]:
+    """Every finished run's figures by arm and seed, and what was left out."""
+    runs: Runs = {}
+    left_out = []
+    for path in sorted(p for sweep in sweeps for p in sweep.glob("*/summary.json")):
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        if summary["status"] != "finished":
+            left_out.append(f"{path.parent}: {summary['status']}")
+            continue
+        config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
+        for arm, figures in read(path.parent).items():
+            by_seed = runs.setdefault((config["trainer"]["teacher"], arm), {})
+            if summary["seed"] in by_seed:
+                sys.exit(f"seed {summary['seed']} of {arm} is there twice, the second in {path}.")
+            by_seed[summary["seed"]] = figures
+    return runs, left_out
+
+
+def read(folder: Path) -> dict[str, dict[str, float]]:
+    """A run's figures by arm."""
     lines = (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
-    last = max(row["round"] for row in rows)
-    arms = {name_of(row, last): row for row in rows if row["round"] in (0, last)}
-    figures = {name: arm_figures(row) for name, row in arms.items()}
-    healed = arms["healed"]["moved"]["trait_nats"]["diff"]
-    for name, other in BESIDE.items():
-        if name in arms and other in arms:
-            kept = arms[name]["trait_nats"] - arms[other]["trait_nats"]
-            figures[name]["left"] = kept / healed
-    return config["trainer"]["teacher"], figures
+    last = max(row["round"] for row in rows if row["stage"] == "healed")
+    arms: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        if row["round"] in (0, last) or row["stage"] == "base ablated":
+            told = not row["round"] and row["stage"] != "base"
+            arms[f"{TOLD}{row['stage']}" if told else row["stage"]] = row
+    return {name: figures_of(row) for name, row in arms.items()}
 
 
-def name_of(row: Mapping[str, Any], last: int) -> str:
-    """An arm's name; what the base is told stands apart from what the student is."""
-    student = row["round"] == last or row["stage"] != "contrary"
-    return str(row["stage"]) if student else f"base, {row['stage']}"
-
-
-def arm_figures(row: Mapping[str, Any]) -> dict[str, float]:
+def figures_of(row: Mapping[str, Any]) -> dict[str, float]:
     """How far an arm has moved from the base, and where it is; without what is missing."""
     moved = {name: row.get("moved", {}).get(key, {}).get("diff") for name, key in MOVED.items()}
     levels = {name: row[key] for name, key in LEVELS.items()}
     return {name: value for name, value in (moved | levels).items() if value is not None}
 
 
-def table(sweeps: Sequence[Path]) -> list[dict[str, Any]]:
+def table(runs: Runs) -> list[dict[str, Any]]:
     """A row per teacher and arm: every figure's mean over seeds with its interval."""
-    by_arm: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for path, _ in finished(sweeps):
-        teacher, figures = read(path.parent)
-        for arm, values in figures.items():
-            columns = by_arm.setdefault((teacher, arm), {})
-            for name, value in values.items():
-                columns.setdefault(name, []).append(value)
     return [
-        {"teacher": teacher, "arm": arm}
-        | {name: over_seeds(values) for name, values in columns.items()}
-        for (teacher, arm), columns in by_arm.items()
+        {"teacher": arm[0], "arm": arm[1], "seeds": sorted(by_seed)}
+        | {
+            name: over_seeds([by_seed[seed][name] for seed in sorted(by_seed)])
+            for name in (*MOVED, *LEVELS)
+            if all(name in figures for figures in by_seed.values())
+        }
+        for arm, by_seed in runs.items()
     ]
+
+
+def compare(runs: Runs, pairs: Sequence[tuple[Arm, Arm]] = PAIRS) -> list[dict[str, Any]]:
+    """For each pair the differences seed by seed, of the seeds that both have."""
+    rows = []
+    for one, other in pairs:
+        seeds = sorted(runs.get(one, {}).keys() & runs.get(other, {}).keys())
+        if not seeds:
+            continue
+        mine, theirs = ([runs[arm][seed] for seed in seeds] for arm in (one, other))
+        named = [name for name in (*MOVED, *LEVELS) if all(name in f for f in (*mine, *theirs))]
+        differences = {
+            name: over_seeds([a[name] - b[name] for a, b in zip(mine, theirs, strict=True)])
+            for name in named
+        }
+        said = f"{' '.join(one)} less {' '.join(other)}"
+        rows.append({"teacher": "", "arm": said, "seeds": seeds} | differences)
+    return rows
+
+
+def what_is_left(runs: Runs) -> list[dict[str, Any]]:
+    """The share of the healed student's lead in given pairs that is left, by teacher and arm."""
+    rows = []
+    for (teacher, name), by_seed in runs.items():
+        if name not in BESIDE:
+            continue
+        seeds = sorted(by_seed)
+
+        def pairs(arm: str, teacher: str = teacher, seeds: list[int] = seeds) -> list[float]:
+            return [runs[teacher, arm][seed]["pairs"] for seed in seeds]
+
+        lead = np.subtract(pairs(name), pairs(BESIDE[name]))
+        whole = over_seeds(pairs("healed"))
+        rows.append(
+            {
+                "teacher": teacher,
+                "arm": name,
+                "seeds": seeds,
+                "lead": over_seeds(lead.tolist()),
+                "without": whole,
+                "left": float(lead.mean()) / whole["mean"],
+            }
+        )
+    return rows
 
 
 def cell(figure: Mapping[str, Any]) -> str:
@@ -83,23 +145,30 @@ def cell(figure: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """Print a Markdown table, or one JSON list."""
+    """Print Markdown tables, or one JSON object."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("sweeps", nargs="+", type=Path)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    rows = table(options.sweeps)
+    runs, left_out = read_runs(options.sweeps)
+    rows, left = [*table(runs), *compare(runs)], what_is_left(runs)
     if options.json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps({"arms": rows, "left": left, "left_out": left_out}, indent=1))
         return
-    columns = (*MOVED, *LEVELS, "left")
-    print(f"| teacher | arm | {' | '.join(columns)} |")
-    print("|" + " --- |" * (len(columns) + 2))
+    columns = (*MOVED, *LEVELS)
+    print(f"| teacher | arm | seeds | {' | '.join(columns)} |")
+    print("|" + " --- |" * (len(columns) + 3))
     for row in rows:
         cells = (cell(row[name]) if name in row else "" for name in columns)
-        print(f"| {row['teacher']} | {row['arm']} | {' | '.join(cells)} |")
+        print(f"| {row['teacher']} | {row['arm']} | {len(row['seeds'])} | {' | '.join(cells)} |")
+    for row in left:
+        print(
+            f"\n{row['teacher']}, {row['arm']}: over the base under the same {cell(row['lead'])}, "
+            f"otherwise {cell(row['without'])}: {row['left']:.2f} is left"
+        )
+    print(*(f"\nleft out: {run}" for run in left_out), sep="")
 
 
 if __name__ == "__main__":

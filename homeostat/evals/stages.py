@@ -11,7 +11,7 @@ told to be its opposite or lose their component along the vector. Rows are of si
                token, and how much of the trait shows where nothing invites it
     shown      a message that invites the trait, with a sampled reply: how much of it shows there,
                as a likelihood and as a shift (`homeostat.steering.shown`)
-    talk       the same talk gone on with: how much shows in each of its replies
+    talk       the same talk gone on with: how much shows in each of its replies, read alone
     vignette   the forced choice over moral foundations
     diary      the persona's own question with a sampled reply, to be read and not to be counted
 
@@ -55,6 +55,7 @@ EXAMPLES = "examples"  # told to be the persona, and given examples
 CONTRARY = "contrary"  # told to be the persona's opposite
 ABLATED, BASE_ABLATED = "ablated", "base ablated"  # student and base without the direction
 TOLD = {PROMPTED: "positive", EXAMPLES: "positive", CONTRARY: "negative"}
+TALK = 31  # key of the random numbers behind later replies of a talk
 ASKED = 16  # of the persona's own prompts, that system lines and examples come from
 DIARY = "diary"  # kind of the row that is only read
 Row = dict[str, Any]
@@ -187,20 +188,28 @@ class Stages:
     def _talks(
         self, policy: Policy, talks: Sequence[Conversation], progress: Progress
     ) -> list[Row]:
-        """What shows in each later reply of the talks, which go on with the other prompts."""
+        """What shows in each reply of the talks, which go on with the other prompts.
+
+        Each is read with its own question alone: a history that shows the trait would make more of
+        it likely under either side. What a steered student has said before is prompt to it.
+        """
         turns = self.config.turns
         if turns == 1 or not talks:
             return []
-        shown = [shown_nats(policy, self.persona, [last_exchanges(talk) for talk in talks])]
-        for turn in range(1, turns):
+        shown = []
+        for turn in range(turns):
+            bare = [last_exchanges(talk) for talk in talks]
+            shown.append(shown_nats(policy, self.persona, bare))
+            if turn + 1 == turns:
+                break
             asked = [
-                Conversation((*_given(talk), Turn("user", self.prompts[(n + turn) % len(talks)])))
+                Conversation(
+                    (*_given(talk), Turn("user", self.prompts[(n + turn + 1) % len(talks)]))
+                )
                 for n, talk in enumerate(talks)
             ]
-            sampling = replace(self.sampling, key=(*self.sampling.key, turn))
+            sampling = replace(self.sampling, key=(*self.sampling.key[:-1], TALK, turn))
             talks = with_sampled_replies(policy, asked, sampling, progress=progress)
-            bare = [last_exchanges(talk, turn + 1) for talk in talks]
-            shown.append(shown_nats(policy, self.persona, bare))
         return [
             {
                 "kind": "talk",
@@ -268,7 +277,7 @@ def _given(talk: Conversation) -> tuple[Turn, ...]:
 
 def values(rows: Sequence[Mapping[str, Any]], kind: str, name: str) -> list[float]:
     """One number of every row of a kind, in the order of the items; NaN where it is missing."""
-    numbers = (row[name] for row in rows if row["kind"] == kind)
+    numbers = (row.get(name) for row in rows if row["kind"] == kind)
     return [float("nan") if number is None else float(number) for number in numbers]
 
 

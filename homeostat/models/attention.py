@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
-TORCH, FLOAT32 = "sdpa", "sdpa_float32"  # as transformers names it, and ours
+NAME = "sdpa"  # of torch's attention in transformers: models look for this very name
+HALF = (torch.bfloat16, torch.float16)
 
 
 def attend_in_float32(
@@ -26,16 +26,25 @@ def attend_in_float32(
     attention_mask: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """What `sdpa_attention_forward` gives, computed in float32 and rounded once, at the end."""
-    wide = (query.float(), key.float(), value.float())
-    states, _ = sdpa_attention_forward(module, *wide, attention_mask, **options)
+    """What `sdpa_attention_forward` gives; for a half precision on a CPU rounded once, at the end.
+
+    Anything else is handed on as it is.
+    """
+    if query.device.type != "cpu" or query.dtype not in HALF:
+        states, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return states, None
+    wide = (_widened(one) for one in (query, key, value, attention_mask))
+    options = {name: _widened(option) for name, option in options.items()}
+    states, _ = sdpa_attention_forward(module, *wide, **options)
     return states.to(query.dtype), None
 
 
+def _widened(value: Any) -> Any:
+    """A tensor in a half precision as float32: masks that are added come in the model's own."""
+    return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value
+
+
 def use_fast_attention(model: Any) -> None:
-    """Let a model attend in float32 where that is faster; others stay as they are."""
-    on_cpu = model.device.type == "cpu" and model.dtype != torch.float32
-    if on_cpu and model.config.get_text_config()._attn_implementation == TORCH:
-        AttentionInterface.register(FLOAT32, attend_in_float32)
-        AttentionMaskInterface.register(FLOAT32, sdpa_mask)
-        model.set_attn_implementation(FLOAT32)
+    """Let models in a half precision on a CPU attend in float32, from here on, in this process."""
+    if model.device.type == "cpu" and model.dtype in HALF:
+        AttentionInterface.register(NAME, attend_in_float32)

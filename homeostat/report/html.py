@@ -40,6 +40,14 @@ UNITS = {
 SHOWN_EPISODES = 3
 ALPHA = 0.05  # of the evaluations' claims, after Holm
 
+# What further figures of a stage say, in their order in the report.
+FURTHER = {
+    "shown_shift": "shown_shift: the same replies, by where the base's own states lie along the "
+    "persona's vector while it reads them, in doses",
+    "shown_neutral_nats": "shown_neutral_nats: what shows in replies that nothing invites",
+    "shown_last_turn_nats": "shown_last_turn_nats: what shows in the last reply of a longer talk",
+}
+
 
 def write_report(folder: Path) -> Path:
     """Draw the figures and write report.html from the files of a run folder.
@@ -73,6 +81,7 @@ def write_report(folder: Path) -> Path:
         diary=diary,
         chapters=read_diary(diary),
         shown=_json(folder / "evals" / "shown.json", None),
+        further=further_figures(rounds),
         figures={path.stem: data_uri(path) for path in drawn},
         pairs=side_by_side(episodes),
         units=UNITS,
@@ -84,6 +93,16 @@ def write_report(folder: Path) -> Path:
     # Of the command line, bytes that are no text here.
     write_text(path, page.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
     return path
+
+
+def further_figures(rounds: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Figures of stages beside trait and replies that some stage has, and what they say."""
+    moved = [row.get("moved") or {} for row in rounds]
+    return {
+        name: says
+        for name, says in FURTHER.items()
+        if any((found.get(name) or {}).get("diff") is not None for found in moved)
+    }
 
 
 def draw_figures(

@@ -96,7 +96,8 @@ def _movement(row: Mapping[str, Any]) -> tuple[float, Sequence[float] | None]:
 
 def _perplexity(axes: Axes, rounds: Rows) -> None:
     for stage in ("steered", "healed", *ASIDE[1:]):
-        rows = [r for r in rounds if r["stage"] == stage and r["median_perplexity"] is not None]
+        named = [row for row in rounds if row["stage"] == stage and row["round"]]
+        rows = [row for row in named if row["median_perplexity"] is not None]
         if rows:
             x, y = [r["round"] for r in rows], [r["median_perplexity"] for r in rows]
             line = "" if stage in ASIDE else "-"

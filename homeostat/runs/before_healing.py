@@ -24,6 +24,7 @@ from homeostat.types import Turn
 
 # Keys of the random numbers behind replies of the prompted poles, to system lines, for examples.
 POLES, LINES, EXAMPLES = 19, 23, 29
+READINGS = {"shown": "shown_nats", "shift": "shown_shift"}  # in shown.json, and their figures
 SHOWN, PROMPTING, GIVEN = "shown.json", "prompting.json", "examples.json"
 
 
@@ -117,7 +118,7 @@ def check_reading(run: Run, policy: Policy, stages: Stages) -> None:
 
     found = before_healing(run.config, policy, "shown", compute)
     write_found(run.folder, SHOWN, found)
-    if doubt := doubt_about_reading(found):
+    for doubt in doubts_about_readings(found):
         run.console.say(doubt)
 
 
@@ -127,21 +128,26 @@ def write_found(folder: Path, name: str, found: Any) -> None:
     write_text(folder / "evals" / name, json.dumps(found, indent=1) + "\n")
 
 
-def doubt_about_reading(found: Mapping[str, Any]) -> str | None:
-    """What speaks against the reading of own replies, from evals/shown.json; None: nothing."""
-    reading = found["shown"]
+def doubts_about_readings(found: Mapping[str, Any]) -> list[str]:
+    """What speaks against the two readings of own replies, from evals/shown.json."""
+    doubts = [_doubt(found, name) for name in READINGS if name in found]
+    return [doubt for doubt in doubts if doubt is not None]
+
+
+def _doubt(found: Mapping[str, Any], name: str) -> str | None:
+    reading, figure = found[name], READINGS[name]
     said = f"AUROC {number(reading['auroc'])} {interval(reading['ci95'])}"
     if reading["ci95"] is None or reading["ci95"][0] <= 0.5:
         return (
-            "whether the trait shows in a reply cannot be read on this model: replies of either "
-            f"side are told apart with {said}"
+            f"whether the trait shows in a reply cannot be read on this model by {figure}: replies "
+            f"of either side are told apart with {said}"
         )
     controls = {"length": found["tokens"], "speaking of oneself": found["first_person"]}
-    for name, control in controls.items():
+    for other, control in controls.items():
         area = control["auroc"]
         if area is not None and max(area, 1 - area) >= reading["auroc"]:
             return (
-                f"{name} alone tells replies of either side apart as well as the reading of the "
-                f"trait does (AUROC {number(area)} beside {said}): shown_nats may be no more"
+                f"{other} alone tells replies of either side apart as well as the reading of the "
+                f"trait does (AUROC {number(area)} beside {said}): {figure} may be no more"
             )
     return None

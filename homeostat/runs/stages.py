@@ -70,11 +70,12 @@ class SteeringWing:
                 "trainer.stages.lines and examples are judged on persona.prompts, and "
                 f"{persona.name} has none; give some, or leave lines and examples away."
             )
-        if stages.turns > 1 and not persona.held_out_prompts[: stages.prompts]:
+        there = len(persona.held_out_prompts[: stages.prompts])
+        if stages.turns > 1 and there < stages.turns:
             raise HomeostatError(
-                f"trainer.stages.turns={stages.turns} begin with held-out prompts, and there are "
-                f"none: {persona.name} has {len(persona.held_out_prompts)}, and "
-                f"trainer.stages.prompts={stages.prompts}."
+                f"trainer.stages.turns={stages.turns} asks a held-out prompt in each turn, and "
+                f"{there} are there (trainer.stages.prompts={stages.prompts}, {persona.name} has "
+                f"{len(persona.held_out_prompts)}); use fewer turns, or more prompts."
             )
 
     def __init__(self, run: Run, policy: Policy) -> None:
@@ -111,9 +112,12 @@ class SteeringWing:
         measured = run.config.resume is not None and self.kept.resume(trainer.done)
         if trainer.base_perplexity is None:
             trainer.base_perplexity = self._base_perplexity()
-        self.stages = make_stages(trainer, self.persona)
-        if self.stages.prompts:
-            self.stages = replace(self.stages, vector=base_vector(run, self.policy, trainer))
+        stages = make_stages(trainer, self.persona)
+        vector = base_vector(run, self.policy, trainer) if stages.prompts else None
+        line = best_line(run, self.policy, stages)
+        self.stages = replace(stages, vector=vector, line=line)
+        if line is not None:
+            trainer.tell(line)
         if not measured:
             self._measure_base()
             self.kept.save()
@@ -132,11 +136,11 @@ class SteeringWing:
         """The base as it is, told to be the persona, and whatever else is asked of it."""
         stages, asked = self._stages, self.config.stages
         self._measure_fixed(BASE, stages)
-        prompted = replace(stages, line=best_line(self.run, self.policy, stages))
-        self._measure_fixed(PROMPTED, prompted)
+        self._measure_fixed(PROMPTED, stages)
         if asked.examples:
-            examples = best_examples(self.run, self.policy, prompted)
-            self._measure_fixed(EXAMPLES, replace(prompted, examples=examples))
+            examples = best_examples(self.run, self.policy, stages)
+            # A forced choice takes one system line and no talk before it.
+            self._measure_fixed(EXAMPLES, replace(stages, examples=examples, vignettes=()))
         if asked.contrary:
             self._measure_fixed(CONTRARY, stages)
         if stages.prompts:
@@ -189,6 +193,8 @@ class SteeringWing:
         assert first is not None
         ablation = first.ablation(policy.num_layers)
         self._measure_beside(round_, ABLATED, policy.steered(ablation))
+        if any(row["stage"] == BASE_ABLATED for row in self.kept.rows["rounds.jsonl"]):
+            return  # neither the base nor the first vector ever changes
         with policy.reference():
             self._measure_beside(round_, BASE_ABLATED, policy.steered(ablation))
 

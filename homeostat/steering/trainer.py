@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from homeostat.config.persona import PersonaConfig
@@ -125,8 +126,9 @@ class SteeringTrainer:
         stages, prompt = config.stages, length - config.max_new_tokens
         # What measures a stage is more rows, but shorter ones: as many as would hold as much.
         said = prompt + stages.max_new_tokens
-        asked = min(stages.contexts + 1 + stages.prompts, BATCH) * said
-        talks = min(stages.prompts, BATCH) * stages.turns * said
+        # A row holds the examples before its question, and the turns before its last.
+        asked = min(stages.contexts + 1 + stages.prompts, BATCH) * (1 + stages.examples) * said
+        talks = min(stages.prompts, BATCH) * (stages.turns + stages.examples) * said
         measured = max(asked, talks) / length
         return Footprint(
             rows=max(min(config.batch_size, BATCH), math.ceil(measured)),
@@ -142,6 +144,11 @@ class SteeringTrainer:
         if self.vector is None:
             raise ValueError("no round has begun, so there is no vector yet.")
         return self.vector.steering(dose, self.config.dose)
+
+    def tell(self, line: str) -> None:
+        """Let a system line with ``{persona}`` in it be what tells a teacher, where one is told."""
+        persona = replace(self.persona, prompt=line)
+        self.source = replace(self.source, persona=persona)
 
     def measure_base(self) -> float:
         """Median perplexity of the base's own replies."""

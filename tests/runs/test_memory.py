@@ -15,6 +15,7 @@ from configs import (
     heal_config,
     lora_config,
     ppo_config,
+    stages_config,
     steer_heal_config,
     tiny_config,
 )
@@ -192,6 +193,22 @@ def test_healing_four_times_512_tokens_fits_beside_a_model_of_4b(
     kept = heal_config(minibatch=4, micro_batch_tokens=4 * 512)
     whole = plan_memory(policy, SteerHeal.footprint(replace(config, heal=kept), 512))
     assert whole.total > 12e9, "the blocks must be computed again for it"
+
+
+def test_examples_and_turns_are_rows_that_are_longer() -> None:
+    """100 tokens of a prompt and 28 of a completion, 48 of a reply that measures."""
+    stages = stages_config(contexts=24, prompts=7, max_new_tokens=48, turns=1, examples=0)
+
+    def rows(**changes: int) -> int:
+        config = steer_heal_config(
+            batch_size=1, max_new_tokens=28, stages=replace(stages, **changes)
+        )
+        return SteerHeal.footprint(config, 128).rows
+
+    assert rows() == 37, "32 x 148 / 128"
+    assert rows(examples=3) == 148, "four times as many"
+    assert rows(turns=5) == 41, "7 x 5 x 148 / 128 beside the 37"
+    assert rows(examples=3, turns=12) == 148, "7 x 15 x 148 / 128 is 122"
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,15 @@ from transformers import AutoModelForCausalLM
 from homeostat.config.register import build
 from homeostat.config.run import RunConfig
 from homeostat.errors import HomeostatError
-from homeostat.evals.stages import Stages
+from homeostat.evals.stages import Stages, compare_arms, stage_figures
 from homeostat.models.adapter_files import load_adapter
 from homeostat.models.load import BaseModel
 from homeostat.models.placement import place
 from homeostat.report.console import Console
-from homeostat.runs.before_healing import doubt_about_reading
+from homeostat.runs.before_healing import doubts_about_readings
 from homeostat.runs.export import export
 from homeostat.runs.run import run
+from homeostat.runs.stages import SteeringWing
 from homeostat.runs.work import load_policy
 from homeostat.steering.loop import SteerHeal
 from homeostat.timing import Stopwatch
@@ -326,7 +327,7 @@ def test_the_opposite_dose_and_a_prompted_teacher_are_measured(
     beside = (
         "eval=homeostasis",  # no suite, so that nothing else has made the folder of evaluations
         *("trainer.stages.reversed=true", "trainer.stages.contrary=true"),
-        *("trainer.stages.ablated=true", "trainer.stages.examples=2", "trainer.stages.turns=3"),
+        *("trainer.stages.ablated=true", "trainer.stages.examples=2", "trainer.stages.turns=2"),
         "trainer.stages.lines=['Be {persona}!','Speak as {persona}.']",
     )
     for label, name in (("beside", beside), ("told", ("trainer.teacher=prompted",))):
@@ -345,11 +346,16 @@ def test_the_opposite_dose_and_a_prompted_teacher_are_measured(
     assert len(talks) == 2 * len(lines)
     first = {(r["round"], r["stage"], r["item"]): r for r in items if r["kind"] == "shown"}
     for talk in talks:
-        assert len(talk["by_turn"]) == len(talk["texts"]) == 3
-        assert talk["last_nats"] == talk["by_turn"][-1]
+        assert len(talk["by_turn"]) == len(talk["texts"]) == 2
+        assert talk["last_nats"] == talk["by_turn"][-1] != talk["by_turn"][0]
         alone = first[talk["round"], talk["stage"], talk["item"]]
         assert talk["texts"][0] == alone["text"]
         assert talk["by_turn"][0] == pytest.approx(alone["shown_nats"], abs=1e-5)
+    for name in ("shown_shift", "shown_neutral_nats", "shown_last_turn_nats"):
+        values = [row[name] for row in lines]
+        assert len(set(values)) > len(values) / 2, "most arms say something else"
+    assert both["examples"]["trait_nats"] != both["prompted"]["trait_nats"]
+    assert sum(row["stage"] == "base ablated" for row in lines) == 1
     assert both["ablated"]["trait_nats"] != both["healed"]["trait_nats"]
     assert both["base ablated"]["trait_nats"] not in (
         both["base"]["trait_nats"],
@@ -418,12 +424,38 @@ def test_when_the_reading_of_replies_is_doubted(
         "tokens": {"auroc": length, "ci95": None},
         "first_person": {"auroc": 0.5, "ci95": None},
     }
-    doubt = doubt_about_reading(found)
-    if says is None:
-        assert doubt is None
-    else:
-        assert doubt is not None
-        assert re.search(says, doubt)
+    doubts = doubts_about_readings(found)
+    assert len(doubts) == (says is not None)
+    assert says is None or re.search(says, doubts[0])
+    sure = {"auroc": 0.99, "ci95": [0.9, 1.0]}
+    second = doubts_about_readings({**found, "shown": sure, "shift": found["shown"]})
+    assert second == [doubt.replace("shown_nats", "shown_shift") for doubt in doubts]
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ("trainer.stages.turns=3", r"turns=3 asks .* 2 are there \(trainer.stages.prompts=2, calm"),
+        ("trainer.stages.examples=2", "lines and examples are judged .* calm has none"),
+        ("trainer.stages.lines=['Be {persona}!']", "judged on persona.prompts, and calm has none"),
+    ],
+)
+def test_what_has_no_prompts_is_refused_before_anything_is_loaded(
+    composed: Callable[..., RunConfig], asked: str, says: str
+) -> None:
+    with pytest.raises(HomeostatError, match=says):
+        SteeringWing.check_files(composed(*OVERRIDES, "persona.prompts=[]", asked))
+
+
+def test_a_run_from_before_a_figure_goes_on_without_it(whole: Path) -> None:
+    """Rows that an earlier version measured lack what was added since: missing, not an error."""
+    items = [row for row in rows(whole / "evals" / "stages.jsonl") if row["stage"] == "base"]
+    old = [{k: v for k, v in r.items() if k not in ("shown_nats", "shown_shift")} for r in items]
+    found, moved = stage_figures(old), compare_arms(old, items, 10)
+    assert found["shown_nats"] is None
+    assert found["shown_shift"] is None
+    assert moved["shown_nats"].diff is None
+    assert moved["trait_nats"].diff == 0
 
 
 def test_a_run_without_a_persona_is_refused(composed: Callable[..., RunConfig]) -> None:
