@@ -165,7 +165,9 @@ class PersonaVector:
     def ablation(self, num_layers: int) -> Steering:
         """What removes the component along the band's mean direction after every block.
 
-        At every position, so that no block can write it anew for a later one to read.
+        At every position, so that no block can write it anew for a later one to read. **Differs**
+        from Arditi et al. 2024, section 2.4: embeddings, and what attention hands to the MLP within
+        a block, keep it.
         """
         directions = [vector / vector.norm() for _, vector in sorted(self.vectors.items())]
         mean = torch.stack(directions).mean(dim=0)
