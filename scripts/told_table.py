@@ -1,12 +1,14 @@
 """What `experiment=told` has found: every arm less its own base, over seeds, and what beats what.
 
 python scripts/told_table.py SWEEP [SWEEP ...] [--json]
+python scripts/told_table.py --items RUN [--json]
 
 A row per teacher and arm; arms of a round are those of the last one that was healed. Means over
 seeds with a t interval, seeds being the unit; with one seed its own value. Pairs of arms are
 compared seed by seed. Runs that are not finished are named and left out. `left` is how much of the
 trait a healed student still has over the base when both are ablated, or told the opposite, as a
-share of how much it has over it otherwise: of means over seeds.
+share of how much it has over it otherwise: of means over seeds. With `--items` the arms of one run
+are compared over its items instead, with bootstrap intervals, and what shows is given by turn.
 """
 
 from __future__ import annotations
@@ -15,12 +17,15 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 from arms_table import over_seeds
+
+from homeostat.evals.stages import compare_arms
 
 MOVED = {
     "pairs": "trait_nats",
@@ -37,6 +42,17 @@ PAIRS = (
     (("steered", "healed"), ("steered", f"{TOLD}examples")),
     (("steered", "healed"), ("prompted", "healed")),
 )
+# Arms of one run that are compared over its items.
+WITHIN = (
+    (f"{TOLD}prompted", "base"),
+    (f"{TOLD}examples", "base"),
+    ("healed", "base"),
+    ("healed", f"{TOLD}prompted"),
+    ("healed", f"{TOLD}examples"),
+    ("contrary", f"{TOLD}contrary"),
+    ("ablated", "base ablated"),
+)
+SAMPLES = 5000  # of the bootstrap over items
 # An arm of the student's, and the base's that it is held against.
 BESIDE = {"ablated": "base ablated", "contrary": f"{TOLD}contrary"}
 Arm = tuple[str, str]  # teacher, arm
@@ -138,6 +154,46 @@ def what_is_left(runs: Runs) -> list[dict[str, Any]]:
     return rows
 
 
+def over_items(folder: Path) -> dict[str, Any]:
+    """Paired differences between arms of one run, and the mean of what shows in each turn."""
+    lines = (folder / "evals" / "stages.jsonl").read_text(encoding="utf-8").splitlines()
+    by_arm: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for row in map(json.loads, lines):
+        by_arm.setdefault((row["round"], row["stage"]), []).append(row)
+    last = max(number for number, stage in by_arm if stage == "healed")
+    arms = {TOLD + stage: rows for (number, stage), rows in by_arm.items() if not number}
+    arms["base"] = arms.pop(f"{TOLD}base")
+    arms |= {stage: rows for (number, stage), rows in by_arm.items() if number == last}
+    arms |= {stage: rows for (_, stage), rows in by_arm.items() if stage == "base ablated"}
+    differences = {
+        f"{one} less {other}": {
+            name: asdict(estimate)
+            for name, estimate in compare_arms(arms[other], arms[one], SAMPLES).items()
+            if estimate.diff is not None
+        }
+        for one, other in WITHIN
+        if one in arms and other in arms
+    }
+    turns = {
+        arm: np.nanmean(np.array(talks, dtype=float), axis=0).tolist()
+        for arm, rows in arms.items()
+        if (talks := [row["by_turn"] for row in rows if row["kind"] == "talk"])
+    }
+    return {"round": last, "differences": differences, "by_turn": turns}
+
+
+def print_items(found: Mapping[str, Any]) -> None:
+    """The comparison of one run as Markdown tables."""
+    for said, figures in found["differences"].items():
+        print(f"\n{said}, round {found['round']}\n")
+        print("| figure | difference | items |\n| --- | --- | --- |")
+        for name, estimate in figures.items():
+            print(f"| {name} | {cell(estimate | {'mean': estimate['diff']})} | {estimate['n']} |")
+    print()
+    for arm, turns in found["by_turn"].items():
+        print(f"{arm}, by turn: {', '.join(f'{shown:+.3f}' for shown in turns)}")
+
+
 def cell(figure: Mapping[str, Any]) -> str:
     """Mean and interval."""
     ends = "" if figure["ci95"] is None else " [{:+.3f}, {:+.3f}]".format(*figure["ci95"])
@@ -149,9 +205,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sweeps", nargs="+", type=Path)
+    parser.add_argument("sweeps", nargs="*", type=Path)
+    parser.add_argument("--items", type=Path, help="one run, whose arms are compared over items")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.items is not None:
+        found = over_items(options.items)
+        print(json.dumps(found, indent=1)) if options.json else print_items(found)
+        return
     runs, left_out = read_runs(options.sweeps)
     rows, left = [*table(runs), *compare(runs)], what_is_left(runs)
     if options.json:
