@@ -28,6 +28,7 @@ from homeostat.config.register import build
 from homeostat.config.resume import kept_overrides
 from homeostat.config.run import RunConfig
 from homeostat.errors import HomeostatError
+from homeostat.evals.stats import level
 from homeostat.evals.subject import PolicySubject
 from homeostat.evals.suite import Suite
 from homeostat.models.adapter_files import load_adapter
@@ -56,12 +57,7 @@ def measure(policy: Policy, suite: Suite) -> dict[str, float]:
     """The mean of every evaluation's first figure, nats or a share."""
     rows = suite.measure(PolicySubject(policy), "arm")
     claims = {name: suite.evaluations[name].claim for name in rows}
-    return {
-        name: float(
-            np.nanmean([np.nan if r[claims[name]] is None else r[claims[name]] for r in of])
-        )
-        for name, of in rows.items()
-    }
+    return {name: level(of, claims[name])["mean"] for name, of in rows.items()}
 
 
 def measure_all(

@@ -155,12 +155,10 @@ class Stages:
             )
         ]
         entry = {"question": self.persona.diary, "reply": diary[0].turns[-1].text}
-        return [
-            *rows,
-            *self._shown(policy, invited),
-            *self._talks(policy, invited, progress),
-            {"kind": DIARY, **entry},
-        ]
+        shown = self._shown(policy, invited)
+        first = [row["shown_nats"] for row in shown]
+        gone_on = self._talks(policy, invited, first, progress)
+        return [*rows, *shown, *gone_on, {"kind": DIARY, **entry}]
 
     @property
     def prompts(self) -> list[str]:
@@ -186,7 +184,11 @@ class Stages:
         ]
 
     def _talks(
-        self, policy: Policy, talks: Sequence[Conversation], progress: Progress
+        self,
+        policy: Policy,
+        talks: Sequence[Conversation],
+        first: Sequence[float | None],
+        progress: Progress,
     ) -> list[Row]:
         """What shows in each reply of the talks, which go on with the other prompts.
 
@@ -196,20 +198,16 @@ class Stages:
         turns = self.config.turns
         if turns == 1 or not talks:
             return []
-        shown = []
-        for turn in range(turns):
-            bare = [last_exchanges(talk) for talk in talks]
-            shown.append(shown_nats(policy, self.persona, bare))
-            if turn + 1 == turns:
-                break
+        shown = [first]
+        for turn in range(1, turns):
             asked = [
-                Conversation(
-                    (*_given(talk), Turn("user", self.prompts[(n + turn + 1) % len(talks)]))
-                )
+                Conversation((*_given(talk), Turn("user", self.prompts[(n + turn) % len(talks)])))
                 for n, talk in enumerate(talks)
             ]
             sampling = replace(self.sampling, key=(*self.sampling.key[:-1], TALK, turn))
             talks = with_sampled_replies(policy, asked, sampling, progress=progress)
+            bare = [last_exchanges(talk) for talk in talks]
+            shown.append(shown_nats(policy, self.persona, bare))
         return [
             {
                 "kind": "talk",

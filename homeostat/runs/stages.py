@@ -114,6 +114,7 @@ class SteeringWing:
             trainer.base_perplexity = self._base_perplexity()
         stages = make_stages(trainer, self.persona)
         vector = base_vector(run, self.policy, trainer) if stages.prompts else None
+        trainer.base_vector = vector
         line = best_line(run, self.policy, stages)
         self.stages = replace(stages, vector=vector, line=line)
         if line is not None:

@@ -29,7 +29,6 @@ from homeostat.steering.completions import Completion
 from homeostat.steering.dose import Search, bisect_dose, bisect_to
 from homeostat.steering.heal import Heal, HealRound
 from homeostat.steering.trainer import HEALED, STEERED, SteeringTrainer
-from homeostat.steering.vectors import extract
 from homeostat.timing import Stopwatch
 from homeostat.types import Metrics, Progress, StepResult, silent
 
@@ -94,10 +93,7 @@ class SteerHeal(SteeringTrainer):
     def _steer(self, round_: int) -> tuple[Metrics, list[dict[str, Any]]]:
         """Vector, dose and kept completions of a round."""
         config = self.config
-        with self.watch("vector"):
-            self.vector = extract(
-                self.policy, self.persona, self.read_from, config.vector, self.seed, self.progress
-            )
+        self.vector = self.read_vector()
         if self.first_vector is None:
             self.first_vector = self.vector
         if self.base_perplexity is None:

@@ -42,7 +42,6 @@ from homeostat.steering.heal_result import HealResult
 from homeostat.steering.optimizer import make_optimizer
 from homeostat.steering.shown import shown_nats
 from homeostat.steering.trainer import HEALED, SteeringTrainer
-from homeostat.steering.vectors import extract
 from homeostat.timing import Stopwatch
 from homeostat.trainers.advantages import group_relative
 from homeostat.types import Metrics, Progress, StepResult, silent
@@ -100,10 +99,8 @@ class SteerOnline(SteeringTrainer):
         """One batch and its update."""
         config = self.config
         if self.vector is None:
-            with self.watch("vector"), self.policy.reference():
-                self.vector = self.first_vector = extract(
-                    self.policy, self.persona, self.read_from, config.vector, self.seed
-                )
+            with self.policy.reference():
+                self.vector = self.first_vector = self.read_vector()
         if self.base_perplexity is None:
             self.base_perplexity = self.measure_base()
         dose = self.dose

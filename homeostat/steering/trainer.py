@@ -16,7 +16,14 @@ from homeostat.rollout.generate import BATCH
 from homeostat.rollout.replies import reply_ids
 from homeostat.steering.bank import Bank, Source
 from homeostat.steering.completions import Completion
-from homeostat.steering.vectors import Context, PersonaVector, read_contexts, spread, student_shift
+from homeostat.steering.vectors import (
+    Context,
+    PersonaVector,
+    extract,
+    read_contexts,
+    spread,
+    student_shift,
+)
 from homeostat.timing import Stopwatch
 from homeostat.types import Conversation, Footprint, Metrics, Progress, StepResult, silent
 
@@ -70,6 +77,7 @@ class SteeringTrainer:
         held_out: Contexts that are never steered or trained on.
         base_perplexity: Median perplexity of the base's own replies; None before the first step.
         done: Stages that are behind it, two to a round.
+        base_vector: The mean difference under the base, where it has been read; None: not yet.
         vector: That is steered with now.
         first_vector: Of the first round.
         dose: That is steered with now.
@@ -98,6 +106,7 @@ class SteeringTrainer:
         self.source = Source(config, policy, persona, steered_on, seed, watch)
         self.done = 0
         self.base_perplexity: float | None = None
+        self.base_vector: PersonaVector | None = None
         self.first_vector: PersonaVector | None = None
         self.vector: PersonaVector | None = None
         self.dose = 0.0
@@ -144,6 +153,16 @@ class SteeringTrainer:
         if self.vector is None:
             raise ValueError("no round has begun, so there is no vector yet.")
         return self.vector.steering(dose, self.config.dose)
+
+    def read_vector(self) -> PersonaVector:
+        """The persona's vector under the policy as it is, which before any learning is the base."""
+        config, known = self.config.vector, self.base_vector
+        if known is not None and not self.done and config.kind == known.kind:
+            return known
+        with self.watch("vector"):
+            return extract(
+                self.policy, self.persona, self.read_from, config, self.seed, self.progress
+            )
 
     def tell(self, line: str) -> None:
         """Let a system line with ``{persona}`` in it be what tells a teacher, where one is told."""
