@@ -7,8 +7,10 @@ A row per teacher and arm; arms of a round are those of the last one that was he
 seeds with a t interval, seeds being the unit; with one seed its own value. Pairs of arms are
 compared seed by seed. Runs that are not finished are named and left out. `left` is how much of the
 trait a healed student still has over the base when both are ablated, or told the opposite, as a
-share of how much it has over it otherwise: of means over seeds. With `--items` the arms of one run
-are compared over its items instead, with bootstrap intervals, and what shows is given by turn.
+share of how much it has over it otherwise: of means over seeds. What the run's evaluations say of
+the student and of the base that is told, each less the base, stands in a table of its own. With
+`--items` the arms of one run are compared over its items instead, with bootstrap intervals, and
+what shows is given by turn.
 """
 
 from __future__ import annotations
@@ -35,6 +37,10 @@ MOVED = {
     "last turn": "shown_last_turn_nats",
 }
 LEVELS = {"coherent": "coherence", "KL": "kl_nats_per_token"}
+SHOWS = (*MOVED, *LEVELS)
+KEYS = ("teacher", "arm", "seeds")
+# What an evaluation says beside its claim that is of interest here.
+CONTRASTS = {"false_beliefs": ("sad", "sad_minus_neutral")}
 TOLD = "base, "  # before what the base is told
 # Of which arm is held against which: of the student of one teacher, and of two.
 PAIRS = (
@@ -69,7 +75,7 @@ def read_runs(sweeps: Sequence[Path]) -> tuple[Runs, list[str]]:
             left_out.append(f"{path.parent}: {summary['status']}")
             continue
         config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
-        for arm, figures in read(path.parent).items():
+        for arm, figures in read(path.parent, summary).items():
             by_seed = runs.setdefault((config["trainer"]["teacher"], arm), {})
             if summary["seed"] in by_seed:
                 sys.exit(f"seed {summary['seed']} of {arm} is there twice, the second in {path}.")
@@ -77,7 +83,7 @@ def read_runs(sweeps: Sequence[Path]) -> tuple[Runs, list[str]]:
     return runs, left_out
 
 
-def read(folder: Path) -> dict[str, dict[str, float]]:
+def read(folder: Path, summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """A run's figures by arm."""
     lines = (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
@@ -87,7 +93,20 @@ def read(folder: Path) -> dict[str, dict[str, float]]:
         if row["round"] in (0, last) or row["stage"] == "base ablated":
             told = not row["round"] and row["stage"] != "base"
             arms[f"{TOLD}{row['stage']}" if told else row["stage"]] = row
-    return {name: figures_of(row) for name, row in arms.items()}
+    figures = {name: figures_of(row) for name, row in arms.items()}
+    for name, compared in summary["suite"].items():
+        beside = {"healed": compared, f"{TOLD}prompted": compared.get("prompted")}
+        for arm, found in beside.items():
+            if found is not None:
+                figures[arm] |= evaluated(name, compared["claim"], found["metrics"])
+    return figures
+
+
+def evaluated(name: str, claim: str, metrics: Mapping[str, Any]) -> dict[str, float]:
+    """An evaluation's claim and contrasts, less the base's; without what is missing."""
+    keys = {name: claim} | {f"{name}/{key}": key for key in CONTRASTS.get(name, ())}
+    found = {said: metrics[key]["diff"] for said, key in keys.items()}
+    return {said: value for said, value in found.items() if value is not None}
 
 
 def figures_of(row: Mapping[str, Any]) -> dict[str, float]:
@@ -103,11 +122,15 @@ def table(runs: Runs) -> list[dict[str, Any]]:
         {"teacher": arm[0], "arm": arm[1], "seeds": sorted(by_seed)}
         | {
             name: over_seeds([by_seed[seed][name] for seed in sorted(by_seed)])
-            for name in (*MOVED, *LEVELS)
-            if all(name in figures for figures in by_seed.values())
+            for name in in_all(list(by_seed.values()))
         }
         for arm, by_seed in runs.items()
     ]
+
+
+def in_all(found: Sequence[Mapping[str, float]]) -> list[str]:
+    """Names of the figures that every one has, in the first one's order."""
+    return [name for name in found[0] if all(name in figures for figures in found)]
 
 
 def compare(runs: Runs, pairs: Sequence[tuple[Arm, Arm]] = PAIRS) -> list[dict[str, Any]]:
@@ -118,10 +141,9 @@ def compare(runs: Runs, pairs: Sequence[tuple[Arm, Arm]] = PAIRS) -> list[dict[s
         if not seeds:
             continue
         mine, theirs = ([runs[arm][seed] for seed in seeds] for arm in (one, other))
-        named = [name for name in (*MOVED, *LEVELS) if all(name in f for f in (*mine, *theirs))]
         differences = {
             name: over_seeds([a[name] - b[name] for a, b in zip(mine, theirs, strict=True)])
-            for name in named
+            for name in in_all([*mine, *theirs])
         }
         said = f"{' '.join(one)} less {' '.join(other)}"
         rows.append({"teacher": "", "arm": said, "seeds": seeds} | differences)
@@ -182,6 +204,17 @@ def over_items(folder: Path) -> dict[str, Any]:
     return {"round": last, "differences": differences, "by_turn": turns}
 
 
+def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Arms and their figures as a Markdown table; nothing where there are no columns."""
+    if not columns:
+        return
+    print(f"\n| teacher | arm | seeds | {' | '.join(columns)} |")
+    print("|" + " --- |" * (len(columns) + 3))
+    for row in rows:
+        cells = (cell(row[name]) if name in row else "" for name in columns)
+        print(f"| {row['teacher']} | {row['arm']} | {len(row['seeds'])} | {' | '.join(cells)} |")
+
+
 def print_items(found: Mapping[str, Any]) -> None:
     """The comparison of one run as Markdown tables."""
     for said, figures in found["differences"].items():
@@ -218,12 +251,9 @@ def main() -> None:
     if options.json:
         print(json.dumps({"arms": rows, "left": left, "left_out": left_out}, indent=1))
         return
-    columns = (*MOVED, *LEVELS)
-    print(f"| teacher | arm | seeds | {' | '.join(columns)} |")
-    print("|" + " --- |" * (len(columns) + 3))
-    for row in rows:
-        cells = (cell(row[name]) if name in row else "" for name in columns)
-        print(f"| {row['teacher']} | {row['arm']} | {len(row['seeds'])} | {' | '.join(cells)} |")
+    print_table(rows, SHOWS)
+    others = list(dict.fromkeys(key for row in rows for key in row if key not in (*KEYS, *SHOWS)))
+    print_table([row for row in rows if not row.keys().isdisjoint(others)], others)
     for row in left:
         print(
             f"\n{row['teacher']}, {row['arm']}: over the base under the same {cell(row['lead'])}, "
