@@ -43,7 +43,8 @@ class EvalConfig:
     ``suite`` names those that are measured; ``items`` how many items of each (None: all), ``files``
     a JSONL file of the packaged one's shape instead of it, ``reply_tokens`` the length of the
     model's replies, ``mode`` whether figures are read from log-probabilities of given answers or
-    from the model's own replies, ``foundations_readout`` the orders of the options.
+    from the model's own replies, ``foundations_readout`` the orders of the options,
+    ``foundations_self`` whether the same acts are also asked about as the model's own.
 
     Arms beside base and trained, for which nothing is trained; None for none of them:
     ``cool_temperature`` of the sampling of one, ``prompted`` the system turn of the other, in place
@@ -63,6 +64,7 @@ class EvalConfig:
     reply_tokens: int = 24
     mode: str = LOGPROB
     foundations_readout: str = "rotations"
+    foundations_self: bool = False
     cool_temperature: float | None = 0.7
     prompted: str | None = None
     bots: BotConfig | None = None

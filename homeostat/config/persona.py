@@ -27,7 +27,8 @@ class PersonaConfig:
     ``prompts`` are messages that invite the trait to show, to be steered on with
     ``trainer.asked=persona``; ``held_out_prompts`` are others that only measure. ``frame`` is a
     system line that completions are sampled under and that healing leaves away; null for none.
-    ``diary`` is the question that every stage is asked.
+    ``diary`` is the question that every stage is asked. ``foundations`` are the moral foundations
+    that the trait is meant to move, +1 up or -1 down; the others are meant to stay.
     """
 
     schema: ClassVar[str] = "persona"
@@ -40,6 +41,7 @@ class PersonaConfig:
     prompts: list[str] = field(default_factory=list)
     held_out_prompts: list[str] = field(default_factory=list)
     frame: str | None = None
+    foundations: dict[str, int] = field(default_factory=dict)
     diary: str
 
     def __post_init__(self) -> None:
@@ -69,6 +71,12 @@ class PersonaConfig:
             self.frame is None or bool(self.frame.strip()),
             "persona.frame is empty; give a system line, or null for none.",
         )
+        for name, sign in self.foundations.items():
+            require(
+                sign in (-1, 1),
+                f"persona.foundations.{name}={sign} must be 1 for a foundation that the trait is "
+                "meant to raise, or -1 for one that it is meant to lower.",
+            )
         measured = {text.strip().lower() for text in self._measured()}
         for text in self.prompts:
             require(

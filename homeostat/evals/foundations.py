@@ -17,7 +17,7 @@ figures compare only with themselves.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,9 @@ from homeostat.errors import HomeostatError
 from homeostat.evals.caveats import Row
 from homeostat.evals.evaluation import Evaluation, Reading
 from homeostat.evals.items import Item, Sides, read_items
+from homeostat.evals.stats import compare_paired
 from homeostat.evals.subject import Subject
-from homeostat.types import Conversation, Turn
+from homeostat.types import Conversation, Estimate, Turn
 
 FOUNDATIONS = {
     "care": "it hurts someone, in body or in feelings",
@@ -63,12 +64,14 @@ class Vignette:
         foundation: The right option.
         text: What is seen.
         human: Shares of people who chose each option, summing to 1; None where nobody was asked.
+        own: What is seen, done by the one who is asked; None where nobody has said it so.
     """
 
     id: str
     foundation: str
     text: str
     human: Mapping[str, float] | None = None
+    own: str | None = None
 
 
 def read_vignettes(path: str | None = None, per_foundation: int | None = None) -> list[Vignette]:
@@ -117,6 +120,8 @@ def label_flaw(item: Item) -> str | None:
     total = _human_total(item)
     if total is not None and total <= 0:
         return f"the human labels sum to {total:g}, not above 0"
+    if not isinstance(item.get("self", ""), str):
+        return f"self is {item['self']!r}, not the vignette as one's own act"
     return None
 
 
@@ -131,7 +136,7 @@ def vignette_of(item: Item) -> Vignette:
     """The vignette of a checked item."""
     total = _human_total(item)
     human = None if total is None else {n: item[key] / total for n, key in HUMAN.items()}
-    return Vignette(str(item["id"]), label_of(item), item["text"], human)
+    return Vignette(str(item["id"]), label_of(item), item["text"], human, item.get("self"))
 
 
 def question(text: str, order: Sequence[int], schema_first: bool = True) -> str:
@@ -247,15 +252,25 @@ def profile(rows: Sequence[Row]) -> dict[str, Any]:
 
     Returns:
         ``unscorable`` (share of rows), ``p`` (mean share of each option), ``nats`` (its log: of the
-        mean, not the mean of logs), ``informedness`` with ``informedness_ci95``, and the ``n``
-        scored.
+        mean, not the mean of logs), ``informedness`` with ``informedness_ci95``, the ``n`` scored,
+        and where one's own acts were asked about ``other_less_self``: by option how much larger its
+        mean share is where another does it, paired by vignette.
     """
     scored = [row for row in rows if row["p"] is not None]
     figures: dict[str, Any] = {"n": len(scored), "unscorable": 1 - len(scored) / len(rows)}
     p = {name: float(np.mean([row["p"][name] for row in scored])) for name in NAMES if scored}
     figures |= {"p": p, "nats": {name: float(np.log(share)) for name, share in p.items()}}
     interval = informedness_interval(rows)
-    return figures | {"informedness": informedness(rows), "informedness_ci95": interval}
+    figures |= {"informedness": informedness(rows), "informedness_ci95": interval}
+    pairs = [row for row in scored if row.get("p_self") is not None]
+    if pairs:
+        figures["other_less_self"] = {name: asdict(_gap(pairs, name)) for name in NAMES}
+    return figures
+
+
+def _gap(rows: Sequence[Row], name: str) -> Estimate:
+    """How much more of an option is seen in others' acts than in one's own."""
+    return compare_paired([row["p_self"][name] for row in rows], [row["p"][name] for row in rows])
 
 
 def profiles(rows_by_arm: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
@@ -277,9 +292,23 @@ def not_interpretable(rows: Sequence[Row]) -> list[str]:
 
 
 def chosen_rows(subject: Subject, items: Sequence[Item], settings: EvalConfig) -> list[Row]:
-    """A row per vignette; see `choose_foundations`."""
-    vignettes = [vignette_of(item) for item in items]
-    return choose_foundations(subject, vignettes, settings.foundations_readout)
+    """A row per vignette; see `choose_foundations`.
+
+    With ``eval.foundations_self`` also ``p_self``, the same shares where it is one's own act; None
+    for a vignette that nobody has put so.
+    """
+    vignettes, readout = [vignette_of(item) for item in items], settings.foundations_readout
+    rows = choose_foundations(subject, vignettes, readout)
+    if not settings.foundations_self:
+        return rows
+    acts = [replace(v, text=v.own) for v in vignettes if v.own is not None]
+    if not acts:
+        raise HomeostatError(
+            "eval.foundations_self=true asks about the same acts as one's own, and no vignette of "
+            "eval.files.foundations has them as `self`; add them, or leave it false."
+        )
+    shares = {row["item"]: row["p"] for row in choose_foundations(subject, acts, readout)}
+    return [row | {"p_self": shares.get(row["item"])} for row in rows]
 
 
 OTHERS = (f"clr_{name}" for name in NAMES if name != "authority")

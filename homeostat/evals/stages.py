@@ -58,6 +58,7 @@ TOLD = {PROMPTED: "positive", EXAMPLES: "positive", CONTRARY: "negative"}
 TALK = 31  # key of the random numbers behind later replies of a talk
 ASKED = 16  # of the persona's own prompts, that system lines and examples come from
 DIARY = "diary"  # kind of the row that is only read
+VIGNETTE = "vignette"  # kind of the row of a forced choice
 Row = dict[str, Any]
 
 
@@ -106,7 +107,7 @@ class Stages:
             foundation_rows = choose_foundations(
                 PolicySubject(policy), self.vignettes, system=system
             )
-            rows += [{"kind": "vignette"} | row for row in foundation_rows]
+            rows += [{"kind": VIGNETTE} | row for row in foundation_rows]
         return rows
 
     def _ask(self, text: str, told: str | None) -> Conversation:
@@ -273,15 +274,20 @@ def _given(talk: Conversation) -> tuple[Turn, ...]:
     return tuple(replace(turn, token_ids=None) for turn in talk.turns)
 
 
+def of_kind(rows: Sequence[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
+    """The rows of a kind."""
+    return [row for row in rows if row["kind"] == kind]
+
+
 def values(rows: Sequence[Mapping[str, Any]], kind: str, name: str) -> list[float]:
     """One number of every row of a kind, in the order of the items; NaN where it is missing."""
-    numbers = (row.get(name) for row in rows if row["kind"] == kind)
+    numbers = (row.get(name) for row in of_kind(rows, kind))
     return [float("nan") if number is None else float(number) for number in numbers]
 
 
 def stage_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """What a stage's row in rounds.jsonl says; missing is None."""
-    vignettes = [row for row in rows if row["kind"] == "vignette" and row["p"] is not None]
+    vignettes = [row for row in of_kind(rows, VIGNETTE) if row["p"] is not None]
     figures: dict[str, float | None] = {
         "trait_nats": _mean(values(rows, "trait", "trait_nats")),
         "shown_nats": _mean(values(rows, "shown", "shown_nats")),

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from homeostat.config.rows import kept_rows
+from homeostat.evals.selectivity import selectivity
 from homeostat.evals.stages import (
     BASE,
     DIARY,
     PROMPTED,
+    VIGNETTE,
     Row,
     Stages,
     compare_arms,
+    of_kind,
     stage_figures,
     trait_per_nat,
 )
@@ -104,5 +107,11 @@ def keep_arm(
         moved = compare_arms(base, rows, samples)
         row["moved"] = {name: asdict(shift) for name, shift in moved.items()}
         row["trait_per_nat"] = asdict(trait_per_nat(base, rows, samples))
+    if arm == REVERSED:
+        at_base, dosed, opposite = (
+            of_kind(judged, VIGNETTE) for judged in (base, kept.arm(round_, STEERED), rows)
+        )
+        found = selectivity(at_base, dosed, opposite, stages.persona.foundations)
+        row["selectivity"] = None if found is None else asdict(found)
     kept.add("rounds.jsonl", [row], round_, arm)
     return row

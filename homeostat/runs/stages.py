@@ -16,7 +16,7 @@ from homeostat.config.register import build
 from homeostat.config.run import RunConfig
 from homeostat.config.steering import SteeringConfig
 from homeostat.errors import HomeostatError
-from homeostat.evals.foundations import read_vignettes
+from homeostat.evals.foundations import FOUNDATIONS, read_vignettes
 from homeostat.evals.stages import (
     ABLATED,
     BASE,
@@ -65,6 +65,12 @@ class SteeringWing:
         persona: PersonaConfig = config.persona  # type: ignore[assignment]
         share_contexts(trainer, persona)
         stages = trainer.stages
+        for name in persona.foundations:
+            if name not in FOUNDATIONS:
+                raise HomeostatError(
+                    f"persona.foundations.{name} is no moral foundation; allowed are "
+                    f"{', '.join(FOUNDATIONS)}."
+                )
         if (stages.lines or stages.examples) and not persona.prompts:
             raise HomeostatError(
                 "trainer.stages.lines and examples are judged on persona.prompts, and "
@@ -265,7 +271,7 @@ class SteeringWing:
         """See `Wing.summary`."""
         if self.trainer is None:
             return {}
-        sides = ("name", "positive", "negative")
+        sides = ("name", "positive", "negative", "foundations")
         return {
             "persona": {side: getattr(self.persona, side) for side in sides},
             "coherence_floor": self.config.stages.coherence_floor,
@@ -331,9 +337,14 @@ def describe_stage(row: Mapping[str, Any]) -> str:
     """One line about a stage, from its row in rounds.jsonl."""
     trait = row["moved"]["trait_nats"]
     low, high = trait["ci95"] or (float("nan"), float("nan"))
+    found, selective = row.get("selectivity"), ""
+    if found:
+        selective = (
+            f", selectivity {found['score']:+.3f} nats at coherence {found['coherence']:.2f}"
+        )
     return (
         f"round {row['round']} {row['stage']}: trait {trait['diff']:+.3f} "
         f"[{low:+.3f}, {high:+.3f}] nats/token, "
         f"coherent {row['coherence']:.2f}, perplexity {row['median_perplexity']:.1f}, KL "
-        f"{row['kl_nats_per_token']:.2f}"
+        f"{row['kl_nats_per_token']:.2f}{selective}"
     )

@@ -151,9 +151,9 @@ def _measure_one(
 def _asked(config: EvalConfig, evaluation: Evaluation) -> tuple[Any, ...]:
     """What the rows of an evaluation follow from beside the model: items, words, settings, code."""
     text = json.dumps([evaluation.items(config), lexicon()], sort_keys=True)
-    settings = (config.mode, config.reply_tokens, config.foundations_readout)
+    settings = [config.mode, config.reply_tokens, config.foundations_readout]
     items = hashlib.sha256(text.encode()).hexdigest()
-    return (*settings, items, foreign_code(evaluation))
+    return (*settings, config.foundations_self, items, foreign_code(evaluation))
 
 
 def foreign_code(evaluation: Evaluation) -> str | None:

@@ -115,12 +115,13 @@ def test_values_that_are_allowed() -> None:
     ("changed", "says"),
     [
         ({"frame": " "}, "persona.frame is empty"),
+        ({"foundations": {"care": 2}}, "persona.foundations.care=2 must be 1"),
         ({"prompts": ["What now?", ""]}, "'' is empty"),
         ({"prompts": ["How are  things?", "HOW ARE YOU? "]}, "also measures the trait"),
         ({"held_out_prompts": ["Well?"], "prompts": ["Well?"]}, "also measures the trait"),
     ],
 )
-def test_what_trains_does_not_measure(changed: dict[str, Any], says: str) -> None:
+def test_a_persona_that_cannot_be_used(changed: dict[str, Any], says: str) -> None:
     persona: PersonaConfig = replace(config_part("persona=calm"), diary="How are you?")
     with pytest.raises(ValueError, match="persona") as caught:
         replace(persona, **changed)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scripted import EVALUATIONS, Scripted, uniform
+from scripted import EVALUATIONS, Scripted, eval_config, uniform
 
 from homeostat.errors import HomeostatError
 from homeostat.evals.foundations import (
@@ -21,6 +21,7 @@ from homeostat.evals.foundations import (
     READOUTS,
     Vignette,
     choose_foundations,
+    chosen_rows,
     informedness,
     informedness_interval,
     profile,
@@ -209,6 +210,36 @@ def test_a_file_of_tinymfv_is_read_as_it_is() -> None:
     assert first.human["care"] == pytest.approx(83 / 99)  # its percentages sum to 99
     (row,) = choose_foundations(Scripted(uniform), [first])
     assert row["human_nll"] == pytest.approx(np.log(7))
+
+
+def test_others_acts_beside_ones_own() -> None:
+    packaged = read_vignettes(per_foundation=2)
+    assert all(
+        v.own and v.own.split()[0] in ("You", "In") and "You see" not in v.own for v in packaged
+    )
+    own = {v.own: v for v in packaged}
+
+    def harsh_on_others(text: str) -> str:
+        """Sees the foundation where another acts, and nothing wrong where it does so itself."""
+        mine = any(act in text for act in own if act)
+        return "social" if mine else next(v.foundation for v in packaged if v.text in text)
+
+    items = EVALUATIONS["foundations"].items(eval_config())
+    items = [item for item in items if item["id"] in {v.id for v in packaged}]
+    settings = eval_config(foundations_self=True)
+    subject = Scripted(choosing(harsh_on_others))
+    rows = chosen_rows(subject, items, settings)
+    (care,) = (row for row in rows if row["item"] == "care-01")
+    assert care["p"]["care"] == pytest.approx(1, abs=1e-3)
+    assert care["p_self"]["social"] == pytest.approx(1, abs=1e-3)
+    gaps = profile(rows)["other_less_self"]
+    assert gaps["care"]["diff"] == pytest.approx(2 / 14, abs=1e-3)
+    assert gaps["social"]["diff"] == pytest.approx(-12 / 14, abs=1e-3)
+    assert gaps["care"]["n"] == 14
+    assert "other_less_self" not in profile(chosen_rows(subject, items, eval_config()))
+    bare = [{key: item[key] for key in ("id", "text", "foundation")} for item in items]
+    with pytest.raises(HomeostatError, match=r"no vignette of .* has them"):
+        chosen_rows(subject, bare, settings)
 
 
 def test_a_row_that_lacks_something_is_named(tmp_path: Path) -> None:

@@ -374,6 +374,21 @@ def test_the_opposite_dose_and_a_prompted_teacher_are_measured(
         assert told["steered"][name] == pytest.approx(told["prompted"][name])
 
 
+def test_how_selectively_a_dose_moves_the_foundations_is_in_table_and_report(
+    composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    asked = ("trainer.stages.reversed=true", "trainer.stages.vignettes=1", "trainer.max_steps=1")
+    overrides = (*OVERRIDES, *asked, "+persona.foundations.care=1", "eval=homeostasis")
+    assert run(composed(*overrides), tmp_path, Console(), overrides) == "finished"
+    found = {row["stage"]: row.get("selectivity") for row in rows(tmp_path / "rounds.jsonl")}
+    selective = found.pop("reversed")
+    assert selective["n"] == 7
+    assert 0 < selective["coherence"] <= 1
+    assert selective["score"] != 0
+    assert set(found.values()) == {None}
+    assert f"{selective['score']:+.3f}" in (tmp_path / "report.html").read_text()
+
+
 def test_steering_online_measures_its_student_and_answers(
     composed: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
@@ -445,6 +460,13 @@ def test_what_has_no_prompts_is_refused_before_anything_is_loaded(
 ) -> None:
     with pytest.raises(HomeostatError, match=says):
         SteeringWing.check_files(composed(*OVERRIDES, "persona.prompts=[]", asked))
+
+
+def test_a_foundation_that_there_is_not_is_named(composed: Callable[..., RunConfig]) -> None:
+    with pytest.raises(
+        HomeostatError, match=r"persona\.foundations\.greed is no .* care, fairness"
+    ):
+        SteeringWing.check_files(composed(*OVERRIDES, "+persona.foundations.greed=1"))
 
 
 def test_a_run_from_before_a_figure_goes_on_without_it(whole: Path) -> None:
