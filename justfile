@@ -10,12 +10,12 @@ setup:
 
 # format and mend what ruff can mend
 fmt:
-    ruff format homeostat tests scripts
-    ruff check --fix homeostat tests scripts
+    ruff format homeostat hydra_plugins tests scripts
+    ruff check --fix homeostat hydra_plugins tests scripts
 
 lint:
-    ruff format --check homeostat tests scripts
-    ruff check homeostat tests scripts
+    ruff format --check homeostat hydra_plugins tests scripts
+    ruff check homeostat hydra_plugins tests scripts
 
 type:
     mypy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -35,6 +36,7 @@ from homeostat.config.run import RunConfig
 from homeostat.config.sweep import RUNNING, SKIPPED, how_to_go_on, note_job, plan_job
 from homeostat.errors import HomeostatError, out_of_disk
 from homeostat.report.streams import libraries_to, prepare_process
+from homeostat.runs.after_sweep import failed_jobs
 from homeostat.runs.interrupt import stop_on_signals
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -66,14 +68,19 @@ Hydra's own flags: --hydra-help."""
 _failures: list[str] = []
 
 
-def _job(composed: DictConfig) -> None:
-    """One run of the composed config; a sweep goes on with its next job when one has failed."""
+def _job(composed: DictConfig) -> float | None:
+    """One run of the composed config; a sweep goes on with its next job when one has failed.
+
+    Returns:
+        What a sweeper optimises: `homeostat.report.objective`; NaN of a job that has failed.
+    """
     prepare_process()  # a launcher's worker does not come here by way of main
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     _note(job, RUNNING, folder)
     try:
-        status, folder = _run(composed)
+        config = _checked(composed)
+        status, folder = _run(config)
     except KeyboardInterrupt:
         _note(job, "interrupted", folder)
         raise
@@ -84,12 +91,28 @@ def _job(composed: DictConfig) -> None:
             raise
         _failures.append(message)
         print(f"homeostat: {message}", file=sys.stderr)
-        return
+        return math.nan
     _note(job, status, folder)
     if status == "interrupted":
         if job.mode == RunMode.MULTIRUN and (left := how_to_go_on(_sweep_folder(job))):
             print(left)
         sys.exit(INTERRUPTED)
+    return _objective(config, folder) if job.mode == RunMode.MULTIRUN else None
+
+
+def _checked(composed: DictConfig) -> RunConfig:
+    """The composed config as its schema, with nothing in it that nobody reads."""
+    config = as_object(composed)
+    if not isinstance(config, RunConfig):
+        raise HomeostatError("the config was composed without its schema; start with config.yaml.")
+    refuse_unknown_keys(config)
+    return config
+
+
+def _objective(config: RunConfig, folder: Path) -> float:
+    from homeostat.report.objective import objective
+
+    return objective(config, folder)
 
 
 def _note(job: HydraConf, status: str, folder: Path) -> None:
@@ -103,12 +126,8 @@ def _sweep_folder(job: HydraConf) -> Path:
     return Path(job.runtime.cwd, job.sweep.dir).resolve()
 
 
-def _run(composed: DictConfig) -> tuple[str, Path]:
+def _run(config: RunConfig) -> tuple[str, Path]:
     """Do what the config asks for; returns what has come of it, and the folder that holds it."""
-    config = as_object(composed)
-    if not isinstance(config, RunConfig):
-        raise HomeostatError("the config was composed without its schema; start with config.yaml.")
-    refuse_unknown_keys(config)
     job = HydraConfig.get()
     folder, overrides = Path(job.runtime.output_dir), list(job.overrides.task)
     if (config.resume or config.export) and (before := started_in(folder)) is not None:
@@ -177,7 +196,7 @@ def main() -> None:
     except Exception as error:
         _failures.append(explain(error))
         print(f"homeostat: {_failures[-1]}", file=sys.stderr)
-    sys.exit(1 if _failures else 0)
+    sys.exit(1 if _failures or failed_jobs else 0)
 
 
 def _start(arguments: Sequence[str]) -> None:

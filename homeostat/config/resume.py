@@ -99,11 +99,12 @@ def hash_of(config: Mapping[str, Any], without: Sequence[str] = ()) -> str:
     """SHA-256 of a config as it lies in a run folder, in hex.
 
     Args:
-        config: Plain values. How the run was started and where it is mirrored do not count.
+        config: Plain values. How the run was started, where it is mirrored
+            and what a sweeper looks at do not count.
         without: Other keys at the top that do not count.
     """
     # Amounts of work stand in the values that follow from them.
-    left_out = {*OWN_KEYS, "wandb", "work", *without}
+    left_out = {*OWN_KEYS, "wandb", "work", "objective", *without}
     kept = {key: value for key, value in config.items() if key not in left_out}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 

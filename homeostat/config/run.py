@@ -115,6 +115,7 @@ class RunConfig:
     export_as: str
     compare: Any
     compare_baseline: str | None
+    objective: str | None = None
 
     @property
     def held_out_bot(self) -> BotConfig:
@@ -131,6 +132,7 @@ class RunConfig:
             len(chosen) <= 1,
             f"{' and '.join(chosen)} exclude each other; choose one, and do the other after it.",
         )
+        self._check_objective()
         given = self.compare if isinstance(self.compare, list) else [self.compare]
         require(
             self.compare is None or (given != [] and all(isinstance(f, str | int) for f in given)),
@@ -158,3 +160,19 @@ class RunConfig:
                 f"reward.set_points.{name} has weight {point.weight:g}, but this run measures only "
                 f"{', '.join(measured)}; set its weight to 0 or add the signal.",
             )
+
+    def _check_objective(self) -> None:
+        """Whether this run has what ``objective`` is a figure of."""
+        source, _, name = (self.objective or "").partition("/")
+        wing = self.trainer.wing
+        allowed = {
+            "eval": wing == "reward" and bool(name),
+            "stages": wing == "steering" and bool(name),
+            "suite": name.partition("/")[0] in self.eval.suite and name.count("/") == 1,
+        }
+        require(
+            self.objective is None or allowed.get(source, False),
+            f"objective={self.objective} is no figure of this run; give eval/<figure> with a "
+            "trainer of the reward, stages/<figure> with one that steers, "
+            f"suite/<evaluation>/<figure> of eval.suite={self.eval.suite}, or null.",
+        )

@@ -10,8 +10,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from homeostat.config.evals import EvalConfig
-from homeostat.config.sweep import how_to_go_on, list_jobs
+from homeostat.config.sweep import how_to_go_on, is_left, list_jobs, read_jobs
 from homeostat.errors import HomeostatError
+
+failed_jobs: list[int] = []  # of the sweep that has ended: its records say so, under any launcher
 
 
 class CompareRuns(Callback):
@@ -43,6 +45,7 @@ class CompareRuns(Callback):
             print(f"homeostat: no comparison: {error}", file=sys.stderr)
         if left := how_to_go_on(sweep):
             print(left)
+        failed_jobs.extend(record["job"] for record in read_jobs(sweep) if is_left(record))
 
 
 class CompareBarriers(Callback):
