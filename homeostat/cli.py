@@ -45,7 +45,9 @@ TAKES_VALUE = (
     *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p"),
     *("--cfg", "-c", "--info", "-i", "--experimental-rerun"),
 )
-WANTS_TRACEBACK = os.environ.get(FULL_ERROR) == "1"
+# Set beside it where it is homeostat that wants Hydra to raise: a launcher's workers inherit both.
+OWN_ERROR = "HOMEOSTAT_OWN_ERROR"
+WANTS_TRACEBACK = os.environ.get(FULL_ERROR) == "1" and OWN_ERROR not in os.environ
 INTERRUPTED = 130
 
 USAGE = """\
@@ -187,7 +189,8 @@ def main() -> None:
     if WANTS_TRACEBACK:
         _start(sys.argv[1:])
         return
-    os.environ[FULL_ERROR] = "1"  # makes Hydra raise instead of printing a traceback of its own
+    # Makes Hydra raise instead of printing a traceback of its own.
+    os.environ |= {FULL_ERROR: "1", OWN_ERROR: "1"}
     try:
         _start(sys.argv[1:])
     except KeyboardInterrupt:

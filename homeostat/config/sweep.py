@@ -38,6 +38,7 @@ NOT_STARTED, RUNNING, SKIPPED = "not started", "running", "done before"
 STOPPED = "stopped before it ended"
 ENDED = ("finished", "starved", "broken", SKIPPED)
 SWEEP_DIR = "hydra.sweep.dir"
+TRIALS = "hydra.sweeper.trials"  # of a sweeper that chooses the jobs; may be raised later
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ def list_jobs(sweep: Path, jobs: Sequence[Sequence[str]], command: Sequence[str]
 
     Args:
         sweep: Folder of the sweep; made if absent.
-        jobs: The overrides of each job.
+        jobs: The overrides of each job; empty where a sweeper chooses them as it goes, which goes
+            on with what an earlier try has left.
         command: What was typed, without the name of the program.
 
     Raises:
@@ -120,8 +122,9 @@ def list_jobs(sweep: Path, jobs: Sequence[Sequence[str]], command: Sequence[str]
     """
     typed = continue_command(command, sweep)
     _refuse_other_sweep(sweep, jobs, typed)
-    shutil.rmtree(sweep / JOBS, ignore_errors=True)
-    (sweep / JOBS).mkdir(parents=True)
+    if jobs:
+        shutil.rmtree(sweep / JOBS, ignore_errors=True)
+    (sweep / JOBS).mkdir(parents=True, exist_ok=True)
     write_text(sweep / COMMAND, typed + "\n")
     for number, overrides in enumerate(jobs):
         _write(sweep, {"job": number, "overrides": list(overrides), "status": NOT_STARTED})
@@ -132,12 +135,22 @@ def _refuse_other_sweep(sweep: Path, jobs: Sequence[Sequence[str]], typed: str) 
     path = sweep / COMMAND
     before = path.read_text(encoding="utf-8").strip() if path.is_file() else typed
     listed = {_arm(record["overrides"]) for record in read_jobs(sweep)}
-    if before == typed or listed <= set(map(_arm, jobs)):
+    if _same_sweep(before) == _same_sweep(typed) or listed <= set(map(_arm, jobs)):
         return
     raise HomeostatError(
         f"{SWEEP_DIR}={sweep} holds a sweep with other jobs; give this one a folder of its own. "
         f"That one goes on by: {before}"
     )
+
+
+def _same_sweep(command: str) -> list[str]:
+    """A command without how many trials it asks for."""
+    return [part for part in shlex.split(command) if key_of(part) != TRIALS]
+
+
+def forget_job(sweep: Path, number: int) -> None:
+    """Remove the record of a job that another one takes up."""
+    (sweep / JOBS / f"{number}.json").unlink(missing_ok=True)
 
 
 def _arm(overrides: Sequence[str]) -> frozenset[str]:

@@ -28,6 +28,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from homeostat.config.sweep import forget_job
 from homeostat.files import write_text
 
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ class OptunaSweeper(Sweeper):
         folder = Path(self.folder)
         folder.mkdir(parents=True, exist_ok=True)
         study = self._study(optuna, folder)
-        take_up(study, optuna.trial.TrialState)
+        for number in take_up(study):
+            forget_job(folder, number)
         while (left := self.trials - ended(study)) > 0:
             self._batch(study, space, fixed, min(left, self.at_once))
             write_result(study, folder / RESULT)
@@ -152,9 +154,10 @@ def distribution(override: Override) -> BaseDistribution:
     log = "log" in value.tags if isinstance(value, RangeSweep | IntervalSweep) else False
     if isinstance(value, RangeSweep):
         start, stop, step = value.start or 0, value.stop or 0, value.step
-        if isinstance(start, int) and isinstance(stop, int) and isinstance(step, int):
-            return IntDistribution(start, stop - 1, step=step, log=log)
-        return FloatDistribution(start, stop, step=step)
+        last = start + (math.ceil((stop - start) / step) - 1) * step  # Hydra leaves the stop out
+        if isinstance(start, int) and isinstance(step, int):
+            return IntDistribution(start, int(last), step=step, log=log)
+        return FloatDistribution(start, last, step=step)
     if isinstance(value, IntervalSweep):
         start, end = float(value.start or 0.0), float(value.end or 0.0)
         return FloatDistribution(start, end, log=log)
@@ -163,11 +166,19 @@ def distribution(override: Override) -> BaseDistribution:
     )
 
 
-def take_up(study: Study, state: Any) -> None:
-    """Have what an earlier try left half done be asked for again, with the same values."""
-    for trial in study.get_trials(deepcopy=False, states=(state.RUNNING,)):
-        study.tell(trial.number, state=state.FAIL)
+def take_up(study: Study) -> list[int]:
+    """Have what an earlier try left half done be asked for again, with the same values.
+
+    Returns:
+        The numbers that it had.
+    """
+    from optuna.trial import TrialState
+
+    left = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    for trial in left:
+        study.tell(trial.number, state=TrialState.FAIL)
         study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
+    return [trial.number for trial in left]
 
 
 def tell(study: Study, trial: Trial, done: JobReturn) -> None:
