@@ -208,7 +208,7 @@ def _start(arguments: Sequence[str]) -> None:
     asked, name = asked_run(arguments), "config"
     if asked is not None:
         arguments, name = resumed_arguments(arguments, *asked), "resumed"
-        kept = resumed_config(CONF / "config.yaml", asked[1], arguments)
+        kept = resumed_config(CONF / "config.yaml", *asked, arguments)
         ConfigStore.instance().store(name, kept)
     sys.argv[1:] = arguments
     # Hydra 1.4 says what 1.5 will ask for; both hold for the callbacks of conf/ and for 1.3.

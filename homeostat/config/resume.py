@@ -26,6 +26,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from homeostat.config.foreign import allowing, foreign_targets, refuse_foreign
 from homeostat.config.register import schemas
 from homeostat.config.run import EXPORTS, RunConfig
 from homeostat.config.upgrade import placed, schema_path, upgraded, varies
@@ -33,13 +34,19 @@ from homeostat.errors import HomeostatError
 from homeostat.files import LOST, damaged, read_json, write_text
 
 CONFIG, OVERRIDES, HASH = "config.yaml", "overrides.yaml", "config.sha256"
-OWN_KEYS = ("resume", "resume_override", "export", "export_as", "compare", "compare_baseline")
+OWN_KEYS = (
+    *("resume", "resume_override", "export", "export_as", "compare", "compare_baseline"),
+    "allow_targets",
+)
 RUNS = ("resume", "export")  # keys that name a run folder, whose config they take over
 
 
 def resume_command(folder: Path) -> str:
-    """What to type in a shell to continue the run in ``folder``."""
-    return f"homeostat {shlex.quote(assignment('resume', folder))}"
+    """What to type in a shell to continue the run in ``folder``, with the code of its user's."""
+    typed = [assignment("resume", folder)]
+    if (folder / CONFIG).is_file() and (named := foreign_targets(read_config(folder))):
+        typed.append(allowing(named))
+    return shlex.join(["homeostat", *typed])
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -186,15 +193,22 @@ def resumed_arguments(arguments: Sequence[str], key: str, folder: Path) -> list[
     ]
 
 
-def resumed_config(main: Path, folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
+def resumed_config(main: Path, key: str, folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
     """What Hydra is to begin with in the place of its main config: the config of a run.
 
     Args:
         main: The file of the main config, which says what groups there are.
+        key: ``resume`` or ``export``.
         folder: Of the run.
         arguments: The command line. An option of a group that it names takes the group's place.
+
+    Raises:
+        HomeostatError: The run's config is more than data; see `homeostat.config.foreign`.
     """
     base, kept = read_yaml(main, LOST), read_config(folder)
+    allowed = [_parsed(a) for a in arguments if key_of(a) == "allow_targets"]
+    trusted = [n for names in allowed for n in (names if isinstance(names, list) else [names])]
+    refuse_foreign(kept, folder, key, list(map(str, trusted)))
     typed = set(map(key_of, arguments))
     defaults: list[Any] = []
     for entry in base.pop("defaults"):
@@ -288,13 +302,14 @@ def refuse_changes(config: RunConfig, folder: Path) -> bool:
 
 def _values(config: RunConfig) -> dict[str, Any]:
     """The config of a run as plain values; how it was started is no part of it."""
-    started = {
+    started: dict[str, Any] = {
         "resume": None,
         "resume_override": False,
         "export": None,
         "export_as": EXPORTS[0],
         "compare": None,
         "compare_baseline": None,
+        "allow_targets": [],
     }
     plain: dict[str, Any] = _escaped({**asdict(config), **started})
     return plain

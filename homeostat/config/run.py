@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from homeostat.config.bots import BotConfig
@@ -116,6 +116,7 @@ class RunConfig:
     compare: Any
     compare_baseline: str | None
     objective: str | None = None
+    allow_targets: list[str] = field(default_factory=list)
 
     @property
     def held_out_bot(self) -> BotConfig:

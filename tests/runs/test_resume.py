@@ -369,7 +369,7 @@ def composed_again(*arguments: str) -> RunConfig:
     asked = asked_run(arguments)
     assert asked is not None
     typed = resumed_arguments(arguments, *asked)
-    start = resumed_config(CONF / "config.yaml", asked[1], typed)
+    start = resumed_config(CONF / "config.yaml", *asked, typed)
     ConfigStore.instance().store("resumed", start)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = as_object(compose("resumed", overrides=typed))

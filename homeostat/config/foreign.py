@@ -1,0 +1,95 @@
+"""What the config of a run folder may name: data, and code that is homeostat's own.
+
+``resume=`` and ``export=`` take over a config that may come from somebody else. It is data: code of
+other packages is not imported for it, Hydra's own part does not come from it, and what it says of
+the environment is not looked up, unless the user says so on the command line. No torch import.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from homeostat.config.register import CONF, schemas
+from homeostat.errors import HomeostatError
+
+TARGET = "_target_"
+HYDRAS = ("hydra", "defaults")  # top-level keys that Hydra itself reads
+INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{")
+
+
+@cache
+def own_targets() -> frozenset[str]:
+    """Every ``_target_`` that homeostat's schemas and its folder of configs name."""
+    defaults = {str(vars(kind).get(TARGET, "")) for kind in schemas().values()}
+    texts = (path.read_text(encoding="utf-8") for path in sorted(CONF.rglob("*.yaml")))
+    written = {name for text in texts for name in re.findall(rf"{TARGET}:\s*([\w.]+)", text)}
+    return frozenset({*defaults, *written} - {""})
+
+
+def refuse_foreign(
+    config: Mapping[str, Any], folder: Path, key: str, allowed: Sequence[str]
+) -> None:
+    """Refuse a run folder's config that names code of others, or is more than data.
+
+    Args:
+        config: As it lies in the folder, in today's form.
+        folder: Of the run.
+        key: ``resume`` or ``export``, for the error.
+        allowed: Modules and dotted paths that the user trusts, of ``allow_targets``.
+
+    Raises:
+        HomeostatError: Says what was refused, and what to type if it is to be trusted.
+    """
+    where = f"{key}={folder}"
+    for name in HYDRAS:
+        if name in config:
+            raise HomeostatError(
+                f"{where}: its config.yaml sets {name}, which tells Hydra what to run and is never "
+                "taken from a run folder; remove it from the file if you know what it is."
+            )
+    for path, value in _leaves(config):
+        if INTERPOLATION.search(value):
+            raise HomeostatError(
+                f"{where}: {path}={value} in its config.yaml would be looked up here, and a run "
+                "folder holds values only; write the value itself into the file."
+            )
+    foreign = {
+        value: path
+        for value, path in foreign_targets(config).items()
+        if not any(value == one or value.startswith(f"{one}.") for one in allowed)
+    }
+    if foreign:
+        named = ", ".join(
+            f"{value} ({path.removesuffix(f'.{TARGET}')})" for value, path in foreign.items()
+        )
+        raise HomeostatError(
+            f"{where}: its config names code that is not homeostat's own, which was not imported: "
+            f"{named}. If you trust it, add '{allowing(foreign)}'."
+        )
+
+
+def foreign_targets(config: Mapping[str, Any]) -> dict[str, str]:
+    """What a config names that is not homeostat's own, and where."""
+    named = ((value, path) for path, value in _leaves(config) if path.split(".")[-1] == TARGET)
+    return {value: path for value, path in named if value and value not in own_targets()}
+
+
+def allowing(targets: Iterable[str]) -> str:
+    """What to type to have them imported."""
+    return f"allow_targets=[{','.join(sorted(targets))}]"
+
+
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every text by its dotted path, in lists too."""
+    if isinstance(node, Mapping):
+        for key, item in node.items():
+            yield from _leaves(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list | tuple):
+        for number, item in enumerate(node):
+            yield from _leaves(item, f"{path}.{number}")
+    elif isinstance(node, str):
+        yield path, node
