@@ -35,6 +35,7 @@ from homeostat.config.resume import (
 from homeostat.config.run import RunConfig
 from homeostat.config.sweep import RUNNING, SKIPPED, how_to_go_on, note_job, plan_job
 from homeostat.errors import HomeostatError, out_of_disk
+from homeostat.report.plain import visible
 from homeostat.report.streams import libraries_to, prepare_process
 from homeostat.runs.after_sweep import failed_jobs
 from homeostat.runs.interrupt import stop_on_signals
@@ -92,7 +93,7 @@ def _job(composed: DictConfig) -> float | None:
         if WANTS_TRACEBACK:
             raise
         _failures.append(message)
-        print(f"homeostat: {message}", file=sys.stderr)
+        _complain(message)
         return math.nan
     _note(job, status, folder)
     if status == "interrupted":
@@ -115,6 +116,11 @@ def _objective(config: RunConfig, folder: Path) -> float:
     from homeostat.report.objective import objective
 
     return objective(config, folder)
+
+
+def _complain(message: str) -> None:
+    """An error on standard error, whatever a value from elsewhere may hold."""
+    print(f"homeostat: {visible(message)}", file=sys.stderr)
 
 
 def _note(job: HydraConf, status: str, folder: Path) -> None:
@@ -198,7 +204,7 @@ def main() -> None:
         sys.exit(INTERRUPTED)
     except Exception as error:
         _failures.append(explain(error))
-        print(f"homeostat: {_failures[-1]}", file=sys.stderr)
+        _complain(_failures[-1])
     sys.exit(1 if _failures or failed_jobs else 0)
 
 

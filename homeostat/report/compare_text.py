@@ -13,6 +13,7 @@ from rich.text import Text
 
 from homeostat.report.console import Console, interval, number
 from homeostat.report.pages import data_uri, read_template
+from homeostat.report.plain import in_markdown, visible
 
 Json = Mapping[str, Any]
 DIRECTIONS = {1: "higher is better", -1: "lower is better", 0: "no direction is better"}
@@ -30,7 +31,7 @@ def _figure(column: Json) -> str:
 
 def _breakable(name: str) -> Markup:
     """A name that a browser may break after a sign."""
-    return Markup(re.sub(r"([=_.,])(?=\S)", r"\1<wbr>", str(escape(name))))
+    return Markup(re.sub(r"([=_.,])(?=\S)", r"\1<wbr>", str(escape(visible(name)))))
 
 
 def changes_by_arm(comparison: Json) -> list[str]:
@@ -96,9 +97,9 @@ def as_markdown(comparison: Json) -> str:
     """The comparison for people who read text."""
     columns = comparison["columns"]
     lines = [
-        f"# Comparison of runs of {comparison['model']}",
+        f"# Comparison of runs of {in_markdown(comparison['model'])}",
         "",
-        *(f"- {line}" for line in changes_by_arm(comparison)),
+        *(f"- {in_markdown(line)}" for line in changes_by_arm(comparison)),
         "",
     ]
     lines += _row(["arm", "seeds", *map(title, columns)])
@@ -107,7 +108,7 @@ def as_markdown(comparison: Json) -> str:
         cells = [_short(arm["cells"][column["name"]]) for column in columns]
         lines += _row([arm["name"], len(arm["seeds"]), *cells])
     lines += ["", "Level with its interval; Δ is the difference to the baseline.", ""]
-    lines += [f"- {note}" for note in notes(comparison)]
+    lines += [f"- {in_markdown(note)}" for note in notes(comparison)]
     lines += ["", "## Columns", ""]
     lines += [_about(column) for column in columns]
     lines += ["", "## Differences", "", *_differences(comparison)]
@@ -123,8 +124,7 @@ def as_markdown(comparison: Json) -> str:
 
 
 def _row(cells: Sequence[Any]) -> list[str]:
-    told = (" ".join(str(cell).split()).replace("|", "\\|") for cell in cells)
-    return ["| " + " | ".join(told) + " |"]
+    return ["| " + " | ".join(in_markdown(str(cell)) for cell in cells) + " |"]
 
 
 def _short(cell: Json) -> str:
@@ -188,7 +188,8 @@ def show(comparison: Json, console: Console) -> None:
 
 
 def _table(arm: Json, comparison: Json, width: int) -> Table:
-    table = Table(title=Text(f"{arm['name']} less {comparison['baseline']}"), title_justify="left")
+    said = f"{arm['name']} less {comparison['baseline']}"
+    table = Table(title=Text(visible(said)), title_justify="left")
     table.add_column("figure", overflow="fold")
     wide, narrow = width >= 90, width < 60
     names = ["level", "difference", "95% interval", "p, Holm"] if wide else []

@@ -31,6 +31,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from homeostat.report.plain import visible
 from homeostat.signals.probing.validation import ProbeReport
 from homeostat.types import Estimate, Progress
 
@@ -102,7 +103,7 @@ class Console:
     def say(self, message: str) -> None:
         """One line of plain text; a terminal breaks it between words."""
         clock = self._clock()
-        line = f"{clock} {message}"
+        line = f"{clock} {visible(message)}"
         if self.rich.is_terminal:
             line = _between_words(line, self.rich.width)
         text = Text(line)

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from homeostat.report.console import interval, number
+from homeostat.report.plain import visible
 
 
 def read_template(name: str, **filters: Callable[..., Any]) -> Template:
@@ -20,9 +21,15 @@ def read_template(name: str, **filters: Callable[..., Any]) -> Template:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_finalize,
     )
     engine.filters |= {"number": number, "interval": interval, **filters}
     return engine.get_template(name)
+
+
+def _finalize(value: Any) -> Any:
+    """What a template writes for a value: controls in text as symbols; own markup as it is."""
+    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def data_uri(picture: Path) -> str:

@@ -115,10 +115,11 @@ class OptunaSweeper(Sweeper):
         study: Study = optuna.create_study(
             storage=optuna.storages.JournalStorage(backend),
             study_name="homeostat",
-            sampler=optuna.samplers.TPESampler(seed=self.seed),
             direction=self.direction,
             load_if_exists=True,
         )
+        # With the same seed again an earlier try's first choices would be made once more.
+        study.sampler = optuna.samplers.TPESampler(seed=self.seed + len(study.trials))
         return study
 
     def _batch(

@@ -57,7 +57,7 @@ class RayLauncher(Launcher):
             raise ValueError(MISSING) from error
         setup_globals()
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
-        if not ray.is_initialized():
+        if not (running := ray.is_initialized()):
             ray.init(**_plain(self.init))
         task = ray.remote(**_plain(self.task), max_retries=0)(do_job)
         state = Singleton.get_state()
@@ -66,7 +66,11 @@ class RayLauncher(Launcher):
             task.remote(number, list(overrides), self.context, self.config, self.function, state)
             for number, overrides in numbered
         ]
-        return [self._result(ray, one) for one in pending]
+        try:
+            return [self._result(ray, one) for one in pending]
+        finally:
+            if not running:
+                ray.shutdown()  # or what it has started holds this process's output open
 
     def _result(self, ray: Any, pending: Any) -> JobReturn:
         try:

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from homeostat.report.html import headline, headroom_sentences, side_by_side, write_report
+from homeostat.report.html import side_by_side, write_report
+from homeostat.report.sentences import headline, headroom_sentences
 
 SCRIPT = "<script>alert(1)</script>"
 MARKUP = "[bold]x[/bold]"

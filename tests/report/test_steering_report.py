@@ -7,7 +7,8 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 
-from homeostat.report.html import draw_stages, headline
+from homeostat.report.html import draw_stages
+from homeostat.report.sentences import headline
 from homeostat.report.steering_figures import draw_filter, draw_foundations, draw_trajectory
 
 ESTIMATE = {"before": 0.5, "after": 0.9, "diff": 0.4, "ci95": [0.2, 0.6], "n": 24}

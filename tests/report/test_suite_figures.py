@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from homeostat.report import suite_figures
-from homeostat.report.html import suite_sentence
+from homeostat.report.sentences import suite_sentence
 from homeostat.report.suite_figures import draw_claims, draw_survival
 
 

@@ -43,6 +43,7 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def homeostat(*arguments: str, cache: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HOMEOSTAT_CACHE": str(cache)}
+    quiet["RAY_worker_niceness"] = "0"  # Ray lets other work on the machine go first
     return subprocess.run(
         [str(SCRIPT), "-m", *SMOKE, "hydra.sweep.dir=sweep", *arguments],
         cwd=cwd,

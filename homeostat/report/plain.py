@@ -1,0 +1,37 @@
+"""Text from elsewhere, made harmless to look at: in a terminal, in HTML, in Markdown.
+
+Names of arms and runs, statuses, and what models and bots have written may hold signs that steer a
+terminal or turn the order of what stands beside them. They are shown as symbols.
+"""
+
+from __future__ import annotations
+
+import re
+
+from markupsafe import escape
+
+# Control characters but tab and newline; and those that set the direction of text.
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+SYMBOLS = 0x2400  # where Unicode begins its pictures of the first 32 control characters
+
+
+def visible(text: str) -> str:
+    """The text with every control character as a symbol, or by its number."""
+    return CONTROLS.sub(_symbol, text)
+
+
+def _symbol(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return chr(SYMBOLS + code) if code < 0x20 else f"<U+{code:04X}>"
+
+
+def in_markdown(text: str) -> str:
+    """A text on one line of Markdown, without HTML, code or the end of a table's cell in it."""
+    line = " ".join(visible(text).split())
+    return (
+        str(escape(line))
+        .replace("&#39;", "'")
+        .replace("&#34;", '"')
+        .replace("|", "\\|")
+        .replace("`", "\\`")
+    )
