@@ -50,6 +50,12 @@ TAKES_VALUE = (
 OWN_ERROR = "HOMEOSTAT_OWN_ERROR"
 WANTS_TRACEBACK = os.environ.get(FULL_ERROR) == "1" and OWN_ERROR not in os.environ
 INTERRUPTED = 130
+# Commands that only look, and what may stand behind them.
+LOOKS = {
+    "list": "one folder that runs lie in, or none for outputs",
+    "show": "one run folder or the folder of a sweep",
+    "check": "nothing behind it",
+}
 
 USAGE = """\
 homeostat: train a language model on homeostatic intrinsic reward, without human labels.
@@ -63,6 +69,9 @@ homeostat: train a language model on homeostatic intrinsic reward, without human
   homeostat export=outputs/2026-01-31/12-00-00 what it has trained, as one plain model
   homeostat compare=[<run>,<run>,...]          runs, or all runs of a sweep's folder, side by side
   homeostat --cfg job                          the composed config, without running
+  homeostat list                               all runs in outputs/, or in another folder
+  homeostat show outputs/2026-01-31/12-00-00   figures of a run or a sweep, also while it works
+  homeostat check                              what this machine can do, and which preset fits
 """
 AFTERWORD = """\
 Any value of --cfg job can be overridden: trainer.lr=1e-4 rollout.turns=5 hydra.run.dir=my_run.
@@ -191,6 +200,8 @@ def main() -> None:
     if sys.argv[1:] in (["--help"], ["-h"]):
         print(help_text())
         return
+    if sys.argv[1:2] and sys.argv[1] in LOOKS:
+        sys.exit(_look_at(*sys.argv[1:]))
     register()
     if WANTS_TRACEBACK:
         _start(sys.argv[1:])
@@ -206,6 +217,29 @@ def main() -> None:
         _failures.append(explain(error))
         _complain(_failures[-1])
     sys.exit(1 if _failures or failed_jobs else 0)
+
+
+def _look_at(what: str, *paths: str) -> int:
+    """Do ``list``, ``show`` or ``check``; returns the exit code."""
+    from rich.console import Console
+
+    from homeostat.report import look, machine
+
+    console = Console(highlight=False)
+    try:
+        if len(paths) > 1 or (what == "check" and paths) or (what == "show" and not paths):
+            raise HomeostatError(f"homeostat {what} {' '.join(paths)}: give {LOOKS[what]}.")
+        folder = Path(paths[0] if paths else "outputs").expanduser()
+        if what != "check" and not folder.is_dir():
+            raise HomeostatError(f"{folder}: there is no such folder; give {LOOKS[what]}.")
+        if what == "check":
+            machine.check(console)
+        else:
+            (look.list_runs if what == "list" else look.show)(folder, console)
+    except HomeostatError as error:
+        _complain(str(error))
+        return 1
+    return 0
 
 
 def _start(arguments: Sequence[str]) -> None:

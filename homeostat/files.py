@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
 from homeostat.errors import HomeostatError, out_of_disk
 
 
@@ -155,3 +157,9 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def cache_root() -> Path:
+    """``HOMEOSTAT_CACHE``, else the user's cache folder; it need not exist."""
+    root = os.environ.get("HOMEOSTAT_CACHE") or platformdirs.user_cache_dir("homeostat")
+    return Path(root).expanduser()

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from homeostat.files import write_text
-from homeostat.models.cache import cache_root, keep, read_kept
+from homeostat.files import cache_root, write_text
+from homeostat.models.cache import keep, read_kept
 from homeostat.types import Conversation
 
 

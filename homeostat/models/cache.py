@@ -8,30 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import platformdirs
 from safetensors import SafetensorError
 
 from homeostat.errors import HomeostatError
-from homeostat.files import write_text
+from homeostat.files import cache_root, write_text
 from homeostat.types import Conversation, Turn
 
 if TYPE_CHECKING:
     from homeostat.models.adapters import Policy
 
 Kept = TypeVar("Kept")
-
-
-def cache_root() -> Path:
-    """``HOMEOSTAT_CACHE``, else the user's cache folder; it need not exist."""
-    root = os.environ.get("HOMEOSTAT_CACHE") or platformdirs.user_cache_dir("homeostat")
-    return Path(root).expanduser()
 
 
 def cache_folder(*parts: str) -> Path:

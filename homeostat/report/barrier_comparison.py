@@ -25,8 +25,8 @@ from homeostat.config.rows import kept_rows
 from homeostat.evals.stats import share_interval, t_interval, wilson
 from homeostat.files import read_json, write_text
 from homeostat.report.compare_stats import Values, differences, estimate, over_seeds, table
-from homeostat.report.console import interval, number
 from homeostat.report.figures import STYLE, save
+from homeostat.report.plain import interval, number
 
 ARMS = ("nll", "mean", "rmse", "p95", "max", "cvar", "no heal", "prompted")
 UNHEALED = ("no heal", "prompted")

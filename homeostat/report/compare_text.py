@@ -11,9 +11,9 @@ from markupsafe import Markup, escape
 from rich.table import Table
 from rich.text import Text
 
-from homeostat.report.console import Console, interval, number
+from homeostat.report.console import Console
 from homeostat.report.pages import data_uri, read_template
-from homeostat.report.plain import in_markdown, visible
+from homeostat.report.plain import in_markdown, interval, number, visible
 
 Json = Mapping[str, Any]
 DIRECTIONS = {1: "higher is better", -1: "lower is better", 0: "no direction is better"}

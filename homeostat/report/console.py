@@ -31,7 +31,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from homeostat.report.plain import visible
+from homeostat.report.plain import duration, interval, number, visible
 from homeostat.signals.probing.validation import ProbeReport
 from homeostat.types import Estimate, Progress
 
@@ -241,25 +241,6 @@ class Console:
 
     def _clock(self) -> str:
         return duration(time.perf_counter() - self._started).rjust(5)
-
-
-def duration(seconds: float) -> str:
-    """Minutes and seconds, such as 2:05; hours in front where needed."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def number(value: float | None, sign: bool = False) -> str:
-    """A number for a table; an em dash for a missing one."""
-    if value is None:
-        return "—"
-    return f"{value:+.3f}" if sign else f"{value:.3f}"
-
-
-def interval(bounds: tuple[float, float] | list[float] | None) -> str:
-    """A 95% interval for a table; an em dash for a missing one."""
-    return "—" if bounds is None else f"[{bounds[0]:+.3f}, {bounds[1]:+.3f}]"
 
 
 def largest_terms(metrics: Mapping[str, float], count: int = 2) -> dict[str, float]:

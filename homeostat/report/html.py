@@ -8,10 +8,10 @@ from typing import Any
 
 from homeostat.config.rows import kept_rows
 from homeostat.files import read_json, write_text
-from homeostat.report.console import duration
 from homeostat.report.diary import read_diary
 from homeostat.report.figures import draw_effects, draw_signals, draw_valence
 from homeostat.report.pages import data_uri, read_template
+from homeostat.report.plain import duration
 from homeostat.report.sentences import headline, headroom_sentences, learns, suite_sentence
 from homeostat.report.signal_figures import (
     draw_controls,

@@ -9,8 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from homeostat.report.console import interval, number
-from homeostat.report.plain import visible
+from homeostat.report.plain import interval, number, visible
 
 
 def read_template(name: str, **filters: Callable[..., Any]) -> Template:

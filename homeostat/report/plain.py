@@ -1,4 +1,4 @@
-"""Text from elsewhere, made harmless to look at: in a terminal, in HTML, in Markdown.
+"""What is read as text: numbers in one form everywhere, and text from elsewhere made harmless.
 
 Names of arms and runs, statuses, and what models and bots have written may hold signs that steer a
 terminal or turn the order of what stands beside them. They are shown as symbols.
@@ -35,3 +35,22 @@ def in_markdown(text: str) -> str:
         .replace("|", "\\|")
         .replace("`", "\\`")
     )
+
+
+def duration(seconds: float) -> str:
+    """Minutes and seconds, such as 2:05; hours in front where needed."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def number(value: float | None, sign: bool = False) -> str:
+    """A number for a table; an em dash for a missing one."""
+    if value is None:
+        return "—"
+    return f"{value:+.3f}" if sign else f"{value:.3f}"
+
+
+def interval(bounds: tuple[float, float] | list[float] | None) -> str:
+    """A 95% interval for a table; an em dash for a missing one."""
+    return "—" if bounds is None else f"[{bounds[0]:+.3f}, {bounds[1]:+.3f}]"

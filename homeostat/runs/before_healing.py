@@ -16,7 +16,7 @@ from homeostat.evals.stages import Stages
 from homeostat.files import write_text
 from homeostat.models.adapters import Policy
 from homeostat.models.cache import file_sha256, identity, remembered
-from homeostat.report.console import interval, number
+from homeostat.report.plain import interval, number
 from homeostat.runs.context import Run
 from homeostat.steering.trainer import SteeringTrainer
 from homeostat.steering.vectors import PersonaVector, extract

@@ -30,8 +30,9 @@ from homeostat.evals.staleness import measure_staleness, stale
 from homeostat.files import write_text
 from homeostat.models.adapters import Policy
 from homeostat.models.cache import identity, remembered
-from homeostat.report.console import Console, number
+from homeostat.report.console import Console
 from homeostat.report.metrics import finite, write_rows
+from homeostat.report.plain import number
 from homeostat.reward.valence import SetPoint, resolve_one
 from homeostat.rollout.episodes import calibration_seeds, play
 from homeostat.runs.context import Run

@@ -23,9 +23,10 @@ from homeostat.evals.evaluation import Evaluation, chosen_evaluations
 from homeostat.evals.praise import lexicon
 from homeostat.evals.subject import Keep, PolicySubject, compute_anew
 from homeostat.evals.suite import Suite
+from homeostat.files import cache_root
 from homeostat.models.adapter_files import adapter_digest
 from homeostat.models.adapters import Policy
-from homeostat.models.cache import cache_root, code_digest, identity, remembered
+from homeostat.models.cache import code_digest, identity, remembered
 from homeostat.report.console import Console
 from homeostat.report.metrics import write_rows
 from homeostat.runs.parts import Parts

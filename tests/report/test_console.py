@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console as RichConsole
 
-from homeostat.report.console import Console, duration, interval, largest_terms, number
+from homeostat.report.console import Console, largest_terms
+from homeostat.report.plain import duration, interval, number
 from homeostat.signals.probing.validation import ProbeReport
 from homeostat.types import Estimate
 

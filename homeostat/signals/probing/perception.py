@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from homeostat.config.signals import SignalsConfig
-from homeostat.files import replace_folder, write_text
+from homeostat.files import cache_root, replace_folder, write_text
 from homeostat.models.adapters import Policy
-from homeostat.models.cache import cache_root, code_digest, identity, keep, read_kept
+from homeostat.models.cache import code_digest, identity, keep, read_kept
 from homeostat.models.hooks import layers_at
 from homeostat.signals.probing.corpus import Corpus, load_corpus
 from homeostat.signals.probing.probes import AffectProbes, fit_probes

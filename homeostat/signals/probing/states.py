@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Float
 from safetensors.numpy import load_file, save_file
 
-from homeostat.files import writing
+from homeostat.files import cache_root, writing
 from homeostat.models.adapters import Policy
-from homeostat.models.cache import cache_root, identity, keep, read_kept
+from homeostat.models.cache import identity, keep, read_kept
 from homeostat.signals.probing.corpus import Corpus, Utterance
 from homeostat.signals.trace import word_states
 from homeostat.types import Progress, silent
