@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from homeostat.config.bots import BotConfig
@@ -115,8 +115,8 @@ class RunConfig:
     export_as: str
     compare: Any
     compare_baseline: str | None
-    objective: str | None = None
-    allow_targets: list[str] = field(default_factory=list)
+    objective: str | None
+    allow_targets: list[str]
 
     @property
     def held_out_bot(self) -> BotConfig:

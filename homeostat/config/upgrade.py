@@ -47,6 +47,8 @@ RENAMED: dict[str, dict[Any, Any]] = {"reward.affect": {"true": "felt"}}
 # Options that came later and have no default in their schema, by their key: the value that a run
 # without them had, read from its own config.
 ADDED: dict[str, Callable[[Values], Any]] = {
+    "objective": lambda _: None,
+    "allow_targets": lambda _: [],
     "work.updates": lambda run: run["trainer"]["max_steps"],
     "work.episodes": lambda run: run["trainer"]["batch_size"],
     "work.rounds": lambda run: run["trainer"]["max_steps"],
