@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 from collections.abc import Iterable, Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from homeostat.config.run import WandbConfig
+from homeostat.config.sweep import JOBS
 from homeostat.errors import HomeostatError
-from homeostat.files import naming_full_disk, writing
+from homeostat.files import naming_full_disk, write_text, writing
 
 LOGS = ("metrics.jsonl", "episodes.jsonl", "timing.jsonl")
+WANDB_ID = "wandb/id.txt"
 
 
 class MetricsLog:
@@ -109,18 +112,31 @@ def finite(value: Any) -> Any:
     return value
 
 
+def _kept_id(path: Path) -> str:
+    """The id of a run folder's mirror, the same however often the run is resumed."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, secrets.token_hex(8))
+    return path.read_text(encoding="utf-8").strip()
+
+
 def _start_wandb(folder: Path, config: WandbConfig, settings: Mapping[str, Any]) -> Any:
     if config.mode == "disabled":
         return None
     import wandb
 
     os.environ.setdefault("WANDB_SILENT", "true")
+    sweep = folder.resolve().parent
     try:
         with naming_full_disk(folder):
             return wandb.init(
                 mode="online" if config.mode == "online" else "offline",
                 project=config.project,
                 name=config.name,
+                id=_kept_id(folder / WANDB_ID),
+                resume="allow" if config.mode == "online" else None,
+                group=sweep.name if (sweep / JOBS).is_dir() else None,
+                job_type=str(settings.get("trainer", {}).get("name", "")) or None,
                 dir=str(folder),
                 config=dict(settings),
                 settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
