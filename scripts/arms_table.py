@@ -4,8 +4,10 @@ python scripts/arms_table.py SWEEP [SWEEP ...] --minus yoked random [--json] [--
 
 The seed is the unit: a run counts as its one figure, trained minus base on the same items or
 held-out episodes. Differences between arms are paired by seed. Over all runs, whether what an
-evaluation finds goes with what was earned and with the fall in entropy. `--add` takes in what an
-earlier table (its JSON) says of runs whose folders are no longer there.
+evaluation finds goes with what was earned and with the fall in entropy. Whether an arm does better
+than the base that is merely sampled at a lower temperature: trained less that base on the same
+held-out episodes, an interval over seeds and episodes crossed. `--add` takes in what an earlier
+table (its JSON) says of runs whose folders are no longer there.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import yaml
 
 from homeostat.bots.affect import notice
 from homeostat.evals.stats import t_interval
+from homeostat.report.compare_stats import crossed_interval
 
 HELD_OUT = (
     "relational_true",
@@ -105,6 +108,33 @@ def agreements(folder: Path, arm: str) -> list[float]:
     return [notice(text, ()).agreement for text in replies]
 
 
+def beyond_sharpness(sweeps: Sequence[Path]) -> list[dict[str, Any]]:
+    """By arm: what users truly feel after training, less that of the base at 0.7."""
+    by_arm: dict[str, dict[int, list[float]]] = {}
+    for path, summary in finished(sweeps):
+        evals = path.parent / "evals"
+        if (evals / "cool.jsonl").is_file():
+            trained = felt(evals / "homeostasis.jsonl", "trained")
+            cool = felt(evals / "cool.jsonl", "cool")
+            cells = [trained[seed] - cool[seed] for seed in sorted(trained)]
+            by_arm.setdefault(arm_of(path.parent), {})[summary["seed"]] = cells
+    return [
+        {
+            "arm": arm,
+            "seeds": sorted(by_seed),
+            "mean": float(np.mean(cells := np.array([by_seed[s] for s in sorted(by_seed)]))),
+            "ci95": crossed_interval(cells),
+        }
+        for arm, by_seed in by_arm.items()
+    ]
+
+
+def felt(path: Path, arm: str) -> dict[int, float]:
+    """True relational valence of an arm's held-out episodes, by the seed of the user."""
+    rows = map(json.loads, path.open(encoding="utf-8"))
+    return {row["seed"]: row["metrics"][HELD_OUT[0]] for row in rows if row["arm"] == arm}
+
+
 def without_training(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Arms that every run has beside its base; their intervals are over items."""
     rows = []
@@ -184,8 +214,10 @@ def main() -> None:
     if options.add is not None:
         add_earlier(runs, options.add)
     rows, correlations = [*table(runs, options.minus), *untrained], goes_with(runs)
+    sharp = beyond_sharpness(options.sweeps)
     if options.json:
-        print(json.dumps({"arms": rows, "over_runs": correlations}, indent=1))
+        found = {"arms": rows, "over_runs": correlations, "less base at 0.7": sharp}
+        print(json.dumps(found, indent=1))
         return
     for row in rows:
         for name, figure in row.items():
@@ -194,6 +226,8 @@ def main() -> None:
                 for key, difference in figure.items():
                     if key.startswith("minus "):
                         print(f"{'':<33}{'  ' + key:<38}{shown(difference)}")
+    for row in sharp:
+        print(f"{row['arm']:<33}{'relational_true, less base at 0.7':<38}{shown(row)}")
     for name, found in correlations.items():
         print(f"{name}: Spearman {found['r']:+.2f}, p = {found['p']:.3f}, {found['n']} runs")
 
