@@ -1,0 +1,1 @@
+"""homeostat inside other people's trainers, and their reward functions inside ours."""
