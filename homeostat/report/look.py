@@ -45,11 +45,21 @@ def list_runs(folder: Path, console: Console) -> None:
     table = Table("run", "status", "trainer", "model", "seed", "what it found", show_lines=False)
     table.columns[0].overflow = table.columns[-1].overflow = "fold"
     for path in sorted(folders, key=lambda one: (one / "config.yaml").stat().st_mtime):
-        summary, config = _summary(path), read_config(path)
-        about = (config["trainer"]["name"], config["model"]["name"], config["seed"])
         name = path.relative_to(folder) if path != folder else path.name
-        table.add_row(*map(_text, (name, status_of(path), *about, _first(_found(summary)))))
+        table.add_row(*map(_text, (name, *_line(path))))
     console.print(table)
+
+
+def _line(path: Path) -> list[object]:
+    """Status, trainer, model, seed and finding of a run; of one that cannot be read, why."""
+    try:
+        config, found = read_config(path), _first(_found(_summary(path)))
+        about = config["trainer"]["name"], config["model"]["name"], config["seed"]
+        return [status_of(path), *about, found]
+    except HomeostatError as error:
+        return ["cannot be read", "", "", "", error]
+    except KeyError as error:
+        return ["cannot be read", "", "", "", f"it has no {error}: another version wrote it"]
 
 
 def show(folder: Path, console: Console) -> None:

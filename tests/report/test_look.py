@@ -58,6 +58,14 @@ def test_every_run_has_a_line_with_what_it_found(folder: Path) -> None:
     assert "stopped before it ended" in killed
 
 
+def test_a_run_that_cannot_be_read_does_not_hide_the_others(folder: Path) -> None:
+    (folder / "killed" / "config.yaml").write_text("trainer: [")
+    (folder / "ended" / "summary.json").write_text('{"status": "finished"}')
+    lines = shown(look.list_runs, folder, width=200).splitlines()
+    assert sum("cannot be read" in line for line in lines) == 2
+    assert any("another version wrote it" in line for line in lines)
+
+
 def test_a_run_is_shown_with_its_course_and_figures(folder: Path) -> None:
     text = shown(look.show, folder / "ended")
     assert "finished: ppo on tiny_random, seed 7, 2 of 2 steps, 1:05" in text
