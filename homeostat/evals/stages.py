@@ -274,9 +274,9 @@ def _given(talk: Conversation) -> tuple[Turn, ...]:
     return tuple(replace(turn, token_ids=None) for turn in talk.turns)
 
 
-def of_kind(rows: Sequence[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
+def of_kind(rows: Sequence[Mapping[str, Any]], kind: str) -> list[Row]:
     """The rows of a kind."""
-    return [row for row in rows if row["kind"] == kind]
+    return [dict(row) for row in rows if row["kind"] == kind]
 
 
 def values(rows: Sequence[Mapping[str, Any]], kind: str, name: str) -> list[float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from homeostat.config.rows import kept_rows
+from homeostat.evals.foundations import not_interpretable
 from homeostat.evals.selectivity import selectivity
 from homeostat.evals.stages import (
     BASE,
@@ -112,6 +113,7 @@ def keep_arm(
             of_kind(judged, VIGNETTE) for judged in (base, kept.arm(round_, STEERED), rows)
         )
         found = selectivity(at_base, dosed, opposite, stages.persona.foundations)
-        row["selectivity"] = None if found is None else asdict(found)
+        caveat = {"caveat": "; ".join(not_interpretable(at_base)) or None} if found else {}
+        row["selectivity"] = None if found is None else asdict(found) | caveat
     kept.add("rounds.jsonl", [row], round_, arm)
     return row

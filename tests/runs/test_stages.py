@@ -383,6 +383,7 @@ def test_how_selectively_a_dose_moves_the_foundations_is_in_table_and_report(
     found = {row["stage"]: row.get("selectivity") for row in rows(tmp_path / "rounds.jsonl")}
     selective = found.pop("reversed")
     assert selective["n"] == 7
+    assert selective["caveat"].startswith("not interpretable: 7 scored vignettes are too few")
     assert 0 < selective["coherence"] <= 1
     assert selective["score"] != 0
     assert set(found.values()) == {None}
