@@ -236,8 +236,11 @@ def _look_at(what: str, *paths: str) -> int:
             machine.check(console)
         else:
             (look.list_runs if what == "list" else look.show)(folder, console)
-    except HomeostatError as error:
-        _complain(str(error))
+    except KeyError as error:
+        _complain(f"{folder}: a file in it has no {error}; another version of homeostat wrote it.")
+        return 1
+    except (HomeostatError, OSError) as error:
+        _complain(explain(error))
         return 1
     return 0
 

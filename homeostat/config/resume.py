@@ -226,6 +226,8 @@ def resumed_config(main: Path, key: str, folder: Path, arguments: Sequence[str])
             # A group without a key of its own has shaped the values that are kept.
             spent = isinstance(entry, dict) and not choice.startswith("override ")
             defaults.append({choice: None} if spent else entry)
+    # How a run is started, and what it may, is never taken from its folder.
+    kept = {key: value for key, value in kept.items() if key not in OWN_KEYS}
     values = {key: kept.get(key, value) for key, value in {**kept, **base}.items()}
     values["hydra"]["run"]["dir"] = _escaped(str(folder))
     if "trainer" in kept and any(key == "scale" or key.startswith("work.") for key in typed):

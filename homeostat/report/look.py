@@ -30,7 +30,7 @@ COURSES = (
 # Figures of a stage of steering, and their place in its row.
 STAGE = ("coherence", "median_perplexity", "kl_nats_per_token")
 WIDTH = 40  # blocks of a course
-WORKING = "at work"
+WORKING, GONE = "at work", "its folder is gone"
 
 
 def list_runs(folder: Path, console: Console) -> None:
@@ -83,6 +83,8 @@ def status_of(folder: Path) -> str:
     summary = _summary(folder)
     if summary and summary["status"] != "running":
         return str(summary["status"])
+    if not folder.is_dir():
+        return GONE
     try:
         with alone_in(folder):
             return STOPPED

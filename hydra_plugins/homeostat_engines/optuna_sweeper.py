@@ -3,7 +3,7 @@
 A key of the sweep is searched where its value is a choice (``a,b``), a range (``range(1,9)``) or an
 interval (``interval(1e-5,1e-2)``, with ``tag(log, ...)`` on a logarithmic scale). The study lies in
 a journal file in the sweep's folder, so that the same command with that folder goes on: trials
-that are done are kept, one that was under way is done again and its run resumed.
+that are done are kept; one that was under way, or failed, is done again, and its run resumed.
 """
 
 from __future__ import annotations
@@ -129,10 +129,14 @@ class OptunaSweeper(Sweeper):
         trials = [study.ask(space) for _ in range(count)]
         jobs = [[*fixed, *(f"{key}={trial.params[key]}" for key in space)] for trial in trials]
         self.validate_batch_is_legal(jobs)
+        # What was chosen twice is one run: the second waits, and finds it done.
+        distinct = len({tuple(job) for job in jobs}) == len(jobs)
+        size = len(jobs) if distinct else 1
         # Optuna numbers trials one after the other, also those that are done again.
-        returns = self.launcher.launch(jobs, initial_job_idx=trials[0].number)
-        for trial, done in zip(trials, returns, strict=True):
-            tell(study, trial, done)
+        for i in range(0, len(jobs), size):
+            returns = self.launcher.launch(jobs[i : i + size], initial_job_idx=trials[i].number)
+            for trial, done in zip(trials[i : i + size], returns, strict=True):
+                tell(study, trial, done)
 
 
 def distribution(override: Override) -> BaseDistribution:
@@ -156,29 +160,42 @@ def distribution(override: Override) -> BaseDistribution:
     if isinstance(value, RangeSweep):
         start, stop, step = value.start or 0, value.stop or 0, value.step
         last = start + (math.ceil((stop - start) / step) - 1) * step  # Hydra leaves the stop out
+        if log or (stop - start) * step <= 0:
+            raise ValueError(
+                f"{override.input_line}: a range must hold a value and cannot be on a logarithmic "
+                "scale; use tag(log, interval(...))."
+            )
+        low, high, width = min(start, last), max(start, last), abs(step)
         if isinstance(start, int) and isinstance(step, int):
-            return IntDistribution(start, int(last), step=step, log=log)
-        return FloatDistribution(start, last, step=step)
+            return IntDistribution(int(low), int(high), step=int(width))
+        return FloatDistribution(low, high, step=width)
     if isinstance(value, IntervalSweep):
-        start, end = float(value.start or 0.0), float(value.end or 0.0)
-        return FloatDistribution(start, end, log=log)
+        start, end = value.start or 0, value.end or 0
+        if isinstance(start, int) and isinstance(
+            end, int
+        ):  # int(interval(...)); plain ones are not
+            return IntDistribution(start, end, log=log)
+        return FloatDistribution(float(start), float(end), log=log)
     raise ValueError(
         f"{override.input_line}: Optuna searches choices (a,b), range(...) and interval(...)."
     )
 
 
 def take_up(study: Study) -> list[int]:
-    """Have what an earlier try left half done be asked for again, with the same values.
+    """Have what an earlier try left half done, or failed at, be asked for again with its values.
 
     Returns:
         The numbers that it had.
     """
     from optuna.trial import TrialState
 
-    left = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    states = (TrialState.RUNNING, TrialState.FAIL)
+    taken_up = {trial.user_attrs.get(AGAIN) for trial in study.get_trials(deepcopy=False)}
+    left = [t for t in study.get_trials(states=states) if t.number not in taken_up]
     for trial in left:
-        study.tell(trial.number, state=TrialState.FAIL)
         study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
+        if trial.state == TrialState.RUNNING:
+            study.tell(trial.number, state=TrialState.FAIL)
     return [trial.number for trial in left]
 
 

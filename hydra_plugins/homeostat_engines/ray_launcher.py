@@ -6,6 +6,7 @@ Ray gives a task as many processors and GPUs as ``hydra.launcher.task`` asks for
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,15 @@ class RayLauncher(Launcher):
         state = Singleton.get_state()
         numbered = enumerate(job_overrides, initial_job_idx)
         pending = [
-            task.remote(number, list(overrides), self.context, self.config, self.function, state)
+            task.remote(
+                number,
+                list(overrides),
+                self.context,
+                self.config,
+                self.function,
+                state,
+                os.getcwd(),
+            )
             for number, overrides in numbered
         ]
         try:
@@ -88,6 +97,7 @@ def do_job(
     config: DictConfig,
     function: TaskFunction,
     state: Mapping[Any, Any],
+    cwd: str,
 ) -> JobReturn:
     """One job, in a process of its own that knows nothing yet.
 
@@ -98,7 +108,9 @@ def do_job(
         config: Of the sweep.
         function: That does a job.
         state: Hydra's singletons as they are where the sweep was started.
+        cwd: Where it was started, which relative folders go from; on a cluster every node has it.
     """
+    os.chdir(cwd)
     setup_globals()
     Singleton.set_state(state)
     job = context.config_loader.load_sweep_config(config, overrides)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from homeostat.cli import _start
 from homeostat.config.foreign import own_targets, refuse_foreign
 from homeostat.config.register import CONF
 from homeostat.config.resume import resumed_config, save_config
@@ -60,6 +61,8 @@ def test_an_own_run_is_resumed(folder: Path) -> None:
         ("defaults", ["x"], "sets defaults"),
         ("wandb.name", "${oc.env:HOME}", r"wandb\.name=\$\{oc\.env:HOME\} .*looked up"),
         ("persona", {"prompts": ["a", r"\\${oc.env:HOME}"]}, r"persona\.prompts\.1"),
+        ("reward.terms.x.function", "spy.term", r"spy\.term \(reward\.terms\.x\.function\)"),
+        ("bot.api_key_env", "AWS_SECRET_ACCESS_KEY", r"AWS_SECRET_ACCESS_KEY \(bot\.api_key_env\)"),
     ],
 )
 def test_what_is_more_than_data_is_refused(
@@ -69,16 +72,54 @@ def test_what_is_more_than_data_is_refused(
     with pytest.raises(HomeostatError, match=says) as caught:
         resumed(folder, key=key)
     assert str(folder) in str(caught.value)
-    assert "spy" not in sys.modules
 
 
-def test_what_the_user_trusts_is_let_through(folder: Path) -> None:
+def test_nothing_is_imported_on_the_way_to_a_refusal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "spying.py").write_text("raise SystemError('imported')")
+    monkeypatch.syspath_prepend(folder)
+    spoil(folder, "model._target_", "spying.load")
+    monkeypatch.setattr(sys, "argv", ["homeostat", f"resume={folder}"])
+    with pytest.raises(HomeostatError, match=r"spying\.load \(model\)"):
+        _start([f"resume={folder}"])
+    assert "spying" not in sys.modules
+
+
+def test_a_value_that_yaml_makes_an_object_of_is_refused(folder: Path) -> None:
+    text = (folder / "config.yaml").read_text()
+    text = text.replace(
+        "homeostat.models.tiny.load_tiny",
+        "!!python/object/apply:pathlib.PosixPath [this.s]",
+    )
+    (folder / "config.yaml").write_text(text.replace("\neval:\n", "\neval:\n  bogus: 1\n"))
+    with pytest.raises(HomeostatError, match=r"model\._target_ .*PosixPath|this\.s \(model\)"):
+        resumed(folder, "eval=homeostasis")
+    assert "this" not in sys.modules
+
+
+def test_how_a_run_is_resumed_is_not_taken_from_its_folder(folder: Path) -> None:
+    spoil(folder, "resume_override", True)
+    spoil(folder, "allow_targets", ["os"])
+    found = resumed(folder)
+    assert found["resume_override"] is False
+    assert found["allow_targets"] == []
+
+
+def test_what_the_user_trusts_is_let_through(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(folder, "reward.terms.x", {"_target_": "my_terms.short.brevity", "weight": 1.0})
     with pytest.raises(HomeostatError, match=r"allow_targets=\[my_terms\.short\.brevity\]"):
         resumed(folder, "allow_targets=[my_terms.sho]")
+    (folder / "my_terms").mkdir()
+    (folder / "my_terms" / "__init__.py").write_text("import os")
+    (folder / "my_terms" / "short.py").write_text("def brevity(*_): return []")
+    monkeypatch.syspath_prepend(folder)
     for allowed in ("[my_terms]", "[other,my_terms.short.brevity]", "my_terms.short"):
         found = resumed(folder, f"allow_targets={allowed}")
         assert found["reward"]["terms"]["x"]["_target_"] == "my_terms.short.brevity"
+    spoil(folder, "reward.terms.x", {"_target_": "my_terms.os.system", "weight": 1.0})
+    with pytest.raises(HomeostatError, match=r"my_terms\.os\.system"):
+        resumed(folder, "allow_targets=[my_terms]")
 
 
 def test_text_that_only_looks_like_a_lookup_is_data(composed: Compose, tmp_path: Path) -> None:

@@ -107,6 +107,8 @@ def test_a_sweep_is_shown_as_its_jobs(folder: Path) -> None:
         (line,) = (one for one in lines if f"seed={seed}" in one)
         assert says in line
     assert lines[-1].startswith("1 of 3 jobs are done")
+    (folder / "killed").rename(folder / "elsewhere")
+    assert "its folder is gone" in shown(look.show, folder)
 
 
 def test_names_cannot_steer_the_terminal(folder: Path) -> None:
@@ -131,16 +133,23 @@ def test_a_course_is_scaled_averaged_and_flat_where_nothing_moves() -> None:
         (("list", "."), "holds no run"),
         (("list", "a", "b"), "give one folder that runs lie in"),
         (("check", "x"), "give nothing behind it"),
+        (("show", "odd"), "odd: a file in it has no 'eval'"),
     ],
 )
 def test_what_cannot_be_looked_at_is_said(
     asked: tuple[str, ...],
     says: str,
+    composed: Compose,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if "odd" in asked:
+        (tmp_path / "odd").mkdir()
+        save_config(composed(*TINY), TINY, tmp_path / "odd")
+        summary = {"status": "finished", "trainer": "ppo", "wall_s": 1.0}
+        (tmp_path / "odd" / "summary.json").write_text(json.dumps(summary))
     assert _look_at(*asked) == 1
     assert says in capsys.readouterr().err
 

@@ -112,8 +112,13 @@ def test_what_is_searched_of_each_kind_of_sweep() -> None:
     assert layers == optuna.distributions.IntDistribution(1, 7, step=2), "8 is not on the way"
     assert rate == optuna.distributions.FloatDistribution(1e-5, 1e-2, log=True)
     assert (share.low, share.high, share.step) == pytest.approx((0.1, 0.4, 0.1))
+    rank, down = space("a=int(interval(2,16))", "b=range(10,0,-2)")
+    assert rank == optuna.distributions.IntDistribution(2, 16)
+    assert down == optuna.distributions.IntDistribution(2, 10, step=2)
     with pytest.raises(ValueError, match=r"e=glob\(\*\): Optuna searches choices"):
         space("e=glob(*)")
+    with pytest.raises(ValueError, match="cannot be on a logarithmic scale"):
+        space("e=tag(log,range(1,9,2))")
 
 
 def test_a_job_without_a_figure_has_failed_and_the_best_comes_first(tmp_path: Path) -> None:
@@ -149,8 +154,12 @@ def test_what_was_left_half_done_is_done_again_and_counts_once() -> None:
     assert take_up(study) == [1]
     again = study.ask(lr)
     assert (again.number, again.params) == (2, killed.params)
-    study.tell(again, 2.0)
+    study.tell(again, state=optuna.trial.TrialState.FAIL)
     assert ended(study) == 2
+    assert take_up(study) == [2], "a failed one is tried again, too; what was taken up is not"
+    third = study.ask(lr)
+    study.tell(third, 2.0)
+    assert (third.params, ended(study), take_up(study)) == (killed.params, 2, [])
 
 
 @pytest.mark.parametrize(
