@@ -573,6 +573,9 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
     )
 
 
+AGAIN = ("resume=run", "allow_targets=[noisy.noise]")  # a run folder may not name code by itself
+
+
 def noisy(cwd: Path) -> tuple[str, ...]:
     """The command of a run whose reward draws from every generator."""
     (cwd / "terms").mkdir()
@@ -639,7 +642,7 @@ def test_sigkill_at_a_random_moment_changes_nothing(
         process.kill()
         code, output = finish(process)
         assert code == -signal.SIGKILL, output
-        command = ["resume=run"]
+        command = list(AGAIN)
     code, output = finish(start(*command, cwd=tmp_path))
     assert code == 0, output
     assert_same_run(tmp_path / "run", whole_process)
@@ -654,8 +657,9 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(whole_process: Path, tmp_
     process.send_signal(signal.SIGINT)
     code, output = finish(process)
     assert code == 130, output
-    assert output.rstrip().endswith(f"continue with homeostat resume={folder}")
-    code, output = finish(start("resume=run", cwd=tmp_path))
+    said = f"continue with homeostat resume={folder} '{AGAIN[1]}'"
+    assert output.rstrip().endswith(said)
+    code, output = finish(start(*AGAIN, cwd=tmp_path))
     assert code == 0, output
     assert len(list(folder.glob("wandb/offline-run-*"))) == 2
     for name in ("metrics.jsonl", "episodes.jsonl", "evals/homeostasis.jsonl"):
