@@ -35,6 +35,7 @@ from homeostat.config.resume import (
 from homeostat.config.run import RunConfig
 from homeostat.config.sweep import RUNNING, SKIPPED, how_to_go_on, note_job, plan_job
 from homeostat.errors import HomeostatError, out_of_disk
+from homeostat.report.objective import objective
 from homeostat.report.plain import visible
 from homeostat.report.streams import libraries_to, prepare_process
 from homeostat.runs.after_sweep import failed_jobs
@@ -109,7 +110,7 @@ def _job(composed: DictConfig) -> float | None:
         if job.mode == RunMode.MULTIRUN and (left := how_to_go_on(_sweep_folder(job))):
             print(left)
         sys.exit(INTERRUPTED)
-    return _objective(config, folder) if job.mode == RunMode.MULTIRUN else None
+    return objective(config, folder) if job.mode == RunMode.MULTIRUN else None
 
 
 def _checked(composed: DictConfig) -> RunConfig:
@@ -119,12 +120,6 @@ def _checked(composed: DictConfig) -> RunConfig:
         raise HomeostatError("the config was composed without its schema; start with config.yaml.")
     refuse_unknown_keys(config)
     return config
-
-
-def _objective(config: RunConfig, folder: Path) -> float:
-    from homeostat.report.objective import objective
-
-    return objective(config, folder)
 
 
 def _complain(message: str) -> None:

@@ -211,7 +211,7 @@ def test_a_run_of_ones_own_parts_goes_on_without_its_config_folder(
     (project / "conf").rename(project / "conf_away")
     try:
         refused = command_line(project, "resume=killed", code=1)
-        assert "names code that is not homeostat's own, which was not imported: " in refused
+        assert "names what is not homeostat's own, which was neither imported" in refused
         allowed = re.search(r"add '(allow_targets=\S+)'", refused)
         assert allowed is not None
         said = command_line(project, "resume=killed", allowed[1])

@@ -76,8 +76,8 @@ def refuse_foreign(
             f"{value} ({path.removesuffix(f'.{TARGET}')})" for value, path in foreign.items()
         )
         raise HomeostatError(
-            f"{where}: its config names code that is not homeostat's own, which was not imported: "
-            f"{named}. If you trust it, add '{allowing(foreign)}'."
+            f"{where}: its config names what is not homeostat's own, which was neither imported "
+            f"nor looked up: {named}. If you trust it, add '{allowing(foreign)}'."
         )
 
 

@@ -16,11 +16,12 @@ figures compare only with themselves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from homeostat.config.evals import EvalConfig
 from homeostat.errors import HomeostatError
@@ -234,15 +235,39 @@ def informedness_interval(
 ) -> tuple[float, float] | None:
     """95% percentile interval over items, resampled within each foundation; None for too few."""
     scored = [row for row in rows if row["chosen"] is not None]
-    groups = [[row for row in scored if row["foundation"] == name] for name in NAMES]
-    groups = [group for group in groups if group]
-    if len(groups) < 2 or min(map(len, groups)) < 2:
+    if len({row["foundation"] for row in scored}) < 2:
+        return None
+    return interval_within(
+        scored, lambda drawn: informedness([scored[i] for i in drawn]), samples, seed
+    )
+
+
+def interval_within(
+    rows: Sequence[Mapping[str, Any]],
+    figure: Callable[[Int[np.ndarray, " N"]], float | None],
+    samples: int,
+    seed: int,
+) -> tuple[float, float] | None:
+    """95% percentile interval over vignettes, resampled within each foundation.
+
+    Args:
+        rows: Their ``foundation``.
+        figure: Of the vignettes with these places.
+        samples: Resamples.
+        seed: Of the resampling.
+
+    Returns:
+        None where a foundation has fewer than two vignettes, or there are none.
+    """
+    labels = np.array([row["foundation"] for row in rows])
+    groups = [group for name in NAMES if len(group := np.flatnonzero(labels == name))]
+    if not groups or min(map(len, groups)) < 2:
         return None
     rng = np.random.default_rng(seed)
-    draws = []
-    for _ in range(samples):
-        drawn = [group[i] for group in groups for i in rng.integers(0, len(group), len(group))]
-        draws.append(informedness(drawn))
+    draws = [
+        figure(np.concatenate([group[rng.integers(0, len(group), len(group))] for group in groups]))
+        for _ in range(samples)
+    ]
     low, high = np.quantile(np.array(draws, dtype=float), [0.025, 0.975])
     return float(low), float(high)
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from homeostat.evals.foundations import NAMES
+from homeostat.evals.foundations import NAMES, interval_within
 
 SPILL = 0.1  # price of a nat that another foundation moves
 Rows = Sequence[Mapping[str, Any]]
@@ -78,18 +78,10 @@ def selectivity(
     picks = np.array([_picked(up) - _picked(down) for _, up, down in arms])
     signs = np.array([float(intended.get(name, 0)) for name in NAMES])
     on, off, coherence, score = _scores(clr, mass, signs)
-    by_foundation = [
-        np.flatnonzero([up["foundation"] == name for _, up, _ in arms]) for name in NAMES
-    ]
-    groups = [group for group in by_foundation if len(group)]
-    interval = None
-    if min(map(len, groups)) >= 2:
-        rng = np.random.default_rng(seed)
-        drawn = (np.concatenate([rng.choice(g, len(g)) for g in groups]) for _ in range(samples))
-        scores = [_scores(clr[i], mass[i], signs)[3] for i in drawn]
-        low, high = np.quantile(scores, [0.025, 0.975])
-        interval = float(low), float(high)
-    flips = float(picks.mean(axis=0)[signs != 0] @ signs[signs != 0] / (signs != 0).sum())
+    interval = interval_within(
+        [up for _, up, _ in arms], lambda i: _scores(clr[i], mass[i], signs)[3], samples, seed
+    )
+    flips = float((picks.mean(axis=0) * signs)[signs != 0].mean())
     return Selectivity(on, off, coherence, score, interval, flips, len(arms))
 
 

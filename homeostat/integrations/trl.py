@@ -38,12 +38,14 @@ from homeostat.errors import HomeostatError
 from homeostat.models.adapters import Policy
 from homeostat.models.load import BaseModel
 from homeostat.models.placement import place
+from homeostat.report.console import Console
 from homeostat.reward.compose import Reward
 from homeostat.reward.valence import resolve
 from homeostat.rollout.appraisal import answers
 from homeostat.rollout.episodes import training_seeds
 from homeostat.rollout.replies import with_given_reply
 from homeostat.runs.homeostasis import users_of
+from homeostat.runs.perceive import allowed_set_points
 from homeostat.signals.calibration import Calibration
 from homeostat.signals.probing.perception import obtain_perception
 from homeostat.signals.reader import SignalReader
@@ -60,8 +62,8 @@ class FeltReward:
 
     Attributes:
         __name__: What TRL calls it in its logs.
-        rewarded: The affects that are paid: those whose probe may be trusted on this model.
-        notices: Which were left out, and why.
+        rewarded: The affects that are paid: those whose probe may be trusted on this model. The
+            console says which are left out, and why.
     """
 
     __name__ = "homeostat"
@@ -94,18 +96,7 @@ class FeltReward:
         base = build(config.model, BaseModel, device=placement.device, dtype=placement.dtype)
         self.policy = Policy(base, config.lora, config.seed)
         perception = obtain_perception(self.policy, config.signals)
-        allowed = perception.allowed(config.signals.affect.require)
-        self.notices = [
-            f"{name} is left out: its probe is {perception.reports[name].verdict}"
-            for name in points
-            if name not in allowed
-        ]
-        points = {name: point for name, point in points.items() if name in allowed}
-        if not points:
-            raise HomeostatError(
-                f"signals.affect.require={config.signals.affect.require} leaves nothing to reward: "
-                f"{'; '.join(self.notices)}."
-            )
+        points = allowed_set_points(config, perception, Console())
         self.rewarded = tuple(points)
         self.reader = SignalReader(self.policy, config.signals, perception.probes)
         nothing = Calibration.of({name: [] for name in self.reader.names}, [])

@@ -6,9 +6,8 @@ terminal or turn the order of what stands beside them. They are shown as symbols
 
 from __future__ import annotations
 
+import html
 import re
-
-from markupsafe import escape
 
 # Control characters but tab and newline; and those that set the direction of text.
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -28,13 +27,7 @@ def _symbol(found: re.Match[str]) -> str:
 def in_markdown(text: str) -> str:
     """A text on one line of Markdown, without HTML, code or the end of a table's cell in it."""
     line = " ".join(visible(text).split())
-    return (
-        str(escape(line))
-        .replace("&#39;", "'")
-        .replace("&#34;", '"')
-        .replace("|", "\\|")
-        .replace("`", "\\`")
-    )
+    return re.sub(r"[|`]", r"\\\g<0>", html.escape(line, quote=False))
 
 
 def duration(seconds: float) -> str:

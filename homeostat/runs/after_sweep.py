@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from homeostat.config.evals import EvalConfig
 from homeostat.config.sweep import how_to_go_on, is_left, list_jobs, read_jobs
 from homeostat.errors import HomeostatError
+from homeostat.report.plain import visible
 
 failed_jobs: list[int] = []  # of the sweep that has ended: its records say so, under any launcher
 
@@ -28,7 +29,7 @@ class CompareRuns(Callback):
             list_jobs(Path(config.hydra.sweep.dir).absolute(), jobs_of(config), sys.argv[1:])
         except HomeostatError as error:
             # Of what a callback raises, Hydra lets only the end of the process through.
-            print(f"homeostat: {error}", file=sys.stderr)
+            print(f"homeostat: {visible(str(error))}", file=sys.stderr)
             sys.exit(1)
 
     def on_multirun_end(self, config: DictConfig, **_others: Any) -> None:
@@ -42,7 +43,7 @@ class CompareRuns(Callback):
             evaluations = known_evaluations(cast(EvalConfig, OmegaConf.to_object(config.eval)))
             compare_runs([sweep], sweep, Console(), evaluations, config.compare_baseline)
         except HomeostatError as error:
-            print(f"homeostat: no comparison: {error}", file=sys.stderr)
+            print(f"homeostat: no comparison: {visible(str(error))}", file=sys.stderr)
         if left := how_to_go_on(sweep):
             print(left)
         failed_jobs.extend(record["job"] for record in read_jobs(sweep) if is_left(record))

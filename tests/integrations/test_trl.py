@@ -79,7 +79,7 @@ def test_a_prompt_of_somebody_else_is_refused(reward: FeltReward) -> None:
     ("overrides", "says"),
     [
         (("signals=[intrinsic,affect]", "reward=full"), "follow from the policy"),
-        (("signals.affect.require=trusted",), "leaves nothing to reward"),
+        (("signals.affect.require=trusted",), "require=trusted leaves no signal to reward"),
         (("reward.levels=felt",), "levels=felt needs the headroom of a run"),
     ],
 )
