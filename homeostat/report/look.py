@@ -53,9 +53,13 @@ def list_runs(folder: Path, console: Console) -> None:
 def _line(path: Path) -> list[object]:
     """Status, trainer, model, seed and finding of a run; of one that cannot be read, why."""
     try:
-        config, found = read_config(path), _first(_found(_summary(path)))
-        about = config["trainer"]["name"], config["model"]["name"], config["seed"]
-        return [status_of(path), *about, found]
+        summary = _summary(path)
+        if summary is not None:
+            about = [summary[key] for key in ("trainer", "model", "seed")]
+        else:  # reading a config takes longer than all of a summary
+            config = read_config(path)
+            about = [config["trainer"]["name"], config["model"]["name"], config["seed"]]
+        return [status_of(path), *about, _first(_found(summary))]
     except HomeostatError as error:
         return ["cannot be read", "", "", "", error]
     except KeyError as error:

@@ -43,6 +43,7 @@ def folder(composed: Compose, tmp_path: Path) -> Path:
         (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     summary = {
         **{"status": "finished", "trainer": "ppo", "learns": True, "bot": "mixed", "steps": 2},
+        **{"model": "tiny_random", "seed": 7},
         **{"wall_s": 65.0, "eval": {"valence": VALENCE}},
     }
     (tmp_path / "ended" / "summary.json").write_text(json.dumps(summary))
