@@ -86,11 +86,14 @@ def size_of(folder: Path) -> int:
 
 
 def models_at_hand() -> list[str]:
-    """Hub ids whose files lie in the hub's cache."""
+    """Models that are in homeostat's own cache, and hub ids that are in the hub's."""
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
     folders = sorted(hub.glob("models--*")) if hub.is_dir() else []
-    return [folder.name.removeprefix("models--").replace("--", "/") for folder in folders]
+    embedded = [path.name.rpartition("-")[0] for path in (cache_root() / "models").glob("[!.]*-*")]
+    return sorted(embedded) + [
+        folder.name.removeprefix("models--").replace("--", "/") for folder in folders
+    ]
 
 
 def is_there(module: str) -> bool:

@@ -172,6 +172,14 @@ def test_the_machine_is_read_from_what_it_says() -> None:
     assert not machine.is_there("no_such_package.module")
 
 
+def test_models_of_both_caches_are_at_hand(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache / "hub"))
+    assert machine.models_at_hand() == []
+    (cache / "models" / "smollm2_135m-b179c9523d0e").mkdir(parents=True)
+    (cache / "hub" / "models--Qwen--Qwen2.5-0.5B-Instruct").mkdir(parents=True)
+    assert machine.models_at_hand() == ["smollm2_135m", "Qwen/Qwen2.5-0.5B-Instruct"]
+
+
 def test_looking_imports_no_torch(folder: Path) -> None:
     code = (
         "import sys; from homeostat.cli import _look_at\n"
