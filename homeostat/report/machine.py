@@ -90,8 +90,8 @@ def models_at_hand() -> list[str]:
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
     folders = sorted(hub.glob("models--*")) if hub.is_dir() else []
-    embedded = [path.name.rpartition("-")[0] for path in (cache_root() / "models").glob("[!.]*-*")]
-    return sorted(embedded) + [
+    built = (path for path in (cache_root() / "models").glob("[!.]*-*") if path.is_dir())
+    return sorted(path.name.rpartition("-")[0] for path in built) + [
         folder.name.removeprefix("models--").replace("--", "/") for folder in folders
     ]
 

@@ -176,6 +176,7 @@ def test_models_of_both_caches_are_at_hand(cache: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("HF_HUB_CACHE", str(cache / "hub"))
     assert machine.models_at_hand() == []
     (cache / "models" / "smollm2_135m-b179c9523d0e").mkdir(parents=True)
+    (cache / "models" / "smollm2_135m-b179c9523d0e.lock").touch()
     (cache / "hub" / "models--Qwen--Qwen2.5-0.5B-Instruct").mkdir(parents=True)
     assert machine.models_at_hand() == ["smollm2_135m", "Qwen/Qwen2.5-0.5B-Instruct"]
 
