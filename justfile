@@ -38,6 +38,10 @@ test-all:
 # one definition of green
 check: lint type layers test
 
+# the documentation as a site in site/; a broken link fails
+docs:
+    NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
+
 # the whole pipeline in seconds
 smoke:
     homeostat scale=smoke
