@@ -24,6 +24,7 @@ from homeostat.config.checks import as_object, refuse_unknown_keys
 from homeostat.config.register import CONF, as_choices, options, register
 from homeostat.config.resume import (
     asked_run,
+    assignment,
     is_finished,
     kept_overrides,
     not_an_override,
@@ -242,7 +243,7 @@ def _look_at(what: str, *paths: str) -> int:
 
 def _start(arguments: Sequence[str]) -> None:
     """Let Hydra compose the config and do its jobs; a run that goes on brings its own config."""
-    arguments = as_choices(flags_first(arguments))
+    arguments = as_choices(flags_first([at_home(one) for one in arguments]))
     asked, name = asked_run(arguments), "config"
     if asked is not None:
         arguments, name = resumed_arguments(arguments, *asked), "resumed"
@@ -253,6 +254,12 @@ def _start(arguments: Sequence[str]) -> None:
     for known in ("The version_base parameter", r"hydra\.utils\.instantiate\(\) resolved"):
         warnings.filterwarnings("ignore", known)
     hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(_job)()
+
+
+def at_home(argument: str) -> str:
+    """An override whose value begins in the home folder, which a shell expands in bare words only."""
+    key, _, value = argument.partition("=")
+    return assignment(key, Path(value).expanduser()) if value.startswith("~/") else argument
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:

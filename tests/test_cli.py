@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from homeostat.cli import explain, flags_first
+from homeostat.cli import at_home, explain, flags_first
 from homeostat.config.checks import as_object
 from homeostat.config.register import CONF, register
 from homeostat.config.run import RunConfig
@@ -274,6 +274,27 @@ def test_bad_input_gets_a_sentence_and_no_traceback(
 def test_a_flag_may_stand_anywhere() -> None:
     typed = ["seed=0,1", "-m", "--config-dir", "a=b", "lora.rank=2"]
     assert flags_first(typed) == ["-m", "--config-dir", "a=b", "seed=0,1", "lora.rank=2"]
+
+
+def test_a_path_may_begin_in_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert at_home("model.path=~/models/mine") == "model.path=/home/me/models/mine"
+    assert at_home("resume=~/my runs/a") == 'resume="/home/me/my runs/a"'
+    for typed in ("~scale", "model.path=a~/b", "seed=1"):
+        assert at_home(typed) == typed
+
+
+def test_the_shell_completes_groups_options_and_keys(shared_cache: Path, tmp_path: Path) -> None:
+    def completed(line: str) -> list[str]:
+        typed = {"COMP_LINE": line, "COMP_POINT": str(len(line))}
+        done = homeostat("-sc", "query=bash", cache=shared_cache, cwd=tmp_path, **typed)
+        return done.stdout.split()
+
+    assert completed("homeostat trainer=p") == ["trainer=ppo"]
+    assert completed("homeostat trainer=grpo trainer.group") == ["trainer.group_size="]
+    assert "experiment=earn" in completed("homeostat experiment=")
+    installed = homeostat("-sc", "install=bash", cache=shared_cache, cwd=tmp_path)
+    assert installed.stdout.rstrip().endswith("-F hydra_bash_completion homeostat")
 
 
 @pytest.mark.parametrize(
