@@ -257,7 +257,7 @@ def _start(arguments: Sequence[str]) -> None:
 
 
 def at_home(argument: str) -> str:
-    """An override whose value begins in the home folder, which a shell expands in bare words only."""
+    """An override whose value begins in the home folder; shells expand that in bare words only."""
     key, _, value = argument.partition("=")
     return assignment(key, Path(value).expanduser()) if value.startswith("~/") else argument
 

@@ -33,7 +33,8 @@ def run(tree: Path, cache: Path, folder: Path, overrides: Sequence[str]) -> dict
     """One run from exec to exit: its seconds, and what its summary counts."""
     # Python looks in the working folder first, so that has to be the tree as well.
     environment = {**os.environ, "PYTHONPATH": str(tree), "HOMEOSTAT_CACHE": str(cache)}
-    fixed = ["wandb.mode=disabled", f"hydra.run.dir={folder}"]
+    unmirrored = "tracker=none" if (tree / "conf/tracker").is_dir() else "wandb.mode=disabled"
+    fixed = [unmirrored, f"hydra.run.dir={folder}"]
     command = [sys.executable, "-m", "homeostat.cli", *overrides, *fixed]
     started = time.perf_counter()
     done = subprocess.run(

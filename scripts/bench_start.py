@@ -5,7 +5,7 @@ python scripts/bench_start.py --other TREE [--json] [--repeats 7] [--whole]
 TREE is a checkout of homeostat, such as `git worktree add TREE 35792d9`. Both trees are run by this
 Python, with the same libraries:
 
-    homeostat scale=smoke wandb.mode=disabled model=tiny_random
+    homeostat scale=smoke tracker=none model=tiny_random
 
 Standard output is a pipe, as it is for a log file. What is timed, always from starting the process:
 
@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parents[1]
-ARGUMENTS = ("scale=smoke", "wandb.mode=disabled", "model=tiny_random")
+ARGUMENTS = ("scale=smoke", "model=tiny_random")
 ENTRY = "import sys; from homeostat.cli import main; sys.exit(main())"  # as the console script does
 FIRST, LOADED, FINISHED = "first line", "loaded", "finished"
 # What a line says that comes when the moment has; the first line may say anything.
@@ -62,10 +62,11 @@ def start_once(tree: Path, cache: Path, until: str) -> Moments:
         RuntimeError: The process has ended before.
     """
     environment = {**os.environ, "PYTHONPATH": str(tree), "HOMEOSTAT_CACHE": str(cache)}
+    unmirrored = "tracker=none" if (tree / "conf/tracker").is_dir() else "wandb.mode=disabled"
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as errors:
         began = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, "-c", ENTRY, *ARGUMENTS, f"hydra.run.dir={folder}/run"],
+            [sys.executable, "-c", ENTRY, *ARGUMENTS, unmirrored, f"hydra.run.dir={folder}/run"],
             cwd=folder,
             env=environment,
             stdout=subprocess.PIPE,

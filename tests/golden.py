@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 PLACE = Path(__file__).parent / "data" / "golden.json"
-COMMON = ("scale=smoke", "wandb.mode=disabled", "model=tiny_random", "dtype=float32")
+COMMON = ("scale=smoke", "tracker=none", "model=tiny_random", "dtype=float32")
 # What passes the filter of a model that says nothing sensible: everything.
 OPEN = tuple(
     f"trainer.filter.{gate}={limit}"

@@ -29,7 +29,7 @@ from homeostat.models.tiny import load_tiny
 pytestmark = pytest.mark.slow  # whole processes of the command line
 
 SCRIPT = Path(sys.executable).with_name("homeostat")
-SMOKE = ("model=tiny_random", "scale=smoke", "wandb.mode=disabled")
+SMOKE = ("model=tiny_random", "scale=smoke", "tracker=none")
 STRICT = (*SMOKE, "trainer=none", "signals.affect.require=trusted")
 SIGNAL_FIGURES = ("set_points", "headroom", "probe_controls", "probe_layers", "probe_reliability")
 

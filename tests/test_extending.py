@@ -37,7 +37,7 @@ FILE = re.compile(r"^`([^`\s]+)`\n\n```\w+\n(.*?)^```$", re.M | re.S)
 CHOSEN = ("trainer=best_of_batch", "bot=guests", "reward=polite", "+evaluation=manners")
 TYPED = (
     *CHOSEN,
-    *("model=tiny_random", "scale=smoke", "device=cpu", "wandb.mode=disabled", "eval.episodes=2"),
+    *("model=tiny_random", "scale=smoke", "device=cpu", "tracker=none", "eval.episodes=2"),
     *("signals=[intrinsic,politeness]", "eval.suite=[manners]", "eval.items={manners: null}"),
     "eval.files.manners=manners.jsonl",
     # Of the affects, which this run leaves unmeasured.

@@ -159,11 +159,16 @@ def as_choices(overrides: Sequence[str]) -> list[str]:
     """Overrides as Hydra reads them, to which ``eval.bots=curious`` is ``bot@eval.bots=curious``.
 
     Raises:
-        HomeostatError: More than one option is given at once.
+        HomeostatError: More than one option is given at once, or one that is no more.
     """
     chosen = []
     for typed in overrides:
         key, _, value = typed.partition("=")
+        if key.startswith("wandb."):
+            raise HomeostatError(
+                f"{typed}: where figures are mirrored is a group now; give tracker=none for none, "
+                "tracker.mode=online, tracker.project=<name>, tracker.run_name=<name>."
+            )
         group = PLACED.get(key)
         if group is not None and value.startswith(("[", "{")):
             raise HomeostatError(

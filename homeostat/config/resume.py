@@ -111,7 +111,7 @@ def hash_of(config: Mapping[str, Any], without: Sequence[str] = ()) -> str:
         without: Other keys at the top that do not count.
     """
     # Amounts of work stand in the values that follow from them.
-    left_out = {*OWN_KEYS, "wandb", "work", "objective", *without}
+    left_out = {*OWN_KEYS, "tracker", "work", "objective", *without}
     kept = {key: value for key, value in config.items() if key not in left_out}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 

@@ -19,6 +19,7 @@ from homeostat.config.model import LoraConfig, ModelConfig
 from homeostat.config.persona import PersonaConfig
 from homeostat.config.reward import RewardConfig
 from homeostat.config.signals import SignalsConfig
+from homeostat.config.tracker import TrackerConfig
 from homeostat.config.trainers import TrainerConfig
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -74,18 +75,6 @@ class MemoryConfig:
         )
 
 
-@dataclass(kw_only=True)
-class WandbConfig:
-    """Mirror of the metrics; ``offline`` needs no account and stays inside the run folder."""
-
-    mode: str
-    project: str
-    name: str | None
-
-    def __post_init__(self) -> None:
-        require_one_of("wandb.mode", self.mode, ("offline", "online", "disabled"))
-
-
 EXPORTS = ("merged", "adapter")
 
 
@@ -105,7 +94,7 @@ class RunConfig:
     rollout: RolloutConfig
     lora: LoraConfig
     memory: MemoryConfig
-    wandb: WandbConfig
+    tracker: TrackerConfig
     seed: int
     device: str
     dtype: str

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from homeostat.config.register import PLACED, schemas
 from homeostat.config.run import RunConfig
+from homeostat.config.tracker import TrackerConfig, WandbConfig
 
 Values = Mapping[str, Any]
 
@@ -97,6 +98,8 @@ def upgraded(config: Values) -> dict[str, Any]:
     moved: dict[str, Any] = _moved(config)
     if isinstance(moved.get("eval"), Mapping):
         moved["eval"] = _known_evaluations(moved["eval"])
+    if isinstance(moved.get("wandb"), Mapping) and "tracker" not in moved:
+        moved["tracker"] = _tracker(moved.pop("wandb"))
     for key, names in RENAMED.items():
         parent, _, name = key.rpartition(".")
         node = placed(moved, parent)
@@ -120,6 +123,17 @@ def _without_missing(node: Any) -> Any:
     if isinstance(node, Mapping):
         return {str(k): _without_missing(v) for k, v in node.items() if v != MISSING}
     return [_without_missing(item) for item in node] if isinstance(node, list) else node
+
+
+def _tracker(wandb: Values) -> dict[str, Any]:
+    """The tracker of a run that knew no other than wandb."""
+    if wandb.get("mode") == "disabled":
+        return {"_target_": TrackerConfig._target_, "name": "none"}
+    kept = {"mode": wandb.get("mode"), "project": wandb.get("project")}
+    since: dict[str, Any] = {"group": None, "entity": None, "tags": [], "notes": None}
+    shown = dict.fromkeys(("episodes", "figures", "adapter"), False)
+    named = {"_target_": WandbConfig._target_, "name": "wandb", "run_name": wandb.get("name")}
+    return named | kept | since | shown
 
 
 def _known_evaluations(node: Values) -> dict[str, Any]:

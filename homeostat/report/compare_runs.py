@@ -223,7 +223,7 @@ def arm_names(runs: Sequence[RunRecord]) -> list[str]:
 def _tells(override: str) -> bool:
     """Whether an override can tell arms apart."""
     key = override.lstrip("+~").partition("=")[0]
-    return key not in ("seed", *OWN_KEYS) and key.partition(".")[0] not in ("wandb", "hydra")
+    return key not in ("seed", *OWN_KEYS) and key.partition(".")[0] not in ("tracker", "hydra")
 
 
 def problems(

@@ -25,6 +25,8 @@ EXTRAS = {
     "submitit": "hydra_plugins.hydra_submitit_launcher",
     "ray": "ray",
     "optuna": "optuna",
+    "trackio": "trackio",
+    "tensorboard": "tensorboard",
     "endpoint": "openai",
     "quant": "bitsandbytes",
 }

@@ -1,34 +1,41 @@
-"""Metrics, episodes and timing as JSON lines; wandb is a mirror of them."""
+"""Metrics, episodes and timing as JSON lines; a tracker is a mirror of them."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from homeostat.config.run import WandbConfig
-from homeostat.config.sweep import JOBS
+from homeostat.config.rows import kept_rows
 from homeostat.errors import HomeostatError
-from homeostat.files import naming_full_disk, write_text, writing
+from homeostat.files import naming_full_disk, read_json, writing
+from homeostat.report.trackers import Tracker
 
+SUMMARY = "summary.json"
 LOGS = ("metrics.jsonl", "episodes.jsonl", "timing.jsonl")
-WANDB_ID = "wandb/id.txt"
 
 
 class MetricsLog:
-    """Appends to the three logs of a run, and mirrors metrics and timing to wandb.
+    """Appends to the three logs of a run, and mirrors metrics and timing to its tracker.
 
     Seconds have a file of their own, so that the other two are the same whenever the run is.
     """
 
-    def __init__(self, folder: Path, config: WandbConfig, settings: Mapping[str, Any]) -> None:
-        self._folder = folder
-        self._wandb = _start_wandb(folder, config, settings)
+    def __init__(self, folder: Path, tracker: Tracker | None, say: Callable[[str], None]) -> None:
+        """Nothing is written yet.
+
+        Args:
+            folder: Of the run.
+            tracker: Told the rows that are there already before the next one; None for no mirror.
+            say: Told if the tracker fails; the run goes on without it.
+        """
+        self._folder, self._tracker, self._say = folder, tracker, say
+        self._caught_up = False
 
     def step(
         self,
@@ -38,11 +45,43 @@ class MetricsLog:
         timing: Mapping[str, float],
     ) -> None:
         """Log one update; ``timing`` is seconds, keyed ``time/<part>_s``."""
+        self._catch_up()
         append_rows(self._folder / "metrics.jsonl", [{"step": step, **metrics}])
         append_rows(self._folder / "episodes.jsonl", episodes)
         append_rows(self._folder / "timing.jsonl", [{"step": step, **timing}])
-        if self._wandb is not None:
-            self._wandb.log({**metrics, **timing}, step=step)
+        self._mirror(step, {**metrics, **timing})
+
+    def _catch_up(self) -> None:
+        """Tell the tracker what an earlier process of this run has logged."""
+        if self._caught_up:
+            return
+        self._caught_up = True
+        rows: dict[int, dict[str, float]] = {}
+        for name in ("metrics.jsonl", "timing.jsonl"):
+            path = self._folder / name
+            for row in kept_rows(path) if path.is_file() else ():
+                known = {key: value for key, value in row.items() if value is not None}
+                rows.setdefault(row["step"], {}).update(known)
+        for step, figures in sorted(rows.items()):
+            self._mirror(step, {key: value for key, value in figures.items() if key != "step"})
+
+    def _mirror(self, step: int, figures: Mapping[str, float]) -> None:
+        with self._surviving():
+            if self._tracker is not None:
+                self._tracker.log(step, figures)
+
+    @contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """Whatever a tracker raises must not cost what it mirrors: it is said, and left behind."""
+        try:
+            yield
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
+            self._say(
+                f"the tracker has failed ({type(error).__name__}: {reason}); the run goes on "
+                "without it, and has everything in its folder."
+            )
+            self._tracker = None
 
     def sizes(self) -> dict[str, int]:
         """Bytes in each log; 0 for one that was never written to."""
@@ -67,12 +106,14 @@ class MetricsLog:
             else:
                 path.unlink(missing_ok=True)
 
-    def close(self, summary: Mapping[str, Any]) -> None:
+    def close(self) -> None:
         """Finish the mirror; the files are complete after every step."""
-        if self._wandb is not None:
-            self._wandb.summary.update(finite(dict(summary)))
-            self._wandb.finish()
-            self._wandb = None
+        self._catch_up()
+        path = self._folder / SUMMARY
+        with self._surviving():
+            if self._tracker is not None:
+                self._tracker.finish(read_json(path) if path.is_file() else {})
+        self._tracker = None
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -110,44 +151,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def _kept_id(path: Path) -> str:
-    """The id of a run folder's mirror, the same however often the run is resumed."""
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, secrets.token_hex(8))
-    return path.read_text(encoding="utf-8").strip()
-
-
-def _start_wandb(folder: Path, config: WandbConfig, settings: Mapping[str, Any]) -> Any:
-    if config.mode == "disabled":
-        return None
-    import wandb
-
-    os.environ.setdefault("WANDB_SILENT", "true")
-    sweep = folder.resolve().parent
-    try:
-        with naming_full_disk(folder):
-            return wandb.init(
-                mode="online" if config.mode == "online" else "offline",
-                project=config.project,
-                name=config.name,
-                id=_kept_id(folder / WANDB_ID),
-                resume="allow" if config.mode == "online" else None,
-                group=sweep.name if (sweep / JOBS).is_dir() else None,
-                job_type=str(settings.get("trainer", {}).get("name", "")) or None,
-                dir=str(folder),
-                config=dict(settings),
-                settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
-            )
-    except UnicodeEncodeError as error:
-        raise HomeostatError(
-            f"wandb.mode={config.mode} takes no folder such as {folder}, whose name cannot be read "
-            "as UTF-8 here; choose another folder, set PYTHONUTF8=1, or use wandb.mode=disabled."
-        ) from error
-    except (wandb.Error, OSError) as error:
-        raise HomeostatError(
-            f"wandb.mode={config.mode} did not start ({str(error).splitlines()[0]}); run "
-            "`wandb login`, or use wandb.mode=offline or wandb.mode=disabled."
-        ) from error

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
+from homeostat.config.register import build
 from homeostat.config.resume import resume_command
 from homeostat.config.run import RunConfig
 from homeostat.errors import HomeostatError
@@ -20,6 +22,7 @@ from homeostat.files import alone_in
 from homeostat.models.placement import Placement, place
 from homeostat.report.console import Console
 from homeostat.report.metrics import MetricsLog
+from homeostat.report.trackers import Tracker
 from homeostat.runs.advice import advise_memory
 from homeostat.runs.context import Run
 from homeostat.runs.interrupt import Interrupt
@@ -64,42 +67,42 @@ def _run_in(
         f"{config.trainer.name} on {config.model.name}, bot {config.bot.name}{tested}, "
         f"seed {config.seed} → {folder}"
     )
-    log: MetricsLog | None = None
-    try:
-        with Interrupt() as stop, console.heeding(stop.check):
-            log = MetricsLog(folder, config.wandb, asdict(config))
-            run = Run(config, folder, tuple(overrides), placement, console, watch, log, stop)
-            with watch("load"):
-                from homeostat.runs.work import work
-            stop.check()  # the imports have taken seconds
-            work(run, outcome)
-        ended = outcome.wing.ended if outcome.wing is not None else None
-        outcome.status = "interrupted" if stop.requested else ended or "finished"
-    except BaseException as error:
-        lacking = advise_memory(config.trainer, error)
-        failed = f"failed: {lacking or error or type(error).__name__}"
-        outcome.status = "interrupted" if isinstance(error, KeyboardInterrupt) else failed
-        if outcome.steps:
-            console.say(f"continue with {resume_command(folder)}")
-        if lacking is not None:
-            raise HomeostatError(lacking) from error
-        raise
-    finally:
-        summary = save_summary(config, outcome, watch, folder)
-        if log is not None:
-            log.close(summary)
-        _free_memory()
-    with console.section("report"), watch("report"):
-        from homeostat.report.html import write_report  # draws, and needs matplotlib
+    with ExitStack() as at_end:
+        try:
+            with Interrupt() as stop, console.heeding(stop.check):
+                tracker = build(config.tracker, Tracker, folder=folder, settings=asdict(config))
+                log = MetricsLog(folder, tracker, console.say)
+                at_end.callback(log.close)  # when summary and figures are there
+                run = Run(config, folder, tuple(overrides), placement, console, watch, log, stop)
+                with watch("load"):
+                    from homeostat.runs.work import work
+                stop.check()  # the imports have taken seconds
+                work(run, outcome)
+            ended = outcome.wing.ended if outcome.wing is not None else None
+            outcome.status = "interrupted" if stop.requested else ended or "finished"
+        except BaseException as error:
+            lacking = advise_memory(config.trainer, error)
+            failed = f"failed: {lacking or error or type(error).__name__}"
+            outcome.status = "interrupted" if isinstance(error, KeyboardInterrupt) else failed
+            if outcome.steps:
+                console.say(f"continue with {resume_command(folder)}")
+            if lacking is not None:
+                raise HomeostatError(lacking) from error
+            raise
+        finally:
+            save_summary(config, outcome, watch, folder)
+            _free_memory()
+        with console.section("report"), watch("report"):
+            from homeostat.report.html import write_report  # draws, and needs matplotlib
 
-        write_report(folder)
-    save_summary(config, outcome, watch, folder)
-    if outcome.wing is not None and outcome.status == "finished":
-        outcome.wing.report()
-    console.say(f"{outcome.status}: {folder / 'report.html'}")
-    if outcome.status == "interrupted":
-        console.say(f"continue with {resume_command(folder)}")
-    return outcome.status
+            write_report(folder)
+        save_summary(config, outcome, watch, folder)
+        if outcome.wing is not None and outcome.status == "finished":
+            outcome.wing.report()
+        console.say(f"{outcome.status}: {folder / 'report.html'}")
+        if outcome.status == "interrupted":
+            console.say(f"continue with {resume_command(folder)}")
+        return outcome.status
 
 
 def _free_memory() -> None:

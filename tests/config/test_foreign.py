@@ -59,7 +59,7 @@ def test_an_own_run_is_resumed(folder: Path) -> None:
         ("eval.evaluations.x._target_", "spy.EVALUATION", r"spy\.EVALUATION"),
         ("hydra.callbacks.x", {"_target_": "joblib.load"}, "sets hydra"),
         ("defaults", ["x"], "sets defaults"),
-        ("wandb.name", "${oc.env:HOME}", r"wandb\.name=\$\{oc\.env:HOME\} .*looked up"),
+        ("tracker.run_name", "${oc.env:HOME}", r"tracker\.run_name=\$\{oc\.env:HOME\} .*looked up"),
         ("persona", {"prompts": ["a", r"\\${oc.env:HOME}"]}, r"persona\.prompts\.1"),
         ("reward.terms.x.function", "spy.term", r"spy\.term \(reward\.terms\.x\.function\)"),
         ("bot.api_key_env", "AWS_SECRET_ACCESS_KEY", r"AWS_SECRET_ACCESS_KEY \(bot\.api_key_env\)"),

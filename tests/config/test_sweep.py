@@ -30,7 +30,7 @@ from homeostat.report.console import Console
 from homeostat.runs.after_sweep import jobs_of
 from homeostat.runs.run import run
 
-TINY = ("model=tiny_random", "scale=smoke", "wandb.mode=disabled", "dtype=float32")
+TINY = ("model=tiny_random", "scale=smoke", "tracker=none", "dtype=float32")
 SCRIPT = Path(sys.executable).with_name("homeostat")
 Compose = Callable[..., RunConfig]
 
@@ -46,7 +46,7 @@ def leave(folder: Path, config: RunConfig, status: str, overrides: Sequence[str]
 
 def test_a_config_is_known_again_by_what_it_does(composed: Compose, tmp_path: Path) -> None:
     own = config_hash(composed(*TINY))
-    same = (["wandb.mode=offline"], ["resume=x"], ["compare=[a]", "compare_baseline=b"])
+    same = (["tracker=tensorboard"], ["resume=x"], ["compare=[a]", "compare_baseline=b"])
     for more in same:
         assert config_hash(composed(*TINY, *more)) == own, more
     for more in (["seed=1"], ["trainer.lr=0.5"], ["device=cpu"]):

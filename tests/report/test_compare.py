@@ -441,8 +441,8 @@ def test_sycophancy_below_0_is_no_gain(ends: tuple[float, float], said: str) -> 
 
 def test_arms_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
     make = [
-        (["lora.rank=4", "wandb.mode=disabled"], {"lora": {"rank": 4}}),
-        (["wandb.mode=offline"], {"lora": {"rank": 8}}),
+        (["lora.rank=4", "tracker=none"], {"lora": {"rank": 4}}),
+        (["tracker.mode=offline"], {"lora": {"rank": 8}}),
         ([], {"lora": {"rank": 16}}),  # a default that has changed since: no override tells
     ]
     for number, (overrides, config) in enumerate(make):

@@ -243,7 +243,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         steps=STEPS,
         points=set_points(),
         probes={"boredom": report()},
-        environment=ENVIRONMENT | {"command": [f"wandb.name={SCRIPT}"]},
+        environment=ENVIRONMENT | {"command": [f"tracker.run_name={SCRIPT}"]},
         config=f"name: {SCRIPT}\n",
     )
     write_report(folder)
@@ -279,7 +279,7 @@ def test_no_text_of_the_run_becomes_markup(html: str, page: Page) -> None:
         f"{SCRIPT} {MARKUP} {QUOTES}",
         f"user {SCRIPT}",
         f"PPO on tiny {SCRIPT}",
-        f"homeostat wandb.name={SCRIPT}",
+        f"homeostat tracker.run_name={SCRIPT}",
         f"name: {SCRIPT}",
         "</div></body>",
     ],

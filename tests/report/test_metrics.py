@@ -5,16 +5,12 @@ from __future__ import annotations
 import errno
 import io
 import json
-import struct
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from configs import wandb_config
-from wandb.proto.wandb_internal_pb2 import Record
 
 from homeostat.errors import HomeostatError
 from homeostat.report.metrics import LOGS, MetricsLog, append_rows, finite, write_rows
@@ -122,14 +118,14 @@ def test_write_rows_is_whole_or_not(tmp_path: Path) -> None:
 
 
 def test_the_log_writes_metrics_and_episodes_of_every_step(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, wandb_config(mode="disabled"), {"seed": 0})
+    log = MetricsLog(tmp_path, None, print)
     first = {"reward/valence": -2.0, "optim/grad_norm": NAN}
     log.step(1, first, [{"seed": 5}, {"seed": 6}], {"time/update_s": 0.5})
     assert lines(tmp_path / "metrics.jsonl") == [
         {"step": 1, "reward/valence": -2.0, "optim/grad_norm": None}
     ]
     log.step(2, {"reward/valence": -1.0}, [{"seed": 7}], {"time/update_s": 1.5})
-    log.close({"status": "finished"})
+    log.close()
     assert [row["step"] for row in lines(tmp_path / "metrics.jsonl")] == [1, 2]
     assert lines(tmp_path / "episodes.jsonl") == [{"seed": 5}, {"seed": 6}, {"seed": 7}]
     assert lines(tmp_path / "timing.jsonl") == [
@@ -140,7 +136,7 @@ def test_the_log_writes_metrics_and_episodes_of_every_step(tmp_path: Path) -> No
 
 
 def test_the_logs_can_be_cut_back_to_an_earlier_step(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, wandb_config(mode="disabled"), {"seed": 0})
+    log = MetricsLog(tmp_path, None, print)
     assert log.sizes() == dict.fromkeys(LOGS, 0)
     log.step(1, {"a": 1.0}, [{"seed": 5}], {"time/update_s": 0.5})
     sizes, kept = log.sizes(), [(tmp_path / name).read_bytes() for name in LOGS]
@@ -195,53 +191,3 @@ def test_rows_are_whole_though_the_system_takes_them_in_parts(
         patch.setattr(Path, "open", open_on_disk)
         append_rows(path, [{"step": 2}, {"step": 3}])
     assert lines(path) == [{"step": 2}, {"step": 3}]
-
-
-def records_in(log: bytes) -> Iterator[bytes]:
-    """The records of a .wandb file, which is a LevelDB log behind a head of seven bytes."""
-    block, head, place, record = 32_768, struct.Struct("<IHB"), 7, b""
-    while place + head.size <= len(log):
-        if (left := block - place % block) < head.size:  # a record never begins so near the end
-            place += left
-            continue
-        _, length, kind = head.unpack_from(log, place)
-        record += log[place + head.size : place + head.size + length]
-        place += head.size + length
-        if kind in (1, 4):  # whole, or the last piece of one
-            yield record
-            record = b""
-
-
-def history(folder: Path) -> list[tuple[str, int, dict[str, str]]]:
-    """Id, step and figures of every row in the mirrors of a folder, in the order of their time."""
-    found = []
-    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
-        run_id = ""
-        for data in records_in(path.read_bytes()):
-            record = Record()
-            record.ParseFromString(data)
-            if record.WhichOneof("record_type") == "run":
-                run_id = record.run.run_id
-                assert (record.run.run_group, record.run.job_type) == ("sweep", "ppo")
-            if record.WhichOneof("record_type") == "history":
-                row = {i.key or ".".join(i.nested_key): i.value_json for i in record.history.item}
-                found.append((run_id, record.history.step.num, row))
-    return found
-
-
-def test_a_resumed_run_is_one_run_of_its_mirror(tmp_path: Path) -> None:
-    """Two processes of one run folder: one id, steps without a gap, grouped by their sweep."""
-    folder = tmp_path / "sweep" / "0"
-    (tmp_path / "sweep" / "jobs").mkdir(parents=True)
-    folder.mkdir()
-    settings = {"trainer": {"name": "ppo"}, "seed": 0}
-    for steps in ((1, 2), (3,)):
-        log = MetricsLog(folder, wandb_config(mode="offline"), settings)
-        for step in steps:
-            log.step(step, {"reward/total": float(step)}, [], {"time/load_s": 0.5})
-        log.close({"status": "interrupted"})
-        time.sleep(1.1)  # the name of a mirror's folder is a second
-    found = history(folder)
-    assert [step for _, step, _ in found] == [1, 2, 3]
-    assert [float(row["reward/total"]) for _, _, row in found] == [1.0, 2.0, 3.0]
-    assert len({run_id for run_id, _, _ in found}) == 1

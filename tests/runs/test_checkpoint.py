@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from configs import wandb_config
 
 from homeostat.config.resume import checkpoints_in
 from homeostat.errors import HomeostatError
@@ -49,7 +48,7 @@ def make(tmp_path: Path, make_policy: Callable[..., Policy]) -> Callable[..., Ch
             {"trainer": "counter", "model": "tiny_random", **names},
             Counter(),
             make_policy(rank=rank),
-            MetricsLog(tmp_path, wandb_config(mode="disabled"), {}),
+            MetricsLog(tmp_path, None, print),
             Stopwatch(),
         )
 

@@ -27,7 +27,7 @@ from hydra_plugins.homeostat_engines.optuna_sweeper import (
 )
 
 SCRIPT = Path(sys.executable).with_name("homeostat")
-SMOKE = ("model=tiny_random", "scale=smoke", "eval=homeostasis", "wandb.mode=disabled")
+SMOKE = ("model=tiny_random", "scale=smoke", "eval=homeostasis", "tracker=none")
 LAUNCHERS = {
     "joblib": ("hydra_plugins.hydra_joblib_launcher", "hydra.launcher.n_jobs=2"),
     "submitit_local": ("hydra_plugins.hydra_submitit_launcher", "hydra.launcher.timeout_min=5"),

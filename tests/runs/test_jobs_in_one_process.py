@@ -25,7 +25,7 @@ def test_a_job_leaves_no_tensors_to_the_next(
     composed: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     small = ("scale=smoke", "model=tiny_random", "model.num_layers=2", "trainer.max_steps=1")
-    quick = ("signals=[intrinsic]", "reward=intrinsic_only", "eval.suite=[]", "wandb.mode=disabled")
+    quick = ("signals=[intrinsic]", "reward=intrinsic_only", "eval.suite=[]", "tracker=none")
     left = []
     for seed in range(3):
         config = composed(*small, *quick, f"seed={seed}")

@@ -30,7 +30,7 @@ from homeostat.types import Conversation, Turn
 pytestmark = pytest.mark.slow  # whole runs
 KEY = "sk-secret-0123456789"
 SMALL = (
-    *("model=tiny_random", "scale=smoke", "device=cpu", "wandb.mode=disabled"),
+    *("model=tiny_random", "scale=smoke", "device=cpu", "tracker=none"),
     *("signals=[intrinsic]", "reward=intrinsic_only", "eval.suite=[]", "eval.episodes=2"),
     *("trainer.max_steps=3", "trainer.batch_size=2", "trainer.minibatches=2"),
     *("rollout.turns=2", "rollout.max_new_tokens=3"),

@@ -76,7 +76,7 @@ def noise(conversation: Any, signals: Any, trace: Any) -> list[float]:  # noqa: 
 
 IN_PROCESS = (
     *SMOKE,
-    "wandb.mode=disabled",
+    "tracker=none",
     "signals=[intrinsic]",
     "reward=intrinsic_only",
     "trainer.max_steps=3",
@@ -618,7 +618,7 @@ def test_the_command_line_refuses_a_change_and_knows_a_finished_run(
 def whole_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The uninterrupted run of the command line, which fills the cache."""
     cwd = tmp_path_factory.mktemp("whole_process")
-    code, output = finish(start(*noisy(cwd), "wandb.mode=disabled", cwd=cwd))
+    code, output = finish(start(*noisy(cwd), "tracker=none", cwd=cwd))
     assert code == 0, output
     return cwd / "run"
 
@@ -631,7 +631,7 @@ def test_sigkill_at_a_random_moment_changes_nothing(
     """Once in every other run, twice in the others; from the first evaluation to the last."""
     draw = random.Random(moment)
     steps = sorted(draw.randrange(STEPS + 1) for _ in range(1 + moment % 2))
-    command = [*noisy(tmp_path), "wandb.mode=disabled"]
+    command = [*noisy(tmp_path), "tracker=none"]
     for done in steps:
         process = start(*command, cwd=tmp_path)
         if done:
@@ -652,7 +652,7 @@ def test_sigkill_at_a_random_moment_changes_nothing(
 @pytest.mark.slow
 def test_an_interrupted_run_says_how_to_go_on_and_does(whole_process: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    process = start(*noisy(tmp_path), "wandb.mode=offline", cwd=tmp_path)
+    process = start(*noisy(tmp_path), "tracker=wandb", cwd=tmp_path)
     wait_for(folder / "metrics.jsonl", 1, process)
     process.send_signal(signal.SIGINT)
     code, output = finish(process)
@@ -661,7 +661,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(whole_process: Path, tmp_
     assert output.rstrip().endswith(said)
     code, output = finish(start(*AGAIN, cwd=tmp_path))
     assert code == 0, output
-    assert len(list(folder.glob("wandb/offline-run-*"))) == 2
+    assert len(list(folder.glob("wandb/offline-run-*"))) == 1, "it is written anew"
     for name in ("metrics.jsonl", "episodes.jsonl", "evals/homeostasis.jsonl"):
         assert (folder / name).read_bytes() == (whole_process / name).read_bytes(), name
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"

@@ -58,7 +58,7 @@ def console() -> tuple[Console, io.StringIO]:
 
 def make_run(config: RunConfig, folder: Path, console: Console) -> Run:
     """A run that mirrors nothing."""
-    log = MetricsLog(folder, replace(config.wandb, mode="disabled"), {})
+    log = MetricsLog(folder, None, console.say)
     placement = Placement(torch.device("cpu"), torch.float32, "as asked for")
     return Run(config, folder, (), placement, console, Stopwatch(), log, Interrupt())
 

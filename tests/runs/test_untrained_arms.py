@@ -18,7 +18,7 @@ from homeostat.runs.run import run
 
 PROMPT = "Be honest, and keep calm."
 OVERRIDES = (
-    *("model=tiny_random", "scale=smoke", "device=cpu", "wandb.mode=disabled"),
+    *("model=tiny_random", "scale=smoke", "device=cpu", "tracker=none"),
     *("signals=[intrinsic]", "reward=intrinsic_only", "rollout.turns=1", "eval.headroom_users=0"),
     *("bot=curious", "eval.bots=frustrated", f'eval.prompted="{PROMPT}"'),
     *("eval.suite=[answer]", "eval.items={answer: 4}", "eval.bootstrap_samples=50"),
