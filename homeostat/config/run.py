@@ -75,7 +75,7 @@ class MemoryConfig:
         )
 
 
-EXPORTS = ("merged", "adapter")
+EXPORTS = ("merged", "adapter", "inspect")
 
 
 @dataclass(kw_only=True)

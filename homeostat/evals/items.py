@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from string import ascii_uppercase
 from typing import Any
 
 from homeostat.config.rows import read_rows
@@ -77,7 +78,7 @@ def read_items(
     name = str(path or packaged)
     source = path or files("homeostat") / "data" / str(packaged)
     numbered = read_rows(source, name, "give a JSONL file of items")
-    items = {n: _checked(row, f"{name}, line {n}", required, n) for n, row in numbered}
+    items = {n: _item(row, f"{name}, line {n}", required, n) for n, row in numbered}
     if not items:
         raise HomeostatError(f"{name} holds no items.")
     _refuse_same_ids(items, name)
@@ -89,7 +90,28 @@ def read_items(
     return list(items.values())
 
 
-def _checked(row: Item, where: str, required: Mapping[str, type], number: int) -> Item:
+def _multiple_choice(row: Item, where: str, required: Mapping[str, type]) -> Item:
+    """A row of multiple choice as Inspect writes it (input, choices, target), as an item of ours.
+
+    Raises:
+        HomeostatError: Its target is none of its choices.
+    """
+    if "gold" not in required or "input" not in row or "target" not in row:
+        return row
+    choices, target = row.get("choices") or [], row["target"]
+    target = target[0] if isinstance(target, list) and len(target) == 1 else target
+    names = [*choices, *ascii_uppercase[: len(choices)]]
+    if target not in names:
+        raise HomeostatError(
+            f"{where}: target={target!r} is none of its {len(choices)} choices; give one of them, "
+            "or its letter."
+        )
+    kept = {key: value for key, value in row.items() if key not in ("input", "target")}
+    return kept | {"question": row["input"], "gold": names.index(target) % len(choices)}
+
+
+def _item(row: Item, where: str, required: Mapping[str, type], number: int) -> Item:
+    row = _multiple_choice(row, where, required)
     for key, kind in required.items():
         # A bool is an int to Python, and no number to whoever writes an index.
         if not isinstance(row.get(key), kind) or (kind is int and isinstance(row[key], bool)):

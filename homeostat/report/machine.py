@@ -27,6 +27,7 @@ EXTRAS = {
     "optuna": "optuna",
     "trackio": "trackio",
     "tensorboard": "tensorboard",
+    "inspect": "inspect_ai",
     "endpoint": "openai",
     "quant": "bitsandbytes",
 }

@@ -1,4 +1,4 @@
-"""``homeostat export=<run folder>``: what a run has trained, as one plain model or one adapter."""
+"""``homeostat export=<run folder>``: what a run has trained or measured, in the form of others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from homeostat.models.adapter_files import load_adapter
 from homeostat.models.adapters import Policy
 from homeostat.models.bake import export_adapter, export_merged, verify_bake
 from homeostat.models.placement import place
+from homeostat.report.card import write_card
 from homeostat.report.console import Console
+from homeostat.report.inspect_logs import write_logs
 from homeostat.runs.work import load_policy
 from homeostat.timing import Stopwatch
 
@@ -34,12 +36,19 @@ def export(config: RunConfig, folder: Path, console: Console) -> Path:
         console: Told what is going on.
 
     Returns:
-        The new folder: a model that transformers loads, or an adapter that peft loads.
+        The new folder: a model that transformers loads, an adapter that peft loads, or logs that
+        Inspect reads.
 
     Raises:
         HomeostatError: Nothing was trained, the adapters belong to another model, or the merged
             weights are not the stack of adapters.
     """
+    out = folder / "export" / config.export_as
+    if config.export_as == "inspect":
+        out.parent.mkdir(exist_ok=True)
+        replace_folder(out, partial(write_logs, folder, config))
+        console.say(f"exported: {len(list(out.iterdir()))} logs in {out}")
+        return out
     adapters = folder / "adapters"
     if not (adapters / "adapter_model.safetensors").is_file():
         raise HomeostatError(
@@ -52,13 +61,14 @@ def export(config: RunConfig, folder: Path, console: Console) -> Path:
         placement = replace(placement, dtype=torch.float32, reason="to merge in")
     policy = load_policy(config, placement, console, Stopwatch())
     load_adapter(policy, adapters)
-    out = folder / "export" / config.export_as
     out.parent.mkdir(exist_ok=True)
     if config.export_as == "adapter":
-        replace_folder(out, partial(export_adapter, policy))
+        write = export_adapter
     else:
         console.say(f"merged weights differ by at most {check_bake(policy, out.parent):.1e} nats")
-        replace_folder(out, partial(export_merged, policy))
+        write = export_merged
+    replace_folder(out, partial(write, policy))
+    write_card(folder, out, config.export_as)
     console.say(f"exported: {out}")
     return out
 

@@ -20,6 +20,7 @@ from homeostat.config.run import RunConfig
 from homeostat.errors import HomeostatError
 from homeostat.files import alone_in
 from homeostat.models.placement import Placement, place
+from homeostat.report.card import write_card
 from homeostat.report.console import Console
 from homeostat.report.metrics import MetricsLog
 from homeostat.report.trackers import Tracker
@@ -96,6 +97,8 @@ def _run_in(
             from homeostat.report.html import write_report  # draws, and needs matplotlib
 
             write_report(folder)
+            if (folder / "adapters").is_dir():
+                write_card(folder, folder / "adapters")
         save_summary(config, outcome, watch, folder)
         if outcome.wing is not None and outcome.status == "finished":
             outcome.wing.report()

@@ -29,6 +29,25 @@ def test_an_own_file_is_read_and_rows_without_an_id_are_called_after_their_line(
     assert items[1]["more"] == 1
 
 
+CHOICES = {"question": str, "choices": list, "gold": int}
+
+
+@pytest.mark.parametrize("target", ["two", "B", ["two"]])
+def test_multiple_choice_is_read_as_inspect_writes_it(target: object, tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    row = {"input": "1 + 1?", "choices": ["one", "two"], "target": target, "id": "sum"}
+    path.write_text(json.dumps(row) + "\n")
+    (item,) = read_items(str(path), None, CHOICES)
+    assert item == {"id": "sum", "question": "1 + 1?", "choices": ["one", "two"], "gold": 1}
+
+
+def test_a_target_that_is_no_choice_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"input": "1 + 1?", "choices": ["one", "two"], "target": "C"}\n')
+    with pytest.raises(HomeostatError, match=r"line 1: target='C' is none of its 2 choices"):
+        read_items(str(path), None, CHOICES)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
