@@ -13,10 +13,10 @@
     trainer.train()
 
 Every prompt is the opening of a scripted user; each completion is answered by that user, and the
-frozen base of homeostat's own reads how the answer sounds. Single-turn: an episode is an opening, a
-reply and an answer. What a policy keeps about itself (entropy, its own perplexity, activation norm)
-is not known to a reward function, which sees text alone, so only signals that are read from text
-may be rewarded.
+frozen base of homeostat's own reads how the answer sounds. An episode is an opening, a reply and an
+answer; with ``rollout_func=reward.talks(turns=3)`` it goes on. What a policy keeps about itself
+(entropy, its own perplexity, activation norm) is not known to a reward function, which sees text
+alone, so only signals that are read from text may be rewarded.
 
 The other way round, `term` makes a TRL reward function a term of homeostat's reward:
 
@@ -25,9 +25,11 @@ The other way round, `term` makes a TRL reward function a term of homeostat's re
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
+import torch
 from hydra.utils import get_object
 
 from homeostat.config.checks import as_object
@@ -103,6 +105,7 @@ class FeltReward:
         self.reward = Reward(config.reward, resolve(points, nothing))
         self.bots = users_of(config.bot, self.policy)
         self.seed = config.seed
+        self.users: dict[str, int] = {}  # by their openings
 
     def dataset(self, count: int, update: int = 0) -> Dataset:
         """Openings of so many users, in TRL's conversational form, with the ``seed`` of each.
@@ -115,6 +118,7 @@ class FeltReward:
 
         seeds = training_seeds(self.seed, update, count)
         openings = [self.bots.spawn(seed).opening().text for seed in seeds]
+        self.users |= dict(zip(openings, seeds, strict=True))
         prompts = [[{"role": "user", "content": text}] for text in openings]
         return Dataset.from_dict({"prompt": prompts, "seed": seeds})
 
@@ -123,6 +127,7 @@ class FeltReward:
         prompts: Sequence[Any],
         completions: Sequence[Any],
         seed: Sequence[int],
+        felt: Sequence[float] | None = None,
         **_others: Any,
     ) -> list[float]:
         """One reward per completion.
@@ -131,10 +136,13 @@ class FeltReward:
             prompts: What each completion replies to: messages, or a text.
             completions: Messages, or texts.
             seed: Of each prompt's user, the column that `dataset` gives.
+            felt: Of talks that are over already, what `talks` has found.
 
         Raises:
             HomeostatError: A prompt does not end with what its user has said.
         """
+        if felt is not None:
+            return list(felt)
         players = [self.bots.spawn(number) for number in seed]
         talks = [Conversation((player.opening(),)) for player in players]
         for prompt, talk, number in zip(prompts, talks, seed, strict=True):
@@ -149,13 +157,133 @@ class FeltReward:
             Conversation((*with_given_reply(self.policy, talk, reply).turns, answer))
             for talk, reply, answer in zip(talks, replies, answered, strict=True)
         ]
+        return [paid[-1] for paid in self.paid(seed, whole)]
+
+    def paid(self, seeds: Sequence[int], talks: Sequence[Conversation]) -> list[list[float]]:
+        """The reward of every reply of talks that end with what their users have said."""
         episodes = [
-            Episode(number, player.name, talk, self.policy.encode(talk), 0)
-            for number, player, talk in zip(seed, players, whole, strict=True)
+            Episode(seed, self.bots.spawn(seed).name, talk, self.policy.encode(talk), 0)
+            for seed, talk in zip(seeds, talks, strict=True)
         ]
         with self.policy.reference():
             readings = self.reader.measure(episodes)
-        return [float(one.total_N[-1]) for one in self.reward.score(whole, readings)]
+        return [[float(value) for value in r.total_N] for r in self.reward.score(talks, readings)]
+
+    def talks(self, turns: int, reply_tokens: int = 48) -> Talks:
+        """What TRL's trainer takes as ``rollout_func``: talks of so many replies.
+
+        Args:
+            turns: Replies of a talk.
+            reply_tokens: Of each reply, at most; TRL's own max_completion_length does not count.
+        """
+        return Talks(self, turns, reply_tokens)
+
+
+class Talks:
+    """A ``rollout_func``: policy and users take turns; a talk is paid the sum of what is felt.
+
+    TRL's ``environment_factory`` hands a model's *tool calls* on, and a talk has none; a rollout of
+    its own is what TRL has for the rest. The tokens of users are masked (``env_mask``).
+    """
+
+    def __init__(self, reward: FeltReward, turns: int, reply_tokens: int) -> None:
+        """Nothing is sampled yet.
+
+        Raises:
+            HomeostatError: A talk would have no reply.
+        """
+        if turns < 1 or reply_tokens < 1:
+            raise HomeostatError(
+                f"turns={turns} and reply_tokens={reply_tokens} must be 1 or more."
+            )
+        self.reward, self.turns, self.reply_tokens = reward, turns, reply_tokens
+
+    def __call__(self, prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
+        """Ids, masks and rewards of one talk per prompt, as TRL wants them.
+
+        Args:
+            prompts: Of `FeltReward.dataset`; each as often as TRL has it.
+            trainer: TRL's, whose model, template and sampling are used.
+
+        Raises:
+            HomeostatError: A prompt is no user's opening.
+        """
+        reward = self.reward
+        seeds = [self._seed(_text(prompt)) for prompt in prompts]
+        tokenizer = trainer.processing_class
+        players = [reward.bots.spawn(seed) for seed in seeds]
+        talks = [Conversation((player.opening(),)) for player in players]
+        begun = tokenizer.apply_chat_template(
+            list(prompts), add_generation_prompt=True, return_dict=True
+        )["input_ids"]
+        said: list[list[int]] = [[] for _ in prompts]
+        mask: list[list[int]] = [[] for _ in prompts]
+        for turn in range(self.turns):
+            rows = [[*start, *more] for start, more in zip(begun, said, strict=True)]
+            sampled = self._sample(rows, trainer)
+            replies = tokenizer.batch_decode(sampled, skip_special_tokens=True)
+            answered = answers(reward.policy, players, talks, [text.strip() for text in replies])
+            for row, (ids, text, answer) in enumerate(zip(sampled, replies, answered, strict=True)):
+                replied = with_given_reply(reward.policy, talks[row], text.strip())
+                talks[row] = Conversation((*replied.turns, answer))
+                goes_on = turn + 1 < self.turns
+                heard = _between(tokenizer, ids, answer.text) if goes_on else []
+                said[row] += [*ids, *heard]
+                mask[row] += [1] * len(ids) + [0] * len(heard)
+        return {
+            "prompt_ids": [list(ids) for ids in begun],
+            "completion_ids": said,
+            "logprobs": None,  # TRL computes those of the policy itself
+            "env_mask": mask,
+            "felt": [sum(paid) for paid in reward.paid(seeds, talks)],
+        }
+
+    def _seed(self, opening: str) -> int:
+        if opening not in self.reward.users:
+            raise HomeostatError(
+                f"the prompt {opening!r} is no user's opening; train on FeltReward.dataset."
+            )
+        return self.reward.users[opening]
+
+    def _sample(self, rows: Sequence[Sequence[int]], trainer: Any) -> list[list[int]]:
+        """Ids of one reply to each row, with the sign that ends it if it was said."""
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        tokenizer, width = trainer.processing_class, max(map(len, rows))
+        padded = torch.full((len(rows), width), tokenizer.pad_token_id, device=model.device)
+        read = torch.zeros_like(padded)
+        for row, ids in enumerate(rows):
+            padded[row, width - len(ids) :] = torch.tensor(ids)
+            read[row, width - len(ids) :] = 1
+        sampling = copy(trainer.generation_config)
+        sampling.max_new_tokens = self.reply_tokens
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            made = model.generate(input_ids=padded, attention_mask=read, generation_config=sampling)
+        model.train(training)
+        ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+        return [until_end(row, ends) for row in made[:, width:].tolist()]
+
+
+def until_end(ids: Sequence[int], ends: Collection[int]) -> list[int]:
+    """Ids up to the first that ends a reply, which is kept; padding behind it is not."""
+    last = next((place for place, one in enumerate(ids) if one in ends), len(ids) - 1)
+    return list(ids[: last + 1])
+
+
+def _between(tokenizer: Any, reply: Sequence[int], answer: str) -> list[int]:
+    """What stands between a reply and the next: its end, the user's turn, the next one's head."""
+    mark = "REPLY"
+    talk = [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": mark},
+        {"role": "user", "content": answer},
+    ]
+    shown = tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
+    behind = shown.partition(mark)[2]
+    if reply and reply[-1] == tokenizer.eos_token_id:
+        behind = behind.removeprefix(tokenizer.eos_token)
+    return list(tokenizer(behind, add_special_tokens=False)["input_ids"])
 
 
 def term(

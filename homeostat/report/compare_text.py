@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from homeostat.report.console import Console
+from homeostat.report.episodes import script
 from homeostat.report.pages import data_uri, read_template
 from homeostat.report.plain import in_markdown, interval, number, visible
 
@@ -164,7 +165,10 @@ def as_html(comparison: Json, figure: Path | None) -> str:
     template = read_template(
         "comparison.html.j2", title_of=title, figure_of=_figure, breakable=_breakable
     )
+    tables_script, tables_source = script("tables.js")
     return template.render(
+        tables_script=tables_script,
+        tables_source=tables_source,
         comparison=comparison,
         headline=changes_by_arm(comparison),
         notes=notes(comparison),

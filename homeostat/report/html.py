@@ -9,7 +9,9 @@ from typing import Any
 from homeostat.config.rows import kept_rows
 from homeostat.files import read_json, write_text
 from homeostat.report.diary import read_diary
+from homeostat.report.episodes import as_json, browser_data, script
 from homeostat.report.figures import draw_effects, draw_signals, draw_valence
+from homeostat.report.metrics import finite
 from homeostat.report.pages import data_uri, read_template
 from homeostat.report.plain import duration
 from homeostat.report.sentences import headline, headroom_sentences, learns, suite_sentence
@@ -66,6 +68,8 @@ def write_report(folder: Path) -> Path:
         filtered = _rows(folder / "evals" / "filter.jsonl")
         drawn += draw_stages(folder / "figures", summary, rounds, filtered)
     suite = summary.get("suite", {})
+    browser = browser_data(folder)
+    run_browser, its_source = script("browser.js")
     diary = _rows(folder / "evals" / "diary.jsonl")
     template = read_template("report.html.j2", basenames=_basenames, duration=duration)
     page = template.render(
@@ -84,6 +88,9 @@ def write_report(folder: Path) -> Path:
         further=further_figures(rounds),
         figures={path.stem: data_uri(path) for path in drawn},
         pairs=side_by_side(episodes),
+        browser=None if browser is None else as_json(finite(browser)),
+        browser_script=run_browser,
+        browser_source=its_source,
         units=UNITS,
         headroom=headroom_sentences(summary.get("headroom"), calibration.get("set_points", {})),
         headline=f"{headline(summary)} {suite_sentence(suite)}".strip(),

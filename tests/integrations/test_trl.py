@@ -13,7 +13,7 @@ from configs import tiny_config
 
 from homeostat.config.register import config_part
 from homeostat.errors import HomeostatError
-from homeostat.integrations.trl import FeltReward, term
+from homeostat.integrations.trl import FeltReward, term, until_end
 from homeostat.models.tiny import load_tiny
 from homeostat.rollout.episodes import play, training_seeds
 from homeostat.types import Conversation, Turn
@@ -144,3 +144,65 @@ def test_trl_trains_on_what_users_feel(reward: FeltReward, tmp_path: Path) -> No
     assert all(row["rewards/homeostat/mean"] < 0 for row in logged)
     moved = [not torch.equal(before[n], p) for n, p in trainer.model.named_parameters()]
     assert any(moved)
+
+
+def test_ids_behind_the_end_of_a_reply_are_padding() -> None:
+    assert until_end([5, 6, 2, 0, 0], {2, 0}) == [5, 6, 2]
+    assert until_end([5, 6], {2}) == [5, 6]
+    assert until_end([2, 2], {2}) == [2]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_trl_trains_on_whole_talks(reward: FeltReward, tmp_path: Path) -> None:
+    """Two replies a talk: the user's second words follow from the first reply, and are masked."""
+    from trl import GRPOConfig, GRPOTrainer
+
+    base = load_tiny(tiny_config(), torch.device("cpu"), torch.float32)
+    base.model.requires_grad_(True)
+    talks, kept = reward.talks(turns=2, reply_tokens=5), []
+
+    def remembered(prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
+        kept.append(talks(prompts, trainer))
+        return kept[-1]
+
+    before = {name: p.detach().clone() for name, p in base.model.named_parameters()}
+    trainer = GRPOTrainer(
+        model=base.model,
+        reward_funcs=reward,
+        rollout_func=remembered,
+        train_dataset=reward.dataset(4),
+        processing_class=base.tokenizer,
+        args=GRPOConfig(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=4,
+            num_generations=4,
+            max_steps=2,
+            learning_rate=1e-2,
+            use_cpu=True,
+            report_to=[],
+            logging_steps=1,
+            disable_tqdm=True,
+        ),
+    )
+    trainer.train()
+    logged = [row for row in trainer.state.log_history if "rewards/homeostat/mean" in row]
+    first = kept[0]
+    assert logged[0]["rewards/homeostat/mean"] == pytest.approx(np.mean(first["felt"]), abs=1e-5)
+    assert any(not torch.equal(before[n], p) for n, p in trainer.model.named_parameters())
+    for ids, mask in zip(first["completion_ids"], first["env_mask"], strict=True):
+        assert len(ids) == len(mask)
+        runs = "".join(map(str, mask)).replace("0", " ").split()
+        assert [set(run) for run in runs] == [{"1"}, {"1"}], "two replies, the user between them"
+    heard = {
+        base.tokenizer.decode([i for i, own in zip(ids, mask, strict=True) if not own])
+        for ids, mask in zip(first["completion_ids"], first["env_mask"], strict=True)
+    }
+    assert len(heard) > 1, "one user, four replies, not four times the same answer"
+
+
+def test_talks_are_with_users_of_the_dataset(reward: FeltReward) -> None:
+    with pytest.raises(HomeostatError, match=r"'Hello.' is no user's opening"):
+        reward.talks(turns=2)(messages("user", "Hello."), None)
+    with pytest.raises(HomeostatError, match="turns=0"):
+        reward.talks(turns=0)

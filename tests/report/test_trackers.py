@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,7 @@ def test_wandb_has_one_run_with_every_step_once(
     for steps in ((1, 2), (3,)):
         tracker = build(config, Tracker, folder=folder, settings=SETTINGS)
         assert logged(folder, tracker, steps) == []
+        time.sleep(1.1)  # the name of a mirror's folder is a second
     found = history(folder)
     totals = [(step, row["reward/total"]) for _, step, row in found if "reward/total" in row]
     assert totals == [(1, "1"), (2, "2"), (3, "3")]
