@@ -76,7 +76,16 @@ class MixedBots:
 class ScriptedBot:
     """One user. Its words depend on the seed, its affect and the turn, not on chance elsewhere."""
 
-    def __init__(self, config: ScriptedBotConfig, seed: int) -> None:
+    def __init__(
+        self, config: ScriptedBotConfig, seed: int, topic: Mapping[str, Any] | None = None
+    ) -> None:
+        """A user before the first word.
+
+        Args:
+            config: How it feels and what it does.
+            seed: Of the episode.
+            topic: What it opens with; None: one of the packaged ones.
+        """
         self.name = config.name
         self._config = config
         self._seed = seed
@@ -84,6 +93,8 @@ class ScriptedBot:
         self._turn = 0
         chance = self._chance("topic")
         self._topic, self._next_topic = chance.sample(topics(self._split), 2)
+        if topic is not None:
+            self._topic = dict(topic)
         self._home = {affect: config.initial.get(affect, 0.0) for affect in AFFECTS}
         self.affect = dict(self._home)
         self._said = ""
@@ -171,9 +182,10 @@ class ScriptedBot:
         if move == "move_topic_shift":
             self._topic, self._next_topic = self._next_topic, self._topic
         text = self._phrase(move, self._circumstance(move), chance)
-        if move == "move_deepen" and chance.random() < 0.5:
-            text = str(chance.choice(self._topic["followups"]))
-        return text.format(claim=self._topic["claim"], topic=self._topic["topic"])
+        followups = self._topic["followups"]
+        if move == "move_deepen" and followups and chance.random() < 0.5:
+            text = str(chance.choice(followups))
+        return text.format(claim=self._topic["claim"], topic=self._topic.get("topic"))
 
     def _circumstance(self, move: str) -> str:
         """Which phrases of a move fit what the reply was."""

@@ -101,6 +101,28 @@ class MixedBotConfig(BotConfig):
 
 
 @dataclass(kw_only=True)
+class FileBotConfig(BotConfig):
+    """Users whose first words are those of conversations in a file, and who react as ``user``.
+
+    ``path`` is a JSONL file; ``held_out`` the share of its openings that training never has.
+    """
+
+    schema: ClassVar[str] = "bot/file"
+    _target_: str = "homeostat.bots.conversations.FileBots"
+    path: str
+    held_out: float
+    user: ScriptedBotConfig
+
+    @property
+    def follows_from_config(self) -> bool:
+        """It follows from a file, too, which may change."""
+        return False
+
+    def __post_init__(self) -> None:
+        require_fraction("bot", held_out=self.held_out)
+
+
+@dataclass(kw_only=True)
 class ModelBotConfig(BotConfig):
     """Users whom a language model plays.
 

@@ -28,6 +28,14 @@ LICENCES = {
     "google/gemma-3-1b-it": "gemma",
     "google/gemma-3-4b-it": "gemma",
 }
+# Whose words the users say, by the class that makes them.
+OWN_WORDS = "The users' words are homeostat's own, under Apache-2.0."
+WORDS = {
+    "ScriptedBots": OWN_WORDS,
+    "MixedBots": OWN_WORDS,
+    "FileBots": "The users' first words come from a file, the others are homeostat's own.",
+    "ModelBots": "The users' words are a language model's.",
+}
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 KINDS = {"adapter": "A LoRA for", "merged": "A copy, with what was trained merged in, of"}
 Json = Mapping[str, Any]
@@ -86,9 +94,10 @@ def _training(config: Json) -> str:
         on = f"its own completions, steered towards the persona {config['persona']['name']}"
     else:
         on = f"talks with simulated users (bot {config['bot']['name']}), paid for {_paid(config)}"
+    said = WORDS.get(str(config["bot"]["_target_"]).rpartition(".")[2], "")
     return in_markdown(
-        f"Trained by {trainer}, seed {seed}, on {on}; no human labels. The users' words are "
-        "homeostat's own, under Apache-2.0. The whole config is config.yaml of the run folder."
+        f"Trained by {trainer}, seed {seed}, on {on}; no human labels. {said} The whole config is "
+        "config.yaml of the run folder."
     )
 
 

@@ -9,9 +9,10 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
+from homeostat.bots.conversations import FileBots
 from homeostat.bots.endpoint import Endpoint
 from homeostat.bots.model import ModelBots, describe_counts
-from homeostat.config.bots import BotConfig, ModelBotConfig
+from homeostat.config.bots import BotConfig, FileBotConfig, ModelBotConfig
 from homeostat.config.evals import BASE, COOL, PROMPTED, TRAINED, EvalConfig
 from homeostat.config.register import build, checked
 from homeostat.config.run import RunConfig
@@ -80,7 +81,7 @@ class RewardWing:
 
     @staticmethod
     def check_files(config: RunConfig) -> None:
-        """See `Wing.check_files`: the probes' corpora, and whether an endpoint has its key."""
+        """See `Wing.check_files`: the probes' corpora, users' openings, an endpoint's key."""
         affect = config.signals.affect
         if affect is not None:
             for path in filter(None, (affect.corpus, affect.heldout)):
@@ -88,6 +89,8 @@ class RewardWing:
         for users in (config.bot, config.eval.bots):
             if isinstance(users, ModelBotConfig) and users.source == "endpoint":
                 Endpoint(users)
+            if isinstance(users, FileBotConfig):
+                FileBots(users)
 
     def __init__(self, run: Run, policy: Policy) -> None:
         self.run = run

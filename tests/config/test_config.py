@@ -64,6 +64,7 @@ def overrides_for(group: str, name: str) -> tuple[str, ...]:
         if other not in ("signals", "scale", "experiment", "evaluation")
     }
     path = ["model.path=x"] if names["model"] == "local" else []
+    path += ["bot.path=x"] if names.get("bot") == "file" else []
     return ("~scale", *(f"{key}={value}" for key, value in names.items()), *path)
 
 
