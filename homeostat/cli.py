@@ -108,7 +108,7 @@ def _job(composed: DictConfig) -> float | None:
     _note(job, status, folder)
     if status == "interrupted":
         if job.mode == RunMode.MULTIRUN and (left := how_to_go_on(_sweep_folder(job))):
-            print(left)
+            print(visible(left))
         sys.exit(INTERRUPTED)
     return objective(config, folder) if job.mode == RunMode.MULTIRUN else None
 
@@ -124,7 +124,8 @@ def _checked(composed: DictConfig) -> RunConfig:
 
 def _complain(message: str) -> None:
     """An error on standard error, whatever a value from elsewhere may hold."""
-    print(f"homeostat: {visible(message)}", file=sys.stderr)
+    line = re.sub(r"\s*\n\s*", " ", visible(message).strip())
+    print(f"homeostat: {line}", file=sys.stderr)
 
 
 def _note(job: HydraConf, status: str, folder: Path) -> None:
@@ -150,14 +151,14 @@ def _run(config: RunConfig) -> tuple[str, Path]:
     if job.mode == RunMode.MULTIRUN:
         plan = plan_job(config, _sweep_folder(job), folder)
         if plan.done is not None:
-            print(f"job {job.job.num} is done already: {plan.done}")
+            print(f"job {job.job.num} is done already: {visible(str(plan.done))}")
             return SKIPPED, plan.done
         if plan.resume is not None:
             folder, config = plan.resume, replace(config, resume=str(plan.resume))
-            print(f"job {job.job.num} goes on from its checkpoint: {folder}")
+            print(f"job {job.job.num} goes on from its checkpoint: {visible(str(folder))}")
     elif config.resume:
         if not refuse_changes(config, folder) and is_finished(folder):
-            print(f"The run in {folder} is finished; nothing is left to resume.")
+            print(f"The run in {visible(str(folder))} is finished; nothing is left to resume.")
             return "finished", folder
         overrides = [*kept_overrides(folder), *overrides]
     from homeostat.report.console import Console
@@ -231,9 +232,6 @@ def _look_at(what: str, *paths: str) -> int:
             machine.check(console)
         else:
             (look.list_runs if what == "list" else look.show)(folder, console)
-    except KeyError as error:
-        _complain(f"{folder}: a file in it has no {error}; another version of homeostat wrote it.")
-        return 1
     except (HomeostatError, OSError) as error:
         _complain(explain(error))
         return 1
