@@ -302,12 +302,17 @@ def _explain_config(error: BaseException) -> str:
     text = str(error) if cause is None else f"{error}\n{cause}"
     override = re.match(r"Could not override '([^']+)'", text)
     if override and isinstance(cause, ConfigAttributeError | ConfigKeyError):
-        return _explain_unknown_key(override.group(1), cause)
+        return _explain_unknown_key(cause)
     if entry := re.search(r"merging override (\S+?)=.*dict is not a subclass", text, re.S):
         return (
             f"{entry[1]} cannot be added by an override, which changes only what homeostat --cfg "
             "job shows; write it into an option of your own, in a folder that --config-dir names."
         )
+    if absent := re.search(r"Could not (?:load|find) '(\w+)/([^']+)'", text):
+        known = options().get(absent[1], [])
+        return f"{absent[2]} is no option of {absent[1]}; choose one of {', '.join(known)}."
+    if left_out := re.search(r"missing \d+ required keyword-only arguments?: (.+)", text):
+        return f"no run can do without {left_out[1]}; give a value in place of leaving it out."
     key = re.search(r"full_key: (\S+)", text)
     lines = [line.strip() for line in text.splitlines()]
     kept = [
@@ -318,9 +323,10 @@ def _explain_config(error: BaseException) -> str:
     return f"{named}{message}{'' if message.endswith('.') else '.'} See homeostat --cfg job."
 
 
-def _explain_unknown_key(key: str, cause: ConfigAttributeError | ConfigKeyError) -> str:
+def _explain_unknown_key(cause: ConfigAttributeError | ConfigKeyError) -> str:
     """Which keys stand where an override named one that is not there."""
-    path = str(cause.full_key).rpartition(".")[0]
+    key = str(cause.full_key)
+    path = key.rpartition(".")[0]
     if not (known := ", ".join(map(str, cause.parent_node or ()))):
         return f"{key} is no key of this run, and {path} has none; add it with +{key}=<value>."
     where = f" of {path}" if path else ""
