@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from transformers import (
@@ -58,6 +59,7 @@ UNREADABLE = (
     RuntimeError,
     struct.error,
     SafetensorError,
+    StrictDataclassError,
 )
 
 

@@ -32,7 +32,8 @@ TRIAL = (
 )
 ROLES: tuple[Role, ...] = ("user", "assistant", "user")
 # What foreign code in a template raises when it is given what it does not expect.
-REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+REFUSALS = (TemplateError, RecursionError, MemoryError, ArithmeticError)
+REFUSALS += (TypeError, ValueError, LookupError, AttributeError)
 
 Finding = tuple[str, str | None]
 
