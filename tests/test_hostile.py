@@ -22,6 +22,7 @@ import pytest
 import torch
 import yaml
 from configs import tiny_config
+from matplotlib import pyplot as plt
 from rich.console import Console as RichConsole
 from safetensors.torch import save_file
 
@@ -42,13 +43,14 @@ from homeostat.models.template import chat_template
 from homeostat.models.tiny import load_tiny
 from homeostat.report import compare
 from homeostat.report.console import Console
+from homeostat.report.figures import STYLE
 from homeostat.runs.checkpoint import read_state
 
 TINY = ("model=tiny_random", "scale=smoke")
 EVALUATIONS = {"answer": answer.EVALUATION}
 SECRETS = ("WANDB_API_KEY", "OPENAI_API_KEY", "HF_TOKEN")
 SECRET = "canary0secret0canary0secret0canary0secret"
-NAME = "\x1b]0;x\x07\x1b[31m\u202egnp\u2066 [red]x[/red] <script>alert(1)</script> $x_{ a|b `c` \x9b\u2028"
+NAME = "\x1b]0;x\x07\x1b[31m\u202egnp\u2066 [red]x[/red] \x9b\u2028 <script>x</script> $x_{ a|b `c`"
 RAW = re.compile("[\x1b\x07\x9b\u202e\u2066\u2028]")
 Spoil = Callable[[Path], Any]
 
@@ -284,6 +286,14 @@ def test_names_are_text_wherever_they_are_shown(
     assert "[red]" in shown
 
 
+def test_a_dollar_in_a_figure_is_no_formula() -> None:
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(2, 1))
+        axes.set_title("$x_{")
+        figure.savefig(io.BytesIO())
+        plt.close(figure)
+
+
 def test_a_record_of_a_job_leads_to_nothing_that_is_written(
     folder: Path,
     outside: Path,
@@ -389,8 +399,9 @@ def test_weights_that_are_a_pickle_are_not_loaded(model: Path, outside: Path) ->
         "{% for a in range(10 ** 9) %}x{% endfor %}",
     ],
 )
+@pytest.mark.usefixtures("folder")
 def test_a_template_runs_in_a_sandbox(
-    attack: str, folder: Path, outside: Path, make_policy: Callable[..., Policy]
+    attack: str, outside: Path, make_policy: Callable[..., Policy]
 ) -> None:
     tokenizer = make_policy().tokenizer
     tokenizer.chat_template = attack.replace("%s", str(outside / "ran")) + tokenizer.chat_template
@@ -433,7 +444,7 @@ def test_no_reader_of_ours_makes_objects() -> None:
 @pytest.mark.slow
 def test_secrets_reach_no_file_and_no_line(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("homeostat")
-    own = {name: SECRET for name in SECRETS} | {"HOMEOSTAT_CACHE": str(tmp_path / "cache")}
+    own = dict.fromkeys(SECRETS, SECRET) | {"HOMEOSTAT_CACHE": str(tmp_path / "cache")}
     quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": ""}
     asked = ("signals=[intrinsic]", "reward=intrinsic_only", "eval.suite=[]")
     less = ("eval.headroom_users=0", "wandb.mode=offline", f"hydra.run.dir={tmp_path / 'run'}")
