@@ -109,7 +109,7 @@ def _job(composed: DictConfig) -> float | None:
     _note(job, status, folder)
     if status == "interrupted":
         if job.mode == RunMode.MULTIRUN and (left := how_to_go_on(_sweep_folder(job))):
-            print(left)
+            print(visible(left))
         sys.exit(INTERRUPTED)
     return objective(config, folder) if job.mode == RunMode.MULTIRUN else None
 
@@ -125,7 +125,8 @@ def _checked(composed: DictConfig) -> RunConfig:
 
 def _complain(message: str) -> None:
     """An error on standard error, whatever a value from elsewhere may hold."""
-    print(f"homeostat: {visible(message)}", file=sys.stderr)
+    line = re.sub(r"\s*\n\s*", " ", visible(message).strip())
+    print(f"homeostat: {line}", file=sys.stderr)
 
 
 def _note(job: HydraConf, status: str, folder: Path) -> None:
@@ -151,14 +152,14 @@ def _run(config: RunConfig) -> tuple[str, Path]:
     if job.mode == RunMode.MULTIRUN:
         plan = plan_job(config, _sweep_folder(job), folder)
         if plan.done is not None:
-            print(f"job {job.job.num} is done already: {plan.done}")
+            print(f"job {job.job.num} is done already: {visible(str(plan.done))}")
             return SKIPPED, plan.done
         if plan.resume is not None:
             folder, config = plan.resume, replace(config, resume=str(plan.resume))
-            print(f"job {job.job.num} goes on from its checkpoint: {folder}")
+            print(f"job {job.job.num} goes on from its checkpoint: {visible(str(folder))}")
     elif config.resume:
         if not refuse_changes(config, folder) and is_finished(folder):
-            print(f"The run in {folder} is finished; nothing is left to resume.")
+            print(f"The run in {visible(str(folder))} is finished; nothing is left to resume.")
             return "finished", folder
         overrides = [*kept_overrides(folder), *overrides]
     from homeostat.report.console import Console
@@ -232,9 +233,6 @@ def _look_at(what: str, *paths: str) -> int:
             machine.check(console)
         else:
             (look.list_runs if what == "list" else look.show)(folder, console)
-    except KeyError as error:
-        _complain(f"{folder}: a file in it has no {error}; another version of homeostat wrote it.")
-        return 1
     except (HomeostatError, OSError) as error:
         _complain(explain(error))
         return 1
@@ -311,12 +309,17 @@ def _explain_config(error: BaseException) -> str:
     text = str(error) if cause is None else f"{error}\n{cause}"
     override = re.match(r"Could not override '([^']+)'", text)
     if override and isinstance(cause, ConfigAttributeError | ConfigKeyError):
-        return _explain_unknown_key(override.group(1), cause)
+        return _explain_unknown_key(cause)
     if entry := re.search(r"merging override (\S+?)=.*dict is not a subclass", text, re.S):
         return (
             f"{entry[1]} cannot be added by an override, which changes only what homeostat --cfg "
             "job shows; write it into an option of your own, in a folder that --config-dir names."
         )
+    if absent := re.search(r"Could not (?:load|find) '(\w+)/([^']+)'", text):
+        known = options().get(absent[1], [])
+        return f"{absent[2]} is no option of {absent[1]}; choose one of {', '.join(known)}."
+    if left_out := re.search(r"missing \d+ required keyword-only arguments?: (.+)", text):
+        return f"no run can do without {left_out[1]}; give a value in place of leaving it out."
     key = re.search(r"full_key: (\S+)", text)
     lines = [line.strip() for line in text.splitlines()]
     kept = [
@@ -327,9 +330,10 @@ def _explain_config(error: BaseException) -> str:
     return f"{named}{message}{'' if message.endswith('.') else '.'} See homeostat --cfg job."
 
 
-def _explain_unknown_key(key: str, cause: ConfigAttributeError | ConfigKeyError) -> str:
+def _explain_unknown_key(cause: ConfigAttributeError | ConfigKeyError) -> str:
     """Which keys stand where an override named one that is not there."""
-    path = str(cause.full_key).rpartition(".")[0]
+    key = str(cause.full_key)
+    path = key.rpartition(".")[0]
     if not (known := ", ".join(map(str, cause.parent_node or ()))):
         return f"{key} is no key of this run, and {path} has none; add it with +{key}=<value>."
     where = f" of {path}" if path else ""

@@ -75,7 +75,7 @@ def read_json(path: Path, mend: str = AGAIN) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise damaged(path, error, mend) from error
 
 
@@ -83,6 +83,27 @@ def damaged(path: Path, error: Exception, mend: str) -> HomeostatError:
     """The error for a file that was whole once: its name, why it cannot be read, what to do."""
     why = " ".join(str(error).split())
     return HomeostatError(f"{path} is damaged and cannot be read ({why}); {mend}.")
+
+
+# What comes of values that no run has written: another key, another type, a number without end.
+MISFITS = (LookupError, TypeError, AttributeError, ArithmeticError, ValueError, RecursionError)
+
+
+@contextmanager
+def taking_values(source: str | Path) -> Iterator[None]:
+    """Name a run folder if the block fails over values in it that homeostat does not write.
+
+    Raises:
+        HomeostatError: In place of whatever the block met with.
+    """
+    try:
+        yield
+    except MISFITS as error:
+        why = " ".join(str(error).split())[:200]
+        raise HomeostatError(
+            f"{source} holds values that this version of homeostat does not write "
+            f"({type(error).__name__}: {why}); give whole run folders of this version."
+        ) from error
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:

@@ -307,6 +307,9 @@ def test_the_shell_completes_groups_options_and_keys(shared_cache: Path, tmp_pat
         ("+reward.set_points.joy={weight: 1}", "reward.set_points.joy cannot be added"),
         ("eval.bootstrap_samples=100000000000", "eval.bootstrap_samples=1.* at most 1000000"),
         ("rollout.max_new_tokens=1000000000", "rollout.max_new_tokens=1.* at most 100000"),
+        ("bot=[mixed,magic]", "^magic is no option of bot; choose one of bored, "),
+        ("trainer={rate: 1}", r"^trainer\.rate is no key of this run; the keys of trainer are"),
+        ("~seed", "^no run can do without 'seed'; give a value"),
     ],
 )
 def test_a_wrong_override_is_explained_in_a_sentence(override: str, said: str) -> None:

@@ -26,7 +26,13 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from homeostat.config.foreign import allowing, foreign_targets, refuse_foreign
+from homeostat.config.foreign import (
+    allowing,
+    foreign_targets,
+    refuse_foreign,
+    refuse_overrides,
+    refuse_ways_out,
+)
 from homeostat.config.register import schemas
 from homeostat.config.run import EXPORTS, RunConfig
 from homeostat.config.upgrade import placed, schema_path, upgraded, varies
@@ -89,12 +95,20 @@ def read_yaml(path: Path, mend: str) -> Any:
         mend: What to do if it is damaged, for the error.
 
     Raises:
-        HomeostatError: It is cut off or damaged.
+        HomeostatError: It is cut off or damaged, or repeats a part of itself by an alias.
     """
     try:
+        _refuse_aliases(path)
         return OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, OSError) as error:
+    except (yaml.YAMLError, ValueError, OmegaConfBaseException, OSError, RecursionError) as error:
         raise damaged(path, error, mend) from error
+
+
+def _refuse_aliases(path: Path) -> None:
+    """Raise a ValueError for a YAML alias: no run writes one, and few make a text without end."""
+    text = path.read_text(encoding="utf-8")
+    if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+        raise ValueError("it repeats parts of itself by aliases, and a run writes none")
 
 
 def config_hash(config: RunConfig) -> str:
@@ -203,12 +217,14 @@ def resumed_config(main: Path, key: str, folder: Path, arguments: Sequence[str])
         arguments: The command line. An option of a group that it names takes the group's place.
 
     Raises:
-        HomeostatError: The run's config is more than data; see `homeostat.config.foreign`.
+        HomeostatError: The run's folder is more than data; see `homeostat.config.foreign`.
     """
+    refuse_ways_out(folder, key)
     base, kept = read_yaml(main, LOST), read_config(folder)
     allowed = [_parsed(a) for a in arguments if key_of(a) == "allow_targets"]
     trusted = [n for names in allowed for n in (names if isinstance(names, list) else [names])]
     refuse_foreign(kept, folder, key, list(map(str, trusted)))
+    refuse_overrides(kept_overrides(folder), folder, key, list(map(str, trusted)))
     typed = set(map(key_of, arguments))
     defaults: list[Any] = []
     for entry in base.pop("defaults"):
@@ -262,7 +278,7 @@ def started_in(folder: Path) -> Path | None:
     """
     path = folder / "environment.json"
     kept = read_json(path, "delete it") if path.is_file() else {}
-    place = Path(kept["cwd"]) if "cwd" in kept else None
+    place = Path(str(kept["cwd"])) if isinstance(kept, dict) and "cwd" in kept else None
     return place if place is not None and place.is_dir() else None
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from homeostat.config.foreign import refuse_ways_out
 from homeostat.config.resume import (
     CONFIG,
     OVERRIDES,
@@ -51,7 +52,8 @@ class Plan:
 
 def run_folders(folder: Path) -> list[Path]:
     """Every run folder at or below ``folder``; what wandb keeps below a run is none."""
-    folders = (path.parent for path in folder.rglob(OVERRIDES) if (path.parent / CONFIG).is_file())
+    named = (path for path in folder.rglob(OVERRIDES) if path.is_file())
+    folders = (path.parent for path in named if (path.parent / CONFIG).is_file())
     return sorted(folders, key=lambda path: [_natural(part) for part in path.parts])
 
 
@@ -68,7 +70,8 @@ def plan_job(config: RunConfig, sweep: Path, folder: Path) -> Plan:
         folder: Of this job; emptied if what lies there is of no use to anyone.
 
     Raises:
-        HomeostatError: The folder holds another run.
+        HomeostatError: The folder holds another run, or something in the run that goes on leads
+            out of its folder.
     """
     job_hash = config_hash(config)
     same = [path for path in run_folders(sweep) if kept_hash(path) == job_hash]
@@ -77,6 +80,7 @@ def plan_job(config: RunConfig, sweep: Path, folder: Path) -> Plan:
             return Plan(done=path)
     begun = [path for path in same if checkpoints_in(path / "checkpoint")]
     if begun:
+        refuse_ways_out(begun[-1], SWEEP_DIR)
         return Plan(resume=begun[-1])
     if (folder / CONFIG).is_file():
         _make_room(folder, folder in same)
@@ -182,7 +186,7 @@ def _write(sweep: Path, record: Mapping[str, Any]) -> None:
 
 def read_jobs(sweep: Path) -> list[dict[str, Any]]:
     """The records of a sweep's jobs in their order; empty for a folder that is no sweep."""
-    paths = (sweep / JOBS).glob("*.json")
+    paths = (path for path in (sweep / JOBS).glob("*.json") if path.is_file())
     mend = "delete it, and the command of the sweep writes it again"
     records = [read_json(path, mend) for path in paths]
     return sorted(records, key=lambda record: int(record["job"]))

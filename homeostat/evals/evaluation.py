@@ -94,7 +94,8 @@ class Evaluation:
             HomeostatError: The file is missing, or a row is not what it must be; says which line.
         """
         path = config.files.get(self.name)
-        items = read_items(path, self.packaged, self.columns, self.flaw, self.sides)
+        key = f"eval.files.{self.name}"
+        items = read_items(path, self.packaged, self.columns, self.flaw, self.sides, key)
         return self.choose(items, config.items.get(self.name))
 
     def reading(self, mode: str) -> Reading:

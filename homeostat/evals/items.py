@@ -55,6 +55,7 @@ def read_items(
     required: Mapping[str, type],
     flaw: Callable[[Item], str | None] = no_flaw,
     sides: Callable[[Item], Sides] | None = None,
+    key: str = "eval.files",
 ) -> list[Item]:
     """Rows of a JSONL file, checked.
 
@@ -65,6 +66,7 @@ def read_items(
             called after its line.
         flaw: Why an item that has its columns cannot be used; None if it can.
         sides: What an item asks and tells apart; None = nothing that could contradict itself.
+        key: Of the config, that names the file.
 
     Raises:
         HomeostatError: There is no such file, a row lacks something, or it can measure nothing;
@@ -72,10 +74,10 @@ def read_items(
     """
     if path is None and packaged is None:
         raise HomeostatError(
-            f"this evaluation has no packaged items; give a JSONL file with {', '.join(required)} "
-            "by eval.files."
+            f"{key} has no packaged items; give a JSONL file with {', '.join(required)}, by "
+            f"{key}=<file>."
         )
-    name = str(path or packaged)
+    name = f"{key}={path}" if path else str(packaged)
     source = path or files("homeostat") / "data" / str(packaged)
     numbered = read_rows(source, name, "give a JSONL file of items")
     items = {n: _item(row, f"{name}, line {n}", required, n) for n, row in numbered}

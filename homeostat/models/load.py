@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from transformers import (
@@ -42,6 +43,7 @@ from homeostat.models.suitable import (
     require_readable,
     require_whole,
     sketch,
+    use_own_attention,
 )
 from homeostat.models.template import ChatTemplate, chat_template
 
@@ -57,6 +59,7 @@ UNREADABLE = (
     RuntimeError,
     struct.error,
     SafetensorError,
+    StrictDataclassError,
 )
 
 
@@ -173,13 +176,14 @@ def read_folder(
         HomeostatError: One of them cannot be read, is incomplete, or cannot be used here.
     """
     where = {"revision": revision, "local_files_only": cached_only, "trust_remote_code": False}
-    options: dict[str, Any] = {"dtype": dtype, **where}
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **where}
     if quantization is not None:
         # Quantised weights are made on their device and cannot be moved there afterwards.
         options |= {"quantization_config": quantization, "device_map": {"": "cuda"}}
     with _reading(path):
         config = AutoConfig.from_pretrained(path, **where)
         forget_rowless_padding(config)
+        use_own_attention(config)
         require_architecture(sketch(config, path), path)
         tokenizer = AutoTokenizer.from_pretrained(path, **where)
         model, unused = _read_weights(

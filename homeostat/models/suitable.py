@@ -20,6 +20,7 @@ from homeostat.errors import HomeostatError
 from homeostat.models.hooks import decoder_layers
 
 KNOWN_TO_RUN = "llama, mistral, qwen2, qwen3, gemma, gemma3, granite, cohere, gpt2, gpt_neox, opt"
+OWN_ATTENTION = ("eager", "sdpa")
 TOKENIZER_FILES = ("tokenizer.*", "vocab*", "spiece*", "sentencepiece*", "tekken*", "*.tiktoken")
 # Names of heads that make another model of the same trunk: a classifier, a reward, a value.
 HEADS = re.compile(r"(^|[._])(lm_head|embed_out|score|classifier|v_head|value_head|qa_outputs)\b")
@@ -35,6 +36,12 @@ def require_readable(folder: Path) -> None:
             "save_pretrained has written, a GGUF file or a hub id."
         )
     require_known_model(folder / "config.json", str(folder))
+    pickles = sorted(folder.glob("pytorch_model*.bin"))
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise HomeostatError(
+            f"no model could be read from {folder}: its weights are a pickle ({pickles[0].name}), "
+            "which may hold code and is never loaded; save them again as safetensors."
+        )
     if not any(file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)):
         raise HomeostatError(
             f"no model could be read from {folder}: it has no tokenizer (no tokenizer.json, say); "
@@ -65,6 +72,13 @@ def forget_rowless_padding(config: Any) -> None:
         rows, pad = getattr(part, "vocab_size", None), getattr(part, "pad_token_id", None)
         if rows is not None and pad is not None and not 0 <= pad < rows:
             part.pad_token_id = None
+
+
+def use_own_attention(config: Any) -> None:
+    """Unset an attention that is not transformers' own: a config may name a kernel on the hub."""
+    for part in (config, config.get_text_config()):
+        if getattr(part, "_attn_implementation", None) not in (None, *OWN_ATTENTION):
+            part._attn_implementation = None
 
 
 def sketch(config: Any, path: str) -> Any:

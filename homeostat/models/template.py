@@ -32,7 +32,10 @@ TRIAL = (
 )
 ROLES: tuple[Role, ...] = ("user", "assistant", "user")
 # What foreign code in a template raises when it is given what it does not expect.
-REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+REFUSALS = (
+    *(TemplateError, TypeError, ValueError, LookupError, AttributeError),
+    *(ArithmeticError, RecursionError, MemoryError),
+)
 
 Finding = tuple[str, str | None]
 

@@ -16,7 +16,7 @@ from homeostat.errors import HomeostatError
 from homeostat.evals.caveats import Row, mode_of
 from homeostat.evals.evaluation import Evaluation
 from homeostat.evals.stats import holm
-from homeostat.files import write_text
+from homeostat.files import taking_values, write_text
 from homeostat.report.compare_figures import draw_comparison
 from homeostat.report.compare_runs import (
     BESIDE,
@@ -63,22 +63,23 @@ def compare_runs(
     Raises:
         HomeostatError: A folder holds no run, the runs do not go together, or there is no such arm.
     """
-    arms, spare = group_arms(find_runs(paths, evaluations))
-    columns = columns_of(arms, evaluations)
-    against = find_baseline(baseline, arms)
-    rows = [
-        *_untrained(arms, columns, against, samples),
-        *(_row(arm, columns, against, samples) for arm in arms),
-    ]
-    _correct(rows, columns)
-    comparison = {
-        "baseline": UNTRAINED if against is None else against.name,
-        "model": next((run.config["model"]["name"] for run in _runs(arms)), "no model"),
-        "samples": samples,
-        "columns": [describe_column(column, arms, evaluations) for column in columns],
-        "arms": rows,
-        "problems": problems(paths, arms, spare),
-    }
+    with taking_values(", ".join(map(str, paths))):
+        arms, spare = group_arms(find_runs(paths, evaluations))
+        columns = columns_of(arms, evaluations)
+        against = find_baseline(baseline, arms)
+        rows = [
+            *_untrained(arms, columns, against, samples),
+            *(_row(arm, columns, against, samples) for arm in arms),
+        ]
+        _correct(rows, columns)
+        comparison = {
+            "baseline": UNTRAINED if against is None else against.name,
+            "model": next((run.config["model"]["name"] for run in _runs(arms)), "no model"),
+            "samples": samples,
+            "columns": [describe_column(column, arms, evaluations) for column in columns],
+            "arms": rows,
+            "problems": problems(paths, arms, spare),
+        }
     out.mkdir(parents=True, exist_ok=True)
     figure = draw_comparison(out, columns, comparison, samples)
     write_text(out / "comparison.json", json.dumps(comparison, indent=1) + "\n")

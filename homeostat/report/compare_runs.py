@@ -21,7 +21,7 @@ from homeostat.config.sweep import NOT_STARTED, RUNNING, STOPPED, is_left, read_
 from homeostat.config.upgrade import schema_of
 from homeostat.errors import HomeostatError
 from homeostat.evals.caveats import Row, mode_of
-from homeostat.files import read_json
+from homeostat.files import read_json, taking_values
 
 VALENCE = "homeostasis"  # the held-out episodes, whose figure is valence
 # Arms that need no training, and the key of ``eval`` that says how each differs from the base.
@@ -113,7 +113,10 @@ def find_runs(paths: Sequence[Path], evaluations: Collection[str]) -> list[RunRe
                 f"compare={path}: there is no run in it; give run folders, or a sweep's folder."
             )
         folders |= dict.fromkeys(folders_below)
-    runs = [read_run(folder, evaluations) for folder in folders]
+    runs = []
+    for folder in folders:
+        with taking_values(folder):
+            runs.append(read_run(folder, evaluations))
     check_same(runs)
     return runs
 
@@ -132,7 +135,10 @@ def read_run(folder: Path, evaluations: Collection[str]) -> RunRecord:
         for path in (folder / "evals" / f"{stem}.jsonl" for stem in stems):
             for row in kept_rows(path) if path.is_file() else ():
                 rows.setdefault(name, {}).setdefault(row["arm"], []).append(row)
-    return RunRecord(folder, read_config(folder), tuple(kept_overrides(folder)), status, rows)
+    config = read_config(folder)
+    for key in ("model", "trainer"):
+        str(config[key]["name"])  # raises where a later line would, which knows of no folder
+    return RunRecord(folder, config, tuple(kept_overrides(folder)), status, rows)
 
 
 def check_same(runs: Sequence[RunRecord]) -> None:

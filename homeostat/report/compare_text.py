@@ -141,7 +141,8 @@ def _short(cell: Json) -> str:
 def _about(column: Json) -> str:
     told = f"- **{column['name']}**: {column['metric']}, {DIRECTIONS[column['good']]}"
     replies = ", read from replies" if column["mode"] == "generate" else ""
-    return f"{told}{replies}." + (f" Caveat: {column['caveat']}." if column["caveat"] else "")
+    caveat = f" Caveat: {in_markdown(column['caveat'])}." if column["caveat"] else ""
+    return f"{told}{replies}.{caveat}"
 
 
 def _differences(comparison: Json) -> list[str]:

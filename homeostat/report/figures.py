@@ -28,6 +28,7 @@ STYLE = {
     "axes.titlelocation": "left",
     "figure.dpi": 160,
     "savefig.bbox": "tight",
+    "text.parse_math": False,  # a dollar sign in a name is one
 }
 Rows = Sequence[Mapping[str, Any]]
 Estimates = Mapping[str, Mapping[str, Any]]

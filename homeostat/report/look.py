@@ -17,7 +17,7 @@ from homeostat.config.resume import read_config
 from homeostat.config.rows import kept_rows
 from homeostat.config.sweep import STOPPED, read_jobs, run_folders
 from homeostat.errors import HomeostatError
-from homeostat.files import LOST, alone_in, read_json
+from homeostat.files import LOST, alone_in, read_json, taking_values
 from homeostat.report.plain import duration, interval, number, visible
 from homeostat.report.sentences import headline
 
@@ -53,33 +53,34 @@ def list_runs(folder: Path, console: Console) -> None:
 def _line(path: Path) -> list[object]:
     """Status, trainer, model, seed and finding of a run; of one that cannot be read, why."""
     try:
-        summary = _summary(path)
-        if summary is not None:
-            about = [summary[key] for key in ("trainer", "model", "seed")]
-        else:  # reading a config takes longer than all of a summary
-            config = read_config(path)
-            about = [config["trainer"]["name"], config["model"]["name"], config["seed"]]
-        return [status_of(path), *about, _first(_found(summary))]
+        with taking_values("it"):
+            summary = _summary(path)
+            if summary is not None:
+                about = [summary[key] for key in ("trainer", "model", "seed")]
+            else:  # reading a config takes longer than all of a summary
+                config = read_config(path)
+                about = [config["trainer"]["name"], config["model"]["name"], config["seed"]]
+            return [status_of(path), *about, _first(_found(summary))]
     except HomeostatError as error:
         return ["cannot be read", "", "", "", error]
-    except KeyError as error:
-        return ["cannot be read", "", "", "", f"it has no {error}: another version wrote it"]
 
 
 def show(folder: Path, console: Console) -> None:
     """A run's status, figures and course; of a sweep its jobs.
 
     Raises:
-        HomeostatError: It is neither.
+        HomeostatError: It is neither, or holds what no run writes.
     """
-    if jobs := read_jobs(folder):
-        _show_jobs(folder, jobs, console)
-    elif (folder / "config.yaml").is_file():
-        _show_run(folder, console)
-    else:
-        raise HomeostatError(
-            f"{folder} is no run folder and no sweep; homeostat list <folder> says what lies in it."
-        )
+    with taking_values(folder):
+        if jobs := read_jobs(folder):
+            _show_jobs(folder, jobs, console)
+        elif (folder / "config.yaml").is_file():
+            _show_run(folder, console)
+        else:
+            raise HomeostatError(
+                f"{folder} is no run folder and no sweep; homeostat list <folder> says what lies "
+                "in it."
+            )
 
 
 def status_of(folder: Path) -> str:

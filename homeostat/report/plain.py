@@ -9,8 +9,8 @@ from __future__ import annotations
 import html
 import re
 
-# Control characters but tab and newline; and those that set the direction of text.
-CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# Control characters but tab and newline; and those that end lines or set the direction of text.
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 SYMBOLS = 0x2400  # where Unicode begins its pictures of the first 32 control characters
 
 

@@ -45,7 +45,7 @@ class CompareRuns(Callback):
         except HomeostatError as error:
             print(f"homeostat: no comparison: {visible(str(error))}", file=sys.stderr)
         if left := how_to_go_on(sweep):
-            print(left)
+            print(visible(left))
         failed_jobs.extend(record["job"] for record in read_jobs(sweep) if is_left(record))
 
 

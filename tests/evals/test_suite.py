@@ -77,7 +77,7 @@ def test_a_level_by_hand() -> None:
 
 
 def test_an_evaluation_without_packaged_items_needs_a_file() -> None:
-    with pytest.raises(HomeostatError, match=r"no packaged items; give a JSONL file with question"):
+    with pytest.raises(HomeostatError, match=r"eval\.files\.perez has no packaged items; give a J"):
         Suite.of(eval_config(suite=["perez"])).measure(Scripted(uniform), "base")
 
 
