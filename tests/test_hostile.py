@@ -447,7 +447,7 @@ def test_secrets_reach_no_file_and_no_line(tmp_path: Path) -> None:
     own = dict.fromkeys(SECRETS, SECRET) | {"HOMEOSTAT_CACHE": str(tmp_path / "cache")}
     quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": ""}
     asked = ("signals=[intrinsic]", "reward=intrinsic_only", "eval.suite=[]")
-    less = ("eval.headroom_users=0", "wandb.mode=offline", f"hydra.run.dir={tmp_path / 'run'}")
+    less = ("eval.headroom_users=0", "tracker=wandb", f"hydra.run.dir={tmp_path / 'run'}")
     done = subprocess.run(
         [str(script), *TINY, *asked, *less],
         cwd=tmp_path,
