@@ -223,7 +223,8 @@ def look_at_all(run: Path, capsys: pytest.CaptureFixture[str]) -> str:
     captured = capsys.readouterr()
     said = "".join([captured.out, captured.err, screen.getvalue(), *pages])
     assert not RAW.search(said)
-    assert not any("<script>" in page for page in pages)
+    # Of the two pages of a comparison HTML has a script of its own, which sorts its tables.
+    assert [page.count("<script") for page in pages] in ([], [0, 1])
     assert SECRET not in said
     assert "should not happen" not in said
     return said
