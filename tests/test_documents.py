@@ -34,8 +34,12 @@ SMALL = (
 )
 BY_WING = {
     "work.episodes": ("work.updates=1", "work.episodes=4"),
-    "work.completions": ("work.rounds=1", "work.completions=4", "trainer.stages.contexts=2"),
+    "work.completions": (
+        *("work.rounds=1", "work.completions=4", "trainer.stages.contexts=2"),
+        *("trainer.vector.contexts=8", "trainer.min_kept=0"),
+    ),
 }
+SET_SMALL = ("model=", "model.", "scale=", "dtype=", "eval.", "work.", "seed=", "signals.a")
 
 
 def named(one: Command) -> str:
@@ -118,34 +122,33 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def shrunk(job: Sequence[str]) -> list[str]:
     """A job of a page, with the tiny model and so little work that it takes seconds."""
-    dropped = ("model=", "model.", "scale=", "dtype=", "eval.", "work.", "seed=", "signals.a")
-    kept = [word for word in job if not word.startswith(dropped)]
+    kept = [word for word in job if not word.startswith(SET_SMALL)]
     composed = compose_run(*kept, "model=tiny_random")
     wing = "work.completions" if "stages" in composed.trainer else "work.episodes"
     extra = [*SMALL, *BY_WING[wing]]
     if "group_size" in composed.trainer:
         kept = [word for word in kept if not word.startswith("trainer.group_size")]
         extra.append("trainer.group_size=2")
-    if wing == "work.completions":
-        extra += ["trainer.vector.contexts=8", "trainer.min_kept=0"]
     return [*kept, *extra]
 
 
-def to_run() -> dict[str, list[str]]:
-    """Each distinct run that the pages ask for, small, by what was typed."""
-    found: dict[str, list[str]] = {}
+def to_run() -> dict[str, Command]:
+    """A command for each distinct run of the pages, by what tells it from the others."""
+    found: dict[str, Command] = {}
     for one in OURS:
         here = not ELSEWHERE.search(one.line) and "_target_" not in one.line
-        here &= "bot.path" not in one.line  # another model's folder
+        here &= "bot.path" not in one.line  # another model's folder, or a file
         if here and not is_looked_at(one) and "hydra/" not in one.line:
-            job = shrunk(jobs_of(one.words[1:])[0])
-            found.setdefault(" ".join(sorted(job)), job)
-    return {f"{' '.join(word for word in job if word not in SMALL)}": job for job in found.values()}
+            words = (word for word in one.words[1:] if not word.startswith(SET_SMALL))
+            asked = sorted(word.split(",")[0] for word in words if word != "-m")
+            found.setdefault(" ".join(asked) or "the default run", one)
+    return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", to_run().values(), ids=to_run().keys())
-def test_every_run_of_the_pages_runs_small(job: list[str], cache: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("one", to_run().values(), ids=to_run().keys())
+def test_every_run_of_the_pages_runs_small(one: Command, cache: Path, tmp_path: Path) -> None:
+    job = shrunk(jobs_of(one.words[1:])[0])
     done = subprocess.run(
         [sys.executable, "-m", "homeostat.cli", *job, "hydra.run.dir=run"],
         cwd=tmp_path,
