@@ -37,7 +37,7 @@ from homeostat.config.signals import AFFECTS
 from homeostat.errors import HomeostatError
 from homeostat.types import Bots, Turn
 
-NAMES = sorted({path.stem for path in (CONF / "bot").glob("*.yaml")} - {"model"})
+NAMES = sorted({path.stem for path in (CONF / "bot").glob("*.yaml")} - {"model", "file"})
 MOVES = {"opening"} | {kind for kind, _ in phrases(TRAIN) if kind.startswith("move_")}
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SPLITS = (TRAIN, HELD_OUT)
