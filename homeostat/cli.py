@@ -318,7 +318,7 @@ def _explain_config(error: BaseException) -> str:
     if absent := re.search(r"Could not (?:load|find) '(\w+)/([^']+)'", text):
         known = options().get(absent[1], [])
         return f"{absent[2]} is no option of {absent[1]}; choose one of {', '.join(known)}."
-    if left_out := re.search(r"missing \d+ required keyword-only arguments?: (.+)", text):
+    if left_out := re.search(r"missing (?:a|\d+) required.* arguments?: (.+)", text):
         return f"no run can do without {left_out[1]}; give a value in place of leaving it out."
     key = re.search(r"full_key: (\S+)", text)
     lines = [line.strip() for line in text.splitlines()]

@@ -167,10 +167,11 @@ class WandbTracker:
                 f"{mode} takes no folder such as {self._folder}, whose name cannot be read as "
                 "UTF-8 here; choose another folder, set PYTHONUTF8=1, or use tracker=none."
             ) from error
-        except (self._wandb.Error, OSError) as error:
+        except (self._wandb.Error, OSError, ValueError) as error:  # the last for its environment
+            why = " ".join(str(error).split("\n")[:3])
             raise HomeostatError(
-                f"{mode} did not start ({str(error).splitlines()[0]}); run `wandb login`, or use "
-                "tracker.mode=offline or tracker=none."
+                f"{mode} did not start ({why}); run `wandb login`, or use tracker.mode=offline or "
+                "tracker=none."
             ) from error
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:

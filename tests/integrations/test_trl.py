@@ -111,11 +111,29 @@ def test_a_reward_function_of_trl_is_a_term() -> None:
     assert term(talk, {}, None, f"{__name__}.words", per=0.5) == [1.5, 0.0, 1.5]
 
 
+def two_updates(folder: Path) -> Any:
+    """TRL's own arguments for two updates of four completions."""
+    from trl import GRPOConfig
+
+    return GRPOConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=4,
+        num_generations=4,
+        max_completion_length=6,
+        max_steps=2,
+        learning_rate=1e-2,
+        use_cpu=True,
+        report_to=[],
+        logging_steps=1,
+        disable_tqdm=True,
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL of its own arguments
 def test_trl_trains_on_what_users_feel(reward: FeltReward, tmp_path: Path) -> None:
     """TRL's own trainer, a tiny model, two updates: it gets the rewards, and its weights move."""
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOTrainer
 
     base = load_tiny(tiny_config(), torch.device("cpu"), torch.float32)
     base.model.requires_grad_(True)  # homeostat freezes the bases that it loads
@@ -125,18 +143,7 @@ def test_trl_trains_on_what_users_feel(reward: FeltReward, tmp_path: Path) -> No
         reward_funcs=reward,
         train_dataset=reward.dataset(4),
         processing_class=base.tokenizer,
-        args=GRPOConfig(
-            output_dir=str(tmp_path),
-            per_device_train_batch_size=4,
-            num_generations=4,
-            max_completion_length=6,
-            max_steps=2,
-            learning_rate=1e-2,
-            use_cpu=True,
-            report_to=[],
-            logging_steps=1,
-            disable_tqdm=True,
-        ),
+        args=two_updates(tmp_path),
     )
     trainer.train()
     logged = [row for row in trainer.state.log_history if "rewards/homeostat/mean" in row]
@@ -156,7 +163,7 @@ def test_ids_behind_the_end_of_a_reply_are_padding() -> None:
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_trl_trains_on_whole_talks(reward: FeltReward, tmp_path: Path) -> None:
     """Two replies a talk: the user's second words follow from the first reply, and are masked."""
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOTrainer
 
     base = load_tiny(tiny_config(), torch.device("cpu"), torch.float32)
     base.model.requires_grad_(True)
@@ -173,17 +180,7 @@ def test_trl_trains_on_whole_talks(reward: FeltReward, tmp_path: Path) -> None:
         rollout_func=remembered,
         train_dataset=reward.dataset(4),
         processing_class=base.tokenizer,
-        args=GRPOConfig(
-            output_dir=str(tmp_path),
-            per_device_train_batch_size=4,
-            num_generations=4,
-            max_steps=2,
-            learning_rate=1e-2,
-            use_cpu=True,
-            report_to=[],
-            logging_steps=1,
-            disable_tqdm=True,
-        ),
+        args=two_updates(tmp_path),
     )
     trainer.train()
     logged = [row for row in trainer.state.log_history if "rewards/homeostat/mean" in row]

@@ -266,6 +266,18 @@ def test_wandb_has_one_run_with_every_step_once(
     assert not [data for data in files_below(folder) if secret.encode() in data]
 
 
+def test_a_setting_of_the_environment_that_wandb_refuses_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: Any) -> None:
+        raise ValueError("1 validation error for Settings\nmode\n  Input should be 'online'\n more")
+
+    monkeypatch.setattr("wandb.init", refuse)
+    with pytest.raises(HomeostatError, match=r"did not start .*Input should be 'online'\)") as said:
+        build(wandb_config(), Tracker, folder=tmp_path, settings=SETTINGS)
+    assert "\n" not in str(said.value)
+
+
 def test_no_tracker_leaves_no_file(tmp_path: Path) -> None:
     logged(tmp_path, None, [1])
     assert {path.name for path in tmp_path.iterdir()} == {
