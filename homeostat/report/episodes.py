@@ -32,7 +32,8 @@ def browser_data(folder: Path) -> dict[str, Any] | None:
     """What the browser shows of a run folder; None where no episode was played."""
     held_out = [row for name in FILES for row in _rows(folder / "evals" / f"{name}.jsonl")]
     users = _by_user([row for row in held_out if "turns" in row])
-    training = _rows(folder / "episodes.jsonl")
+    # A run that steers keeps completions there, which the diary and the rounds tell.
+    training = [row for row in _rows(folder / "episodes.jsonl") if "turns" in row]
     if not users and not training:
         return None
     return {

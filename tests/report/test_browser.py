@@ -51,6 +51,11 @@ def test_users_have_every_arm_and_training_its_updates(tmp_path: Path) -> None:
     assert data["training"][0]["valence"] == -1.5, "the mean over its replies"
 
 
+def test_completions_of_a_run_that_steers_are_no_episodes(tmp_path: Path) -> None:
+    completion = {"step": 1, "stage": "steered", "prompt": "Why?", "text": "Because."}
+    assert browser_data(leave(tmp_path, [], [completion])) is None
+
+
 def test_of_many_rows_some_are_taken_evenly() -> None:
     assert spread(list(range(5)), 5) == [0, 1, 2, 3, 4]
     assert spread(list(range(101)), 3) == [0, 50, 100]
