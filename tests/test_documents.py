@@ -63,7 +63,7 @@ def is_looked_at(one: Command) -> bool:
 
 @pytest.mark.parametrize("one", [c for c in OURS if not is_looked_at(c)], ids=named)
 def test_every_command_composes(one: Command) -> None:
-    as_object(compose_run(*with_places(jobs_of(one.words[1:])[0])))
+    as_object(compose_run(*jobs_of(with_places(one.words[1:]))[0]))
 
 
 def jobs_of(arguments: Sequence[str]) -> list[list[str]]:
@@ -148,7 +148,7 @@ def to_run() -> dict[str, Command]:
 @pytest.mark.slow
 @pytest.mark.parametrize("one", to_run().values(), ids=to_run().keys())
 def test_every_run_of_the_pages_runs_small(one: Command, cache: Path, tmp_path: Path) -> None:
-    job = shrunk(jobs_of(one.words[1:])[0])
+    job = shrunk(jobs_of(with_places(one.words[1:]))[0])
     done = subprocess.run(
         [sys.executable, "-m", "homeostat.cli", *job, "hydra.run.dir=run"],
         cwd=tmp_path,
