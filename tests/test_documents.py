@@ -30,12 +30,11 @@ SMALL = (
     *("model=tiny_random", "scale=smoke", "device=cpu", "dtype=float32", "tracker=none"),
     *("rollout.turns=1", "rollout.max_new_tokens=4", "eval.episodes=2", "eval.suite=[answer]"),
     *("eval.headroom_users=2", "eval.headroom_replies=2", "eval.prompted=null"),
-    "signals.affect.require=any",  # a model of random weights reads nothing off anybody
 )
 BY_WING = {
     "work.episodes": ("work.updates=1", "work.episodes=4"),
     "work.completions": (
-        *("work.rounds=1", "work.completions=4", "trainer.stages.contexts=2"),
+        *("work.rounds=1", "work.completions=4", "trainer.stages.contexts=4"),
         *("trainer.vector.contexts=8", "trainer.min_kept=0"),
     ),
 }
@@ -126,6 +125,8 @@ def shrunk(job: Sequence[str]) -> list[str]:
     composed = compose_run(*kept, "model=tiny_random")
     wing = "work.completions" if "stages" in composed.trainer else "work.episodes"
     extra = [*SMALL, *BY_WING[wing]]
+    if composed.signals.affect is not None:
+        extra.append("signals.affect.require=any")  # random weights read nothing off anybody
     if "group_size" in composed.trainer:
         kept = [word for word in kept if not word.startswith("trainer.group_size")]
         extra.append("trainer.group_size=2")

@@ -446,7 +446,7 @@ def test_no_reader_of_ours_makes_objects() -> None:
 def test_secrets_reach_no_file_and_no_line(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("homeostat")
     own = dict.fromkeys(SECRETS, SECRET) | {"HOMEOSTAT_CACHE": str(tmp_path / "cache")}
-    quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": ""}
+    quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
     asked = ("signals=[intrinsic]", "reward=intrinsic_only", "eval.suite=[]")
     less = ("eval.headroom_users=0", "tracker=wandb", f"hydra.run.dir={tmp_path / 'run'}")
     done = subprocess.run(
@@ -458,6 +458,6 @@ def test_secrets_reach_no_file_and_no_line(tmp_path: Path) -> None:
         timeout=240,
     )
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
-    assert {"summary.json", "id.txt", "report.html"} <= {path.name for path in files}
+    assert {"summary.json", "tracker.txt", "report.html"} <= {path.name for path in files}
     for written in (done.stdout, done.stderr, *(path.read_bytes() for path in files)):
         assert SECRET.encode() not in written
