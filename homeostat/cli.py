@@ -292,6 +292,11 @@ def explain(error: BaseException) -> str:
         )
     if isinstance(error, ValueError):
         return str(error)
+    if isinstance(error, AssertionError) and "Unexpected type for root" in str(error):
+        return (
+            "an override names a key below one that is null in this run, such as signals.affect "
+            "where signals has no affect; leave it out. See homeostat --cfg job."
+        )
     return (
         f"{type(error).__name__}: {error}. This should not happen; run again with {FULL_ERROR}=1 "
         "for the traceback."

@@ -319,6 +319,17 @@ def test_a_wrong_override_is_explained_in_a_sentence(override: str, said: str) -
     assert re.search(said, explain(found.value))
 
 
+def test_a_key_below_one_that_is_null_is_explained() -> None:
+    typed = ["signals=[intrinsic]", "signals.affect.require=any"]
+    register()
+    with (
+        initialize_config_dir(str(CONF), version_base="1.3"),
+        pytest.raises(AssertionError) as found,
+    ):
+        compose("config", overrides=typed)
+    assert "signals.affect where signals has no affect" in explain(found.value)
+
+
 def test_resume_export_and_compare_exclude_each_other(composed: Callable[..., RunConfig]) -> None:
     with pytest.raises(ValueError, match="resume and export exclude each other; choose one"):
         composed("resume=a", "export=a")

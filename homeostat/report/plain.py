@@ -25,9 +25,10 @@ def _symbol(found: re.Match[str]) -> str:
 
 
 def in_markdown(text: str) -> str:
-    """A text on one line of Markdown, without HTML, code or the end of a table's cell in it."""
+    """A text on one line of Markdown, without HTML, code, links or the end of a cell in it."""
     line = " ".join(visible(text).split())
-    return re.sub(r"[|`]", r"\\\g<0>", html.escape(line, quote=False))
+    # A backslash before what is escaped would escape the escape; after ] these make a link of it.
+    return re.sub(r"[\\|`]|(?<=\])[(\[:]", r"\\\g<0>", html.escape(line, quote=False))
 
 
 def duration(seconds: float) -> str:

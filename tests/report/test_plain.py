@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console as RichConsole
 
 from homeostat.report.console import Console
@@ -25,6 +26,20 @@ def test_markdown_is_one_line_without_html_code_or_cells() -> None:
     assert "\x1b" not in said
     assert r"a\|b \`c\`" in said
     assert in_markdown('it\'s "so"') == 'it\'s "so"'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[a](http://b)", r"[a]\(http://b)"),
+        ("![a](b)", r"![a]\(b)"),
+        ("[a][b] [b]: c", r"[a]\[b] [b]\: c"),
+        ("a\\|b", r"a\\\|b"),  # the backslash is one, and the cell goes on
+        ("[+0.1, +0.2] (n = 3)", "[+0.1, +0.2] (n = 3)"),
+    ],
+)
+def test_markdown_has_no_link_and_no_escape_of_an_escape(text: str, said: str) -> None:
+    assert in_markdown(text) == said
 
 
 def test_the_terminal_gets_no_escape_sequence() -> None:
