@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from homeostat.config.resume import read_config
+from homeostat.config.signals import AFFECTS
 from homeostat.files import read_json, write_text
 from homeostat.report.plain import in_markdown, interval, number
 from homeostat.report.sentences import headline, suite_sentence
@@ -78,7 +79,8 @@ def _body(config: Json, summary: Json, kind: str) -> Iterator[str]:
     name, base = in_markdown(config["model"]["name"]), base_of(config)
     yield f"# {name}, trained by homeostat"
     yield ""
-    yield f"{KINDS[kind]} {in_markdown(base or config['model']['name'])}. {_training(config)}"
+    called = in_markdown(base or config["model"]["name"])
+    yield f"{KINDS[kind]} {called}. {_training(config, summary)}"
     yield ""
     yield in_markdown(f"{headline(dict(summary))} {suite_sentence(summary.get('suite') or {})}")
     yield from _table("Held-out episodes", summary.get("eval") or {})
@@ -87,13 +89,14 @@ def _body(config: Json, summary: Json, kind: str) -> Iterator[str]:
     yield from _loading(base, kind)
 
 
-def _training(config: Json) -> str:
+def _training(config: Json, summary: Json) -> str:
     """What it was trained by and on."""
     trainer, seed = config["trainer"]["name"], config["seed"]
     if config.get("persona"):
         on = f"its own completions, steered towards the persona {config['persona']['name']}"
     else:
-        on = f"talks with simulated users (bot {config['bot']['name']}), paid for {_paid(config)}"
+        on = f"talks with simulated users (bot {config['bot']['name']}), paid for "
+        on += _paid(config, summary)
     said = WORDS.get(str(config["bot"]["_target_"]).rpartition(".")[2], "")
     return in_markdown(
         f"Trained by {trainer}, seed {seed}, on {on}; no human labels. {said} The whole config is "
@@ -101,10 +104,11 @@ def _training(config: Json) -> str:
     )
 
 
-def _paid(config: Json) -> str:
-    """What the reward asks for, by name."""
-    points = config["reward"]["set_points"]
-    kept = [name for name, point in points.items() if point["weight"] > 0]
+def _paid(config: Json, summary: Json) -> str:
+    """What was rewarded, by name; an affect that could not be read was not."""
+    points, read = config["reward"]["set_points"], summary.get("rewarded_affects") or ()
+    asked = [name for name, point in points.items() if point["weight"] > 0]
+    kept = [name for name in asked if name not in AFFECTS or name in read]
     near = f"keeping {', '.join(kept)} near set points" if kept else ""
     return " and ".join([*filter(None, [near]), *config["reward"]["terms"]])
 

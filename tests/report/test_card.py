@@ -29,6 +29,7 @@ def leave(folder: Path, config: RunConfig, **summary: Any) -> Path:
     save_config(config, [], folder)
     known = {
         **{"status": "finished", "trainer": "ppo", "learns": True, "steps": 2, "bot": "mixed"},
+        "rewarded_affects": ["frustration"],
         "eval": {"valence": VALENCE, "term/x": VALENCE | {"diff": None, "ci95": None}},
         "suite": {"answer": {"claim": "a", "metrics": {"a": CLAIM}, "caveat": "copying"}},
     }
@@ -55,6 +56,7 @@ def test_the_card_has_base_licence_figures_and_limits(
     assert "- answer: copying" in body
     assert "term/x" not in body, "what was not measured after training is no figure"
     assert "seed 3" in body
+    assert "repetition, frustration near set points" in body, "what was not read was not paid"
     assert "nothing was compared with human judgement" in body
     assert 'from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")' in body
     merged, body = card(tmp_path / "run", "merged")
